@@ -1,0 +1,46 @@
+# Each target creates what it needs on a fresh machine with Python 3.11 or newer.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+RUN ?= runs/demo
+
+.PHONY: demo test test-full test-gpu check bench docs clean
+
+# torch first and pinned: a later resolver step would otherwise swap in gigabytes of accelerator packages.
+$(VENV)/.base: constraints.txt pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "hgrn2 needs Python 3.11 or newer; set PYTHON=")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install -q $$(grep '^torch==' constraints.txt)
+	$(PIP) install -q -c constraints.txt -e '.[plot]'
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.base
+	$(PIP) install -q -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: $(VENV)/.base
+	$(BIN)/hgrn2 train lm demo --out $(RUN) --restart
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest -q -m "not full and not gpu"
+
+test-full: $(VENV)/.dev
+	$(BIN)/python -m pytest -q -m "not gpu"
+
+test-gpu: $(VENV)/.dev
+	$(BIN)/python -m pytest -q -m gpu
+
+check: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/pyright
+
+bench: $(VENV)/.dev
+	$(BIN)/hgrn2 bench ops
+	$(BIN)/hgrn2 bench train
+	$(BIN)/hgrn2 bench decode
+
+clean:
+	rm -rf $(VENV)
