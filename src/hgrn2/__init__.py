@@ -20,7 +20,18 @@ _HOME = {
     "UserError": "hgrn2.errors",
 }
 
-__all__ = ["__version__", *_HOME]
+__all__ = [
+    "LanguageModel",
+    "MixerConfig",
+    "ModelConfig",
+    "ModelState",
+    "UserError",
+    "__version__",
+    "layers",
+    "models",
+    "ops",
+    "preset",
+]
 
 if TYPE_CHECKING:
     from hgrn2 import layers, models, ops

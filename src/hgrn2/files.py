@@ -26,7 +26,7 @@ def sha256(path: Path) -> str:
 def atomic_path(path: Path) -> Iterator[Path]:
     """A temporary name beside `path` to write to; it takes `path`'s name when the block ends without an error.
 
-    A reader therefore sees the old file or the new one, never half of one. The file is flushed to disk before the rename.
+    A reader therefore sees the old file or the new one, never half of one. It is flushed to disk before the rename.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

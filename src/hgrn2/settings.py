@@ -1,4 +1,4 @@
-"""Settings are frozen dataclasses; here they become JSON and come back, take overrides, and refuse what does not fit."""
+"""Settings are frozen dataclasses; here they become JSON, come back, take overrides, and refuse what does not fit."""
 
 import dataclasses
 import types

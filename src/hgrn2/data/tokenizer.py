@@ -1,0 +1,228 @@
+"""Text to token ids and back: the interface, bytes and characters; `load_tokenizer` finds every kind by its spec.
+
+A tokenizer is a value: `identity()` says which one it is, `save` writes it into a folder as JSON, and `load_tokenizer`
+of that folder gives an equal one. Whatever stands in a text is text: the spelling of a special token inside a document
+is encoded as ordinary characters, so no input can forge a document boundary.
+"""
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from hgrn2.errors import UserError
+from hgrn2.files import read_json, write_json
+from hgrn2.settings import refuse
+
+SAVED_NAME = "hgrn2_tokenizer.json"
+SAVED_FORMAT = 1
+
+Ids = Sequence[int] | np.ndarray
+
+
+class Tokenizer(ABC):
+    """Text to ids in [0, vocab_size) and back.
+
+    `eot` is the id that ends a document, or None where the vocabulary has none. It stands for no text, as every
+    special token does: it decodes to nothing and counts no bytes.
+    """
+
+    kind: ClassVar[str]
+    vocab_size: int
+    eot: int | None
+
+    @abstractmethod
+    def encode(self, text: str) -> np.ndarray:
+        """The ids of a text, int32 [n]; no separator is added. Text outside the vocabulary is a `UserError`."""
+
+    def encode_documents(self, texts: list[str]) -> list[np.ndarray]:
+        """The ids of several texts, each as by `encode`; kinds that can do so work on them in parallel."""
+        return [self.encode(text) for text in texts]
+
+    @abstractmethod
+    def decode_bytes(self, ids: Ids) -> bytes:
+        """The UTF-8 bytes of ids; the bytes of a part of a sequence may end inside a character (for streaming)."""
+
+    def decode(self, ids: Ids) -> str:
+        """The text of ids; bytes that are no UTF-8 become U+FFFD. An id outside the vocabulary is a `UserError`."""
+        return self.decode_bytes(ids).decode("utf-8", errors="replace")
+
+    def bytes_per(self, ids: Ids) -> int:
+        """How many UTF-8 bytes of text the ids stand for, as bits per byte needs."""
+        return len(self.decode_bytes(ids))
+
+    @property
+    @abstractmethod
+    def sha256(self) -> str:
+        """Hex digest of all that decides how text is encoded."""
+
+    def identity(self) -> dict[str, Any]:
+        """Which tokenizer this is: kind, vocab_size, eot and sha256. Equal identities encode alike."""
+        return {"kind": self.kind, "vocab_size": self.vocab_size, "eot": self.eot, "sha256": self.sha256}
+
+    def save(self, folder: Path) -> None:
+        """Write the tokenizer into a folder (made if missing) as JSON that needs no other file."""
+        write_json(Path(folder) / SAVED_NAME, {"format": SAVED_FORMAT, **self.identity(), **self._payload()})
+
+    def _payload(self) -> dict[str, Any]:
+        """What `save` writes beside the identity."""
+        return {}
+
+    def check_ids(self, ids: Ids) -> np.ndarray:
+        """The ids as int64 [n]; one outside the vocabulary is a `UserError` that names it and its place."""
+        array = np.asarray(ids).reshape(-1)
+        if array.size == 0:
+            return np.zeros(0, dtype=np.int64)
+        refuse(array.dtype.kind not in "iu", f"token ids must be whole numbers, not {array.dtype}")
+        wrong = (array < 0) | (array >= self.vocab_size)
+        if wrong.any():
+            place = int(wrong.argmax())
+            raise UserError(
+                f"token id {int(array[place])} at position {place} is outside this vocabulary of {self.vocab_size:,}"
+            )
+        return array.astype(np.int64)
+
+
+class ByteTokenizer(Tokenizer):
+    """One id a UTF-8 byte, and 256 between documents: any text, no vocabulary file."""
+
+    kind = "bytes"
+    vocab_size = 257
+    eot = 256
+
+    def encode(self, text: str) -> np.ndarray:
+        return np.frombuffer(utf8(text), dtype=np.uint8).astype(np.int32)
+
+    def decode_bytes(self, ids: Ids) -> bytes:
+        array = self.check_ids(ids)
+        return array[array < 256].astype(np.uint8).tobytes()
+
+    def bytes_per(self, ids: Ids) -> int:
+        return int((self.check_ids(ids) < 256).sum())
+
+    @property
+    def sha256(self) -> str:
+        return digest({"kind": self.kind, "eot": self.eot})
+
+
+class CharTokenizer(Tokenizer):
+    """One id a character, numbered in code point order over the characters of the text it was built from."""
+
+    kind = "chars"
+    eot = None
+
+    def __init__(self, characters: Iterable[str]) -> None:
+        """`characters` in any order, repeats allowed; none at all is a `UserError`."""
+        self.characters = "".join(sorted(set(characters)))
+        refuse(not self.characters, "a character tokenizer needs a text with at least one character")
+        self.vocab_size = len(self.characters)
+        self._points = _code_points(self.characters)
+        self._bytes = np.array([len(character.encode()) for character in self.characters])
+
+    @classmethod
+    def from_text(cls, text: str | Iterable[str]) -> "CharTokenizer":
+        """The characters that occur in a text, or in several."""
+        seen: set[str] = set()
+        for part in (text,) if isinstance(text, str) else text:
+            seen.update(part)
+        return cls(seen)
+
+    def encode(self, text: str) -> np.ndarray:
+        points = _code_points(text)
+        ids = np.minimum(np.searchsorted(self._points, points), self.vocab_size - 1)
+        unknown = self._points[ids] != points
+        if unknown.any():
+            place = int(unknown.argmax())
+            raise UserError(
+                f"character {text[place]!r} (U+{ord(text[place]):04X}) at position {place} "
+                f"is not among the {self.vocab_size} characters of this tokenizer"
+            )
+        return ids.astype(np.int32)
+
+    def decode(self, ids: Ids) -> str:
+        return self._points[self.check_ids(ids)].astype("<u4").tobytes().decode("utf-32-le")
+
+    def decode_bytes(self, ids: Ids) -> bytes:
+        return self.decode(ids).encode()
+
+    def bytes_per(self, ids: Ids) -> int:
+        return int(self._bytes[self.check_ids(ids)].sum())
+
+    @cached_property
+    def sha256(self) -> str:
+        return digest({"kind": self.kind, "characters": self.characters})
+
+    def _payload(self) -> dict[str, Any]:
+        return {"characters": self.characters}
+
+
+def utf8(text: str) -> bytes:
+    """UTF-8 of a text; a lone surrogate, which no UTF-8 can hold, is a `UserError`."""
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"the text holds half a surrogate pair at position {error.start}; it is not Unicode") from None
+
+
+def _code_points(text: str) -> np.ndarray:
+    try:
+        return np.frombuffer(text.encode("utf-32-le"), dtype="<u4")
+    except UnicodeEncodeError as error:
+        raise UserError(f"the text holds half a surrogate pair at position {error.start}; it is not Unicode") from None
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of a JSON value, whatever the order of its keys and the spaces of its file were."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def load_tokenizer(spec: str | Path, *, text: str | Iterable[str] | None = None) -> Tokenizer:
+    """The tokenizer that a spec names.
+
+    `bytes`; `chars` (built from `text`); the path of a `tokenizer.json`; a file or the folder of GPT-2-style files
+    (`vocab.bpe` with `encoder.json`, or `merges.txt` with `vocab.json`, with or without a prefix as in
+    `gpt2-vocab.bpe`); a folder written by `save`, or one that holds it under `tokenizer/` (a prepared corpus).
+    Vocabulary files may be compressed (.xz, .gz). What cannot be found or read is a `UserError`.
+    """
+    if str(spec) == ByteTokenizer.kind:
+        return ByteTokenizer()
+    if str(spec) == CharTokenizer.kind:
+        if text is None:
+            raise UserError("tokenizer 'chars' is built from a text, and none is given here; give a saved one's folder")
+        return CharTokenizer.from_text(text)
+    path = Path(spec)
+    refuse(not path.exists(), f"tokenizer {spec}: write bytes, chars, or the path of a vocabulary; this does not exist")
+    for saved in (path / SAVED_NAME, path / "tokenizer" / SAVED_NAME):
+        if saved.is_file():
+            return _load_saved(saved)
+    if path.name == SAVED_NAME:
+        return _load_saved(path)
+    from hgrn2.data.vocabulary import load_vocabulary  # it needs this module's base class
+
+    return load_vocabulary(path)
+
+
+def _load_saved(path: Path) -> Tokenizer:
+    """What `Tokenizer.save` wrote; refused where it is not what its own identity says."""
+    saved = read_json(path)
+    refuse(not isinstance(saved, dict) or "kind" not in saved, f"{path} is not a saved tokenizer")
+    refuse(saved.get("format") != SAVED_FORMAT, f"{path} has format {saved.get('format')}; this reads {SAVED_FORMAT}")
+    if saved["kind"] == ByteTokenizer.kind:
+        tokenizer: Tokenizer = ByteTokenizer()
+    elif saved["kind"] == CharTokenizer.kind:
+        refuse(not isinstance(saved.get("characters"), str), f"{path} lacks its characters")
+        tokenizer = CharTokenizer(saved["characters"])
+    else:
+        from hgrn2.data.vocabulary import JsonTokenizer, load_vocabulary
+
+        refuse(saved["kind"] != JsonTokenizer.kind, f"{path} is of an unknown kind {saved['kind']!r}")
+        tokenizer = load_vocabulary(path.with_name("tokenizer.json"))
+    stated = {key: saved.get(key) for key in tokenizer.identity()}
+    refuse(stated != tokenizer.identity(), f"{path}: the tokenizer is not the one that was saved (checksum differs)")
+    return tokenizer

@@ -1,0 +1,67 @@
+"""The general gated outer-product scan: untied keys (GLA and other expanded linear RNNs)."""
+
+import torch
+from torch import Tensor
+
+from hgrn2.errors import UserError
+from hgrn2.ops import backend as backends
+from hgrn2.ops.gated_outer_scan import reference, registration
+from hgrn2.ops.sequences import check_cu_seqlens
+
+
+def gated_outer_scan(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_f: Tensor,
+    *,
+    state: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    reverse: bool = False,
+    scale: float = 1.0,
+    output_final_state: bool = True,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor | None]:
+    """Linear attention with a decay for every key channel: S_t = Diag(f_t) S_{t-1} + k_t ⊗ v_t, o_t = scale · q_t S_t.
+
+    Args:
+        q, k, log_f: [B,T,H,K]; log_f = log f_t ≤ 0, -inf forgets everything.
+        v: [B,T,H,V].
+        state: initial state [B,H,K,V] ([N,H,K,V] with cu_seqlens), None is zero.
+        cu_seqlens, reverse, output_final_state, backend: as in `hgru2`.
+
+    Returns:
+        o [B,T,H,V] in v's dtype and the final state (float32; float64 for float64 inputs) or None.
+
+    Raises:
+        UserError: shapes that do not fit or a backend that cannot serve the call.
+    """
+    _check(q, k, v, log_f, state, cu_seqlens)
+    choice = backends.choose(q.device, backend).backend
+    if choice == "reference":
+        o, final = reference.gated_outer_scan(q, k, v, log_f, state, cu_seqlens, reverse, scale)
+    else:
+        o, final = registration.forward(q, k, v, log_f, state, cu_seqlens, reverse, scale, choice)
+    return o, final if output_final_state else None
+
+
+def gated_outer_step(
+    q: Tensor, k: Tensor, v: Tensor, log_f: Tensor, *, state: Tensor, scale: float = 1.0, inplace: bool = False
+) -> tuple[Tensor, Tensor]:
+    """One token: q, k, log_f [B,H,K], v [B,H,V], state [B,H,K,V] -> (o [B,H,V] in v's dtype, state); no gradient."""
+    _check(q[:, None], k[:, None], v[:, None], log_f[:, None], state, None)
+    with torch.no_grad():
+        new = state if inplace else state.clone()
+        new.mul_(log_f.to(new.dtype).exp().unsqueeze(-1)).add_((k.unsqueeze(-1) * v.unsqueeze(-2)).to(new.dtype))
+        return (scale * (q.to(new.dtype).unsqueeze(-2) @ new).squeeze(-2)).to(v.dtype), new
+
+
+def _check(q: Tensor, k: Tensor, v: Tensor, log_f: Tensor, state: Tensor | None, cu: Tensor | None) -> None:
+    if q.dim() != 4 or not q.shape == k.shape == log_f.shape or v.dim() != 4 or v.shape[:3] != q.shape[:3]:
+        shapes = ", ".join(str(list(x.shape)) for x in (q, k, log_f, v))
+        raise UserError(f"q, k, log_f must be [B,T,H,K] and v [B,T,H,V]; got {shapes}")
+    batch, tokens, heads, width = q.shape
+    check_cu_seqlens(cu, batch, tokens)
+    wanted = (batch if cu is None else cu.numel() - 1, heads, width, v.shape[3])
+    if state is not None and state.shape != wanted:
+        raise UserError(f"state must be {list(wanted)}; got {list(state.shape)}")

@@ -1,0 +1,40 @@
+"""The definition: the paper's line in a loop over tokens, in the dtype it is given, differentiated by autograd.
+
+    S_t = Diag(exp(log_f_t)) S_{t-1} + k_t ⊗ v_t        o_t = scale · q_t S_t
+"""
+
+import torch
+from torch import Tensor
+
+from hgrn2.ops.backend import work_dtype
+from hgrn2.ops.sequences import offsets_of
+
+
+def gated_outer_scan(
+    q: Tensor, k: Tensor, v: Tensor, log_f: Tensor, state: Tensor | None, cu_seqlens: Tensor | None,
+    reverse: bool, scale: float,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Arguments and results of `hgrn2.ops.gated_outer_scan`; computes in the dtype of v."""
+    if cu_seqlens is None:
+        start = None if state is None else state.to(v.dtype)
+        o, final = scan_with_gates(q, k, v, log_f.exp(), start, reverse=reverse, scale=scale)
+        return o, final.to(work_dtype(v.dtype))
+    pieces = []
+    ends = offsets_of(cu_seqlens, 1, q.shape[1]).tolist()
+    for n, (a, b) in enumerate(zip(ends, ends[1:], strict=False)):
+        first = None if state is None else state[n : n + 1]
+        pieces.append(gated_outer_scan(*(x[:, a:b] for x in (q, k, v, log_f)), first, None, reverse, scale))
+    return torch.cat([o for o, _ in pieces], 1), torch.cat([s for _, s in pieces])
+
+
+def scan_with_gates(
+    q: Tensor, k: Tensor, v: Tensor, f: Tensor, state: Tensor | None, *, reverse: bool, scale: float
+) -> tuple[Tensor, Tensor]:
+    """Dense batch: q, k and gates f [B,T,H,K], v [B,T,H,V], state [B,H,K,V] -> (o [B,T,H,V], state [B,H,K,V])."""
+    batch, tokens, heads, width = q.shape
+    s = v.new_zeros(batch, heads, width, v.shape[-1]) if state is None else state
+    o: list[Tensor] = [v] * tokens
+    for t in reversed(range(tokens)) if reverse else range(tokens):
+        s = f[:, t].unsqueeze(-1) * s + k[:, t].unsqueeze(-1) * v[:, t].unsqueeze(-2)
+        o[t] = scale * (q[:, t].unsqueeze(-2) @ s).squeeze(-2)
+    return (torch.stack(o, 1) if tokens else torch.zeros_like(v)), s

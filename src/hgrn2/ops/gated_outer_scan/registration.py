@@ -1,0 +1,86 @@
+"""The general scan as a custom operator of PyTorch; see hgru2/registration.py, whose shape this follows."""
+
+import torch
+from torch import Tensor
+
+from hgrn2.ops.backend import work_dtype
+from hgrn2.ops.gated_outer_scan import chunked
+from hgrn2.ops.sequences import offsets_of, plan_chunks
+
+
+@torch.library.custom_op("hgrn2::gated_outer_scan", mutates_args=())
+def forward(
+    q: Tensor, k: Tensor, v: Tensor, log_f: Tensor, state: Tensor | None, cu_seqlens: Tensor | None,
+    reverse: bool, scale: float, backend: str,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """(o, final state); arguments as in `hgrn2.ops.gated_outer_scan`, every option resolved."""
+    work, heads = work_dtype(v.dtype), q.shape[2]
+    offsets = offsets_of(cu_seqlens, q.shape[0], q.shape[1])
+    flat = [x.to(work).flatten(0, 1) for x in (q, k, v, log_f)]
+    if backend == "native":
+        from hgrn2.ops.native import outer
+
+        start = None if state is None else state.to(work).contiguous()
+        rows = [x.flatten(1).contiguous() for x in flat]
+        o, final = outer.scan_forward(*rows, start, offsets, heads=heads, reverse=reverse, scale=scale)
+    else:
+        plan = plan_chunks(offsets, chunked.CHUNK, reverse, q.device)
+        start = _start(state, q, v, offsets, work)
+        o, final = chunked.forward(plan, scale * flat[0], *flat[1:], start, one_product=False)
+    return o.reshape(v.shape).to(v.dtype), final
+
+
+def _start(state: Tensor | None, q: Tensor, v: Tensor, offsets: Tensor, work: torch.dtype) -> Tensor:
+    shape = (offsets.numel() - 1, q.shape[2], q.shape[3], v.shape[3])
+    return v.new_zeros(shape, dtype=work) if state is None else state.to(work)
+
+
+@forward.register_fake
+def _(q, k, v, log_f, state, cu_seqlens, reverse, scale, backend):
+    sequences = q.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
+    shape = (sequences, q.shape[2], q.shape[3], v.shape[3])
+    return v.new_empty(v.shape), v.new_empty(shape, dtype=work_dtype(v.dtype))
+
+
+@torch.library.custom_op("hgrn2::gated_outer_scan_backward", mutates_args=())
+def backward(
+    q: Tensor, k: Tensor, v: Tensor, log_f: Tensor, state: Tensor | None, cu_seqlens: Tensor | None,
+    grad_o: Tensor, grad_state: Tensor, reverse: bool, scale: float, backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients of q, k, v, log_f and the initial state."""
+    work, heads = work_dtype(v.dtype), q.shape[2]
+    offsets = offsets_of(cu_seqlens, q.shape[0], q.shape[1])
+    flat = [x.to(work).flatten(0, 1) for x in (q, k, v, log_f)]
+    do, ds = grad_o.to(work).flatten(0, 1), grad_state.to(work).contiguous()
+    if backend == "native":
+        from hgrn2.ops.native import outer
+
+        start = None if state is None else state.to(work).contiguous()
+        rows = [x.flatten(1).contiguous() for x in (*flat, do)]
+        grads = outer.scan_backward(*rows[:4], start, rows[4], ds, offsets, heads=heads, reverse=reverse, scale=scale)
+    else:
+        plan = plan_chunks(offsets, chunked.CHUNK, reverse, q.device)
+        start = _start(state, q, v, offsets, work)
+        grads = chunked.backward(plan, scale * flat[0], *flat[1:], start, do, ds, one_product=False)
+        grads = (scale * grads[0], *grads[1:])
+    dq, dk, dv, dl = (g.reshape(x.shape).to(x.dtype) for g, x in zip(grads, (q, k, v, log_f), strict=False))
+    return dq, dk, dv, dl, grads[4] if state is None else grads[4].to(state.dtype)
+
+
+@backward.register_fake
+def _(q, k, v, log_f, state, cu_seqlens, grad_o, grad_state, reverse, scale, backend):
+    d_state = torch.empty_like(grad_state) if state is None else torch.empty_like(state)
+    return (*(x.new_empty(x.shape) for x in (q, k, v, log_f)), d_state)
+
+
+def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    ctx.save_for_backward(*inputs[:6])
+    ctx.options = inputs[6:]
+
+
+def _autograd(ctx, grad_o: Tensor, grad_state: Tensor):  # type: ignore[no-untyped-def]
+    *grads, d_state = backward(*ctx.saved_tensors, grad_o, grad_state, *ctx.options)
+    return *grads, None if ctx.saved_tensors[4] is None else d_state, None, *([None] * len(ctx.options))
+
+
+forward.register_autograd(_autograd, setup_context=_setup_context)

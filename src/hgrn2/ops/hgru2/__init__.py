@@ -1,0 +1,118 @@
+"""The HGRN2 mixing core from raw projections: gates, tied key, scan and read-out in one operator."""
+
+import torch
+from torch import Tensor
+
+from hgrn2.errors import UserError
+from hgrn2.ops import activations, backend as backends
+from hgrn2.ops.hgru2 import reference, registration
+from hgrn2.ops.sequences import check_cu_seqlens
+
+
+def hgru2(
+    q: Tensor,
+    f: Tensor,
+    i: Tensor,
+    lower_bound: Tensor | None = None,
+    *,
+    heads: int,
+    state: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    reverse: bool = False,
+    input_activation: str | None = None,
+    output_activation: str | None = "silu",
+    scale: float = 1.0,
+    output_final_state: bool = True,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor | None]:
+    """HGRN2's recurrence (arXiv 2404.07904, eq. of section 3.2) over raw projections.
+
+        f_t = γ + (1-γ) σ(f_t)      k_t = (1-γ) σ(-f_t)      (never 1 - f: that cancels where f → 1)
+        S_t = Diag(f_t) S_{t-1} + k_t ⊗ act_i(i_t)           o_t = scale · act_o(q_t) S_t
+
+    Args:
+        q: output-gate projection [B,T,H*K].
+        f: forget-gate projection [B,T,H*K]. +inf skips a token exactly: the state stays, f and i get zero gradients.
+        i: input projection [B,T,H*V].
+        lower_bound: γ [H*K] in [0,1); None is 0. Its gradient is float32.
+        heads: H; channels are split head-major.
+        state: initial state [B,H,K,V] ([N,H,K,V] with cu_seqlens), None is zero.
+        cu_seqlens: offsets [N+1] of packed documents in one sequence (B = 1); empty documents are allowed.
+        reverse: read each sequence from its last token to its first.
+        input_activation, output_activation: None (or "none"), "silu", "sigmoid".
+        output_final_state: return the state after the last token.
+        backend: "auto", "native", "chunked" or "reference"; see `explain`.
+
+    Returns:
+        o [B,T,H*V] in i's dtype, before any norm, and the final state [B or N,H,K,V] (float32; float64 for float64
+        inputs) or None. Neither shares memory with an input. Differentiable in q, f, i, lower_bound and state.
+
+    Raises:
+        UserError: shapes that do not fit, an unknown activation, a backend that cannot serve the call.
+    """
+    _check(q, f, i, lower_bound, heads, state, cu_seqlens)
+    options = (heads, reverse, activations.name_of(input_activation), activations.name_of(output_activation), scale)
+    choice = backends.choose(q.device, backend).backend
+    if choice == "reference":
+        o, final = reference.hgru2(q, f, i, lower_bound, state, cu_seqlens, *options)
+    else:
+        o, final = registration.forward(q, f, i, lower_bound, state, cu_seqlens, *options, choice)
+    return o, final if output_final_state else None
+
+
+def hgru2_step(
+    q: Tensor,
+    f: Tensor,
+    i: Tensor,
+    lower_bound: Tensor | None = None,
+    *,
+    heads: int,
+    state: Tensor,
+    slots: Tensor | None = None,
+    inplace: bool = False,
+    input_activation: str | None = None,
+    output_activation: str | None = "silu",
+    scale: float = 1.0,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """One token of `hgru2` for each row of a batch; constant memory, no gradient.
+
+    Args:
+        q, f, i: raw projections [B,H*K], [B,H*K], [B,H*V].
+        state: [B,H,K,V] float32, or a pool [S,H,K,V] from which `slots` [B] (distinct rows) picks each sequence's.
+        inplace: write the new state into `state`; otherwise `state` is left as it was.
+
+    Returns:
+        o [B,H*V] in i's dtype, and the state: `state` itself if in place, else a new tensor of its shape.
+    """
+    if q.dim() != 2:
+        raise UserError(f"hgru2_step takes [B, channels], not {list(q.shape)}")
+    pool = state if inplace else state.clone()
+    rows = pool if slots is None else pool.index_select(0, slots)
+    _check(q[:, None], f[:, None], i[:, None], lower_bound, heads, rows, None)
+    names = (activations.name_of(input_activation), activations.name_of(output_activation))
+    choice = backends.choose(q.device, backend).backend
+    with torch.no_grad():
+        if choice == "native" and rows.dtype == backends.work_dtype(i.dtype) and rows.is_contiguous():
+            o = registration.native_step(q, f, i, lower_bound, rows, heads, *names, scale)
+        else:
+            o = reference.step(q, f, i, lower_bound, rows, heads, *names, scale)
+        if slots is not None:
+            pool.index_copy_(0, slots, rows)
+    return o, pool
+
+
+def _check(q: Tensor, f: Tensor, i: Tensor, bound: Tensor | None, heads: int, state: Tensor | None, cu: Tensor | None) -> None:
+    if q.dim() != 3 or q.shape != f.shape or i.dim() != 3 or i.shape[:2] != q.shape[:2]:
+        raise UserError(
+            f"q and f must be [B,T,H*K] and i [B,T,H*V]; got {list(q.shape)}, {list(f.shape)}, {list(i.shape)}"
+        )
+    batch, tokens, width = q.shape
+    if heads < 1 or width % heads or i.shape[2] % heads:
+        raise UserError(f"{width} and {i.shape[2]} channels do not divide into {heads} heads")
+    if bound is not None and bound.shape != (width,):
+        raise UserError(f"lower_bound must be [{width}], one value a channel; got {list(bound.shape)}")
+    check_cu_seqlens(cu, batch, tokens)
+    wanted = (batch if cu is None else cu.numel() - 1, heads, width // heads, i.shape[2] // heads)
+    if state is not None and state.shape != wanted:
+        raise UserError(f"state must be {list(wanted)}; got {list(state.shape)}")

@@ -1,0 +1,66 @@
+"""The HGRN2 core in plain PyTorch: gates, then the chunked outer-product scan, with an explicit backward.
+
+    dA = d(log f)/f - dk      dx^f = (1-γ) σ(x) σ(-x) dA      dγ = Σ_t σ(-x) dA      dx^q = dq ⊙ act'(x^q)
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from hgrn2.ops.activations import activate, slope
+from hgrn2.ops.gated_outer_scan import chunked as outer
+from hgrn2.ops.sequences import ChunkPlan
+
+SMALLEST_LOGIT = -60.0  # log f is taken at max(x, -60): e^-60 vanishes beside any other term, even in float64
+ONE_PRODUCT_BOUND = 0.3  # 0.3^-64 = e^77 stays inside float32
+
+
+class Gates(NamedTuple):
+    """From x [B*T,H,K] and γ [H,K]: σ(x), σ(-x), key (1-γ)σ(-x), forget gate and its logarithm."""
+
+    up: Tensor
+    down: Tensor
+    key: Tensor
+    forget: Tensor
+    log_forget: Tensor
+
+
+def gates(x: Tensor, bound: Tensor | None) -> Gates:
+    """log f without cancellation at either end: log1p(-k) where f is near 1, log(γ + (1-γ)σ(x)) where it is small."""
+    gamma = x.new_zeros(()) if bound is None else bound
+    up, down = x.sigmoid(), (-x).sigmoid()
+    key = (1 - gamma) * down
+    forget = gamma + (1 - gamma) * x.clamp_min(SMALLEST_LOGIT).sigmoid()
+    return Gates(up, down, key, forget, torch.where(key < 0.5, torch.log1p(-key), forget.log()))
+
+
+def one_product(bound: Tensor | None) -> bool:
+    """Whether the bound allows one product a chunk. On an accelerator the answer would cost a host sync: halving then."""
+    return bound is not None and bound.device.type == "cpu" and bool((bound >= ONE_PRODUCT_BOUND).all())
+
+
+def forward(
+    plan: ChunkPlan, q: Tensor, f: Tensor, i: Tensor, bound: Tensor | None, state: Tensor, *,
+    input_activation: str, output_activation: str, scale: float,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Raw q, f [B*T,H,K], i [B*T,H,V], γ [H,K], state [N,H,K,V], all of one float dtype -> (o [B*T,H,V], state)."""
+    g = gates(f, bound)
+    query, value = scale * activate(q, output_activation), activate(i, input_activation)
+    return outer.forward(plan, query, g.key, value, g.log_forget, state, one_product=one_product(bound))
+
+
+def backward(
+    plan: ChunkPlan, q: Tensor, f: Tensor, i: Tensor, bound: Tensor | None, state: Tensor, grad_o: Tensor,
+    grad_state: Tensor, *, input_activation: str, output_activation: str, scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor]:  # fmt: skip
+    """Gradients of q, f, i, γ (None without a bound) and the initial state."""
+    g = gates(f, bound)
+    query, value = scale * activate(q, output_activation), activate(i, input_activation)
+    dq, dk, dv, dl, d_state = outer.backward(
+        plan, query, g.key, value, g.log_forget, state, grad_o, grad_state, one_product=one_product(bound)
+    )
+    both = dl / g.forget - dk
+    d_bound = None if bound is None else (g.down * both).sum(0)
+    df = g.up * g.down * both if bound is None else (1 - bound) * g.up * g.down * both
+    return scale * dq * slope(q, output_activation), df, dv * slope(i, input_activation), d_bound, d_state

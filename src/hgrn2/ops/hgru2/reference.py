@@ -1,0 +1,64 @@
+"""The definition of the HGRN2 core: gates from raw projections, then the loop over tokens, in the dtype it is given."""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from hgrn2.ops.activations import activate
+from hgrn2.ops.backend import work_dtype
+from hgrn2.ops.gated_outer_scan import reference as outer
+from hgrn2.ops.sequences import offsets_of
+
+
+def gates(f: Tensor, lower_bound: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Forget gate γ + (1-γ)σ(x) and its complement (1-γ)σ(-x), the tied key.
+
+    σ is written exp(log σ): autograd then gives σ(x)σ(-x), where its y(1-y) for `sigmoid` is 0 from |x| = 37 on.
+    """
+    up, down = logsigmoid(f).exp(), logsigmoid(-f).exp()
+    if lower_bound is None:
+        return up, down
+    bound = lower_bound.to(f.dtype)
+    return bound + (1 - bound) * up, (1 - bound) * down
+
+
+def hgru2(
+    q: Tensor, f: Tensor, i: Tensor, lower_bound: Tensor | None, state: Tensor | None, cu_seqlens: Tensor | None,
+    heads: int, reverse: bool, input_activation: str, output_activation: str, scale: float,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Arguments and results of `hgrn2.ops.hgru2`; computes in the dtype of i (float64 truth for float64 inputs)."""
+    if cu_seqlens is not None:
+        pieces = []
+        ends = offsets_of(cu_seqlens, 1, q.shape[1]).tolist()
+        for n, (a, b) in enumerate(zip(ends, ends[1:], strict=False)):
+            first = None if state is None else state[n : n + 1]
+            cut = (x[:, a:b] for x in (q, f, i))
+            pieces.append(
+                hgru2(*cut, lower_bound, first, None, heads, reverse, input_activation, output_activation, scale)
+            )
+        return torch.cat([o for o, _ in pieces], 1), torch.cat([s for _, s in pieces])
+    forget, key = gates(f, lower_bound)
+    split = (-1, q.shape[2] // heads)
+    o, final = outer.scan_with_gates(
+        activate(q, output_activation).unflatten(-1, split),
+        key.unflatten(-1, split),
+        activate(i, input_activation).unflatten(-1, (heads, -1)),
+        forget.unflatten(-1, split),
+        None if state is None else state.to(i.dtype),
+        reverse=reverse,
+        scale=scale,
+    )
+    return o.flatten(2), final.to(work_dtype(i.dtype))
+
+
+def step(
+    q: Tensor, f: Tensor, i: Tensor, lower_bound: Tensor | None, state: Tensor, heads: int,
+    input_activation: str, output_activation: str, scale: float,
+) -> Tensor:  # fmt: skip
+    """One token in the state's dtype; updates `state` [B,H,K,V] in place and returns o [B,H*V] in i's dtype."""
+    forget, key = gates(f.to(state.dtype), lower_bound)
+    split = (heads, -1)
+    value = activate(i.to(state.dtype), input_activation).unflatten(-1, split).unsqueeze(-2)
+    query = activate(q.to(state.dtype), output_activation).unflatten(-1, split).unsqueeze(-2)
+    state.mul_(forget.unflatten(-1, split).unsqueeze(-1)).add_(key.unflatten(-1, split).unsqueeze(-1) * value)
+    return (scale * (query @ state)).flatten(1).to(i.dtype)

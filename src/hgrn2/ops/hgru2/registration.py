@@ -1,0 +1,120 @@
+"""The HGRN2 core as a custom operator of PyTorch: shapes for tracing, a backward, and the call of the chosen backend.
+
+Under autocast the projections arrive in a low precision and γ and the state in float32, and both are what the operator
+wants, so it registers no casts: it works in float32 inside and returns o in i's dtype.
+"""
+
+import torch
+from torch import Tensor
+
+from hgrn2.ops.backend import work_dtype
+from hgrn2.ops.gated_outer_scan.chunked import CHUNK
+from hgrn2.ops.hgru2 import chunked
+from hgrn2.ops.sequences import offsets_of, plan_chunks
+
+
+@torch.library.custom_op("hgrn2::hgru2", mutates_args=())
+def forward(
+    q: Tensor, f: Tensor, i: Tensor, lower_bound: Tensor | None, state: Tensor | None, cu_seqlens: Tensor | None,
+    heads: int, reverse: bool, input_activation: str, output_activation: str, scale: float, backend: str,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """(o, final state); arguments as in `hgrn2.ops.hgru2`, every option resolved."""
+    work = work_dtype(i.dtype)
+    offsets = offsets_of(cu_seqlens, q.shape[0], q.shape[1])
+    options = {"input_activation": input_activation, "output_activation": output_activation, "scale": scale}
+    if backend == "native":
+        from hgrn2.ops.native import outer
+        from hgrn2.ops.native.call import rows
+
+        flat = [rows(x.flatten(0, 1), work) for x in (q, f, i)]
+        bound, start = (None if x is None else x.to(work).contiguous() for x in (lower_bound, state))
+        o, final = outer.hgru2_forward(*flat, bound, start, offsets, heads=heads, reverse=reverse, **options)
+    else:
+        plan, flat, bound, start = _chunk_arguments(q, f, i, lower_bound, state, offsets, heads, reverse, work)
+        o, final = chunked.forward(plan, *flat, bound, start, **options)
+    return o.reshape(i.shape).to(i.dtype), final
+
+
+def _chunk_arguments(q, f, i, lower_bound, state, offsets, heads, reverse, work):  # type: ignore[no-untyped-def]
+    plan = plan_chunks(offsets, CHUNK, reverse, q.device)
+    flat = [x.to(work).flatten(0, 1).unflatten(-1, (heads, -1)) for x in (q, f, i)]
+    bound = None if lower_bound is None else lower_bound.to(work).unflatten(0, (heads, -1))
+    shape = (offsets.numel() - 1, heads, q.shape[2] // heads, i.shape[2] // heads)
+    return plan, flat, bound, flat[0].new_zeros(shape) if state is None else state.to(work)
+
+
+@forward.register_fake
+def _(q, f, i, lower_bound, state, cu_seqlens, heads, reverse, input_activation, output_activation, scale, backend):
+    sequences = q.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
+    shape = (sequences, heads, q.shape[2] // heads, i.shape[2] // heads)
+    return i.new_empty(i.shape), i.new_empty(shape, dtype=work_dtype(i.dtype))
+
+
+@torch.library.custom_op("hgrn2::hgru2_backward", mutates_args=())
+def backward(
+    q: Tensor, f: Tensor, i: Tensor, lower_bound: Tensor | None, state: Tensor | None, cu_seqlens: Tensor | None,
+    grad_o: Tensor, grad_state: Tensor, heads: int, reverse: bool, input_activation: str, output_activation: str,
+    scale: float, backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients of q, f, i, lower_bound (empty where there is none) and the initial state."""
+    work = work_dtype(i.dtype)
+    offsets = offsets_of(cu_seqlens, q.shape[0], q.shape[1])
+    options = {"input_activation": input_activation, "output_activation": output_activation, "scale": scale}
+    if backend == "native":
+        from hgrn2.ops.native import outer
+        from hgrn2.ops.native.call import rows
+
+        flat = [rows(x.flatten(0, 1), work) for x in (q, f, i)]
+        bound, start = (None if x is None else x.to(work).contiguous() for x in (lower_bound, state))
+        do, ds = grad_o.to(work).flatten(0, 1).contiguous(), grad_state.to(work).contiguous()
+        grads = outer.hgru2_backward(*flat, bound, start, do, ds, offsets, heads=heads, reverse=reverse, **options)
+    else:
+        plan, flat, bound, start = _chunk_arguments(q, f, i, lower_bound, state, offsets, heads, reverse, work)
+        do = grad_o.to(work).flatten(0, 1).unflatten(-1, (heads, -1))
+        grads = chunked.backward(plan, *flat, bound, start, do, grad_state.to(work), **options)
+    dq, df, di, d_bound, d_state = grads
+    d_bound = i.new_empty(0) if lower_bound is None or d_bound is None else d_bound.flatten().to(lower_bound.dtype)
+    d_state = d_state if state is None else d_state.to(state.dtype)
+    return dq.reshape(q.shape).to(q.dtype), df.reshape(f.shape).to(f.dtype), di.reshape(i.shape).to(i.dtype), d_bound, d_state
+
+
+@backward.register_fake
+def _(q, f, i, lower_bound, state, cu_seqlens, grad_o, grad_state, heads, reverse, input_activation, output_activation,
+      scale, backend):  # fmt: skip
+    d_bound = i.new_empty(0) if lower_bound is None else torch.empty_like(lower_bound)
+    d_state = torch.empty_like(grad_state) if state is None else torch.empty_like(state)
+    return q.new_empty(q.shape), f.new_empty(f.shape), i.new_empty(i.shape), d_bound, d_state
+
+
+def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    ctx.save_for_backward(*inputs[:6])
+    ctx.options = inputs[6:]
+
+
+def _autograd(ctx, grad_o: Tensor, grad_state: Tensor):  # type: ignore[no-untyped-def]
+    tensors = ctx.saved_tensors
+    dq, df, di, d_bound, d_state = backward(*tensors, grad_o, grad_state, *ctx.options)
+    lower_bound, state = tensors[3:5]
+    optional = (None if lower_bound is None else d_bound, None if state is None else d_state)
+    return dq, df, di, *optional, None, *([None] * len(ctx.options))
+
+
+forward.register_autograd(_autograd, setup_context=_setup_context)
+
+
+def native_step(
+    q: Tensor, f: Tensor, i: Tensor, lower_bound: Tensor | None, state: Tensor, heads: int,
+    input_activation: str, output_activation: str, scale: float,
+) -> Tensor:  # fmt: skip
+    """One token on the native backend; updates the contiguous `state` in place and returns o [B,H*V] in i's dtype."""
+    from hgrn2.ops.native import call
+
+    work = state.dtype
+    q, f, i_work = (call.rows(x, work) for x in (q, f, i))
+    bound = None if lower_bound is None else lower_bound.to(work).contiguous()
+    o = i_work.new_empty(i_work.shape)
+    offsets = torch.arange(q.shape[0] + 1)
+    p = call.problem(q.shape[0], heads, q, f, None, i_work, raw=True, reverse=False, scale=scale,
+                     input_activation=input_activation, output_activation=output_activation)  # fmt: skip
+    call.outer_forward(p, offsets, (q, f, None, i_work, bound, state), o, state)
+    return o.to(i.dtype)

@@ -1,0 +1,83 @@
+"""Python side of the C++ kernels: pointers and shapes through ctypes, nothing else."""
+
+import ctypes
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from hgrn2.ops.native.build import library
+
+_NAMES = {torch.float32: "f32", torch.float64: "f64", torch.complex64: "c64", torch.complex128: "c128"}
+_ACTIVATIONS = {"none": 0, "silu": 1, "sigmoid": 2}
+
+
+class _Problem(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("docs", "heads", "K", "V")),
+        *((name, ctypes.c_int64) for name in ("mode", "reverse", "input_activation", "output_activation")),
+        *((name, ctypes.c_int64) for name in ("stride_q", "stride_f", "stride_k", "stride_v")),
+        ("scale", ctypes.c_double),
+    ]
+
+
+class _Shape(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_int64) for name in ("docs", "channels", "reverse", "width")]
+
+
+def _pointer(x: Tensor | None) -> int | None:
+    return None if x is None else x.data_ptr()
+
+
+def _pointers(tensors: Sequence[Tensor | None]) -> ctypes.Array[ctypes.c_void_p]:
+    return (ctypes.c_void_p * len(tensors))(*(_pointer(x) for x in tensors))
+
+
+def _run(name: str, dtype: torch.dtype, *arguments: object) -> None:
+    kernels, why = library()
+    if kernels is None:
+        raise RuntimeError(f"the native backend is not available: {why}")
+    function = getattr(kernels, f"{name}_{_NAMES[dtype]}")
+    function.restype = None
+    function(*arguments)
+
+
+def rows(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """[tokens, channels] in the given dtype whose rows are contiguous and evenly spaced; a copy only where needed."""
+    x = x.to(dtype)
+    return x if x.stride(-1) == 1 or x.shape[-1] == 1 and x.stride(0) >= 1 else x.contiguous()
+
+
+def problem(
+    docs: int, heads: int, q: Tensor, f: Tensor, k: Tensor | None, v: Tensor, *, raw: bool, reverse: bool, scale: float,
+    input_activation: str = "none", output_activation: str = "none",
+) -> _Problem:  # fmt: skip
+    """Shapes and options of one call; q, f, k, v are [tokens, channels] with contiguous rows."""
+    return _Problem(
+        docs, heads, q.shape[1] // heads, v.shape[1] // heads, int(raw), int(reverse),
+        _ACTIVATIONS[input_activation], _ACTIVATIONS[output_activation],
+        q.stride(0), f.stride(0), 0 if k is None else k.stride(0), v.stride(0), scale,
+    )  # fmt: skip
+
+
+def outer_forward(p: _Problem, offsets: Tensor, inputs: Sequence[Tensor | None], o: Tensor, final: Tensor) -> None:
+    """inputs: q, f, k, v, bound, state (None where absent); fills o [tokens, H*V] and final [N,H,K,V]."""
+    _run("outer_forward", o.dtype, ctypes.byref(p), ctypes.c_void_p(offsets.data_ptr()), _pointers(inputs),
+         ctypes.c_void_p(o.data_ptr()), ctypes.c_void_p(final.data_ptr()))  # fmt: skip
+
+
+def outer_backward(
+    p: _Problem, offsets: Tensor, inputs: Sequence[Tensor | None], grad_o: Tensor, grad_state: Tensor | None,
+    outputs: Sequence[Tensor | None],
+) -> None:  # fmt: skip
+    """outputs: gradients of q, f, k, v, bound (partial sums a document), state; contiguous, None where not wanted."""
+    _run("outer_backward", grad_o.dtype, ctypes.byref(p), ctypes.c_void_p(offsets.data_ptr()), _pointers(inputs),
+         ctypes.c_void_p(grad_o.data_ptr()), ctypes.c_void_p(_pointer(grad_state)), _pointers(outputs))  # fmt: skip
+
+
+def elementwise(name: str, dtype: torch.dtype, offsets: Tensor, channels: int, tensors: Sequence[Tensor | None], *,
+                reverse: bool = False, width: int = 0) -> None:  # fmt: skip
+    """Call scan_forward, scan_backward, conv_forward or conv_backward on contiguous tensors."""
+    shape = _Shape(offsets.numel() - 1, channels, int(reverse), width)
+    _run(name, dtype, ctypes.byref(shape), ctypes.c_void_p(offsets.data_ptr()),
+         *(ctypes.c_void_p(_pointer(x)) for x in tensors))  # fmt: skip

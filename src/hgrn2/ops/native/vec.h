@@ -1,0 +1,86 @@
+// Short vectors of float or double through the compiler's vector extension: 64 bytes wide on every machine
+// (the compiler splits them where registers are narrower), so one source serves AVX-512, AVX2, NEON and plain C++.
+#pragma once
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+typedef float vec_f32 __attribute__((vector_size(64)));
+typedef double vec_f64 __attribute__((vector_size(64)));
+typedef int32_t vec_i32 __attribute__((vector_size(64)));
+
+template <class T> struct Simd;
+template <> struct Simd<float> { typedef vec_f32 vec; };
+template <> struct Simd<double> { typedef vec_f64 vec; };
+template <class T> using Vec = typename Simd<T>::vec;
+template <class T> constexpr int LANES = 64 / sizeof(T);
+
+template <class T> inline Vec<T> load(const T* p) { Vec<T> x; std::memcpy(&x, p, 64); return x; }
+template <class T> inline void store(T* p, Vec<T> x) { std::memcpy(p, &x, 64); }
+template <class T> inline Vec<T> splat(T x) { return Vec<T>{} + x; }
+template <class T> inline T sum(Vec<T> x) {
+  T part[LANES<T>];
+  std::memcpy(part, &x, 64);
+  for (int w = LANES<T> / 2; w > 0; w /= 2)
+    for (int j = 0; j < w; ++j) part[j] += part[j + w];
+  return part[0];
+}
+
+// exp(x) for x <= 0, relative error below 2e-7 in float32: exp(x) = 2^n exp(r), |r| <= ln2/2, Taylor to r^7.
+inline vec_f32 exp_nonpositive(vec_f32 x) {
+  vec_f32 y = x < -87.0f ? splat<float>(-87.0f) : x;
+  vec_f32 shifted = y * 1.44269504088896341f - 0.5f;
+  vec_i32 n = __builtin_convertvector(shifted, vec_i32);  // truncation of a negative number: rounds y/ln2 to nearest
+  vec_f32 nf = __builtin_convertvector(n, vec_f32);
+  vec_f32 r = (y - nf * 0.693359375f) - nf * -2.12194440e-4f;
+  vec_f32 p = splat<float>(1.0f / 5040);
+  p = p * r + 1.0f / 720;
+  p = p * r + 1.0f / 120;
+  p = p * r + 1.0f / 24;
+  p = p * r + 1.0f / 6;
+  p = p * r + 0.5f;
+  p = p * r + 1.0f;
+  p = p * r + 1.0f;
+  vec_i32 bits = (n + 127) << 23;
+  vec_f32 scale;
+  std::memcpy(&scale, &bits, 64);
+  vec_f32 result = p * scale;
+  return x < -87.0f ? vec_f32{} : (x != x ? x : result);
+}
+inline vec_f64 exp_nonpositive(vec_f64 x) {
+  for (int j = 0; j < 8; ++j) x[j] = std::exp(x[j]);
+  return x;
+}
+
+// sigma(x) and sigma(-x), each computed without subtracting from one.
+template <class T> inline void sigmoids(Vec<T> x, Vec<T>& plus, Vec<T>& minus) {
+  Vec<T> e = exp_nonpositive(x < T(0) ? x : -x);
+  Vec<T> r = T(1) / (T(1) + e);
+  plus = x < T(0) ? e * r : r;
+  minus = x < T(0) ? r : e * r;
+}
+
+// n values from p, zeros beyond: a row shorter than a vector never reads past its end.
+template <class T> inline Vec<T> load_part(const T* p, int n) {
+  if (n >= LANES<T>) return load<T>(p);
+  T part[LANES<T>] = {};
+  std::memcpy(part, p, std::max(n, 0) * sizeof(T));
+  return load<T>(part);
+}
+template <class T> inline void store_part(T* p, Vec<T> x, int n) {
+  if (n >= LANES<T>) store<T>(p, x);
+  else std::memcpy(p, &x, std::max(n, 0) * sizeof(T));
+}
+
+// Scratch aligned to a cache line.
+template <class T> struct Buffer {
+  std::vector<T> room;
+  T* at;
+  explicit Buffer(size_t n) : room(n + LANES<T>, T(0)) {
+    at = reinterpret_cast<T*>((reinterpret_cast<uintptr_t>(room.data()) + 63) & ~uintptr_t(63));
+  }
+};
+
+inline int64_t round_up(int64_t n, int64_t m) { return (n + m - 1) / m * m; }

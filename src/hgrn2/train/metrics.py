@@ -1,0 +1,164 @@
+"""What a run measured, as one JSON object a line: written as it happens, and whole again after any interruption.
+
+Three kinds of line:
+
+    {"kind": "step", "step", "tokens", "loss", "lr", "grad_norm", "tokens_per_s", "elapsed_s"}
+    {"kind": "eval", "step", "tokens", "elapsed_s", "loss", "bits_per_byte"}
+    {"kind": "event", "step", "elapsed_s", "text"}
+
+`loss` is in nats per token, `tokens` counts since the start of the run, `elapsed_s` is training time in seconds summed
+over resumes. A number that is not finite is written as null: JSON has no NaN, and a reader must not choke on one.
+"""
+
+import json
+import math
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Any, SupportsFloat
+
+from hgrn2.errors import UserError
+from hgrn2.files import atomic_path
+
+_FIELDS = {
+    "step": ("step", "tokens", "loss", "lr", "grad_norm", "tokens_per_s", "elapsed_s"),
+    "eval": ("step", "tokens", "elapsed_s", "loss", "bits_per_byte"),
+    "event": ("step", "elapsed_s", "text"),
+}
+
+
+class MetricsWriter:
+    """Append records to a JSON-lines file; every line reaches the operating system before the call returns.
+
+    `resume_step=None` goes on after whatever the file holds. `resume_step=s` first drops every line of a later step, so
+    that a run interrupted and resumed from its checkpoint of step s leaves the same lines as one that was not. This
+    holds when all lines of step s are written before its checkpoint is. In both cases a last line that was cut off is
+    removed; any other broken line is a `UserError`.
+    """
+
+    def __init__(self, path: Path, resume_step: int | None = None) -> None:
+        self.path = Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if self.path.exists():
+            _mend(self.path, resume_step)
+        # Unbuffered and in append mode: one write a line, so a kill can tear the last line but no earlier one.
+        self._stream = open(self.path, "ab", buffering=0)
+
+    def step(
+        self,
+        *,
+        step: int,
+        tokens: int,
+        loss: SupportsFloat,
+        lr: SupportsFloat,
+        grad_norm: SupportsFloat | None,
+        tokens_per_s: SupportsFloat,
+        elapsed_s: SupportsFloat,
+    ) -> dict[str, Any]:
+        """Record one optimiser step and return the record, ready for `TrainView.update`."""
+        return self.write(
+            {
+                "kind": "step",
+                "step": step,
+                "tokens": tokens,
+                "loss": _number(loss),
+                "lr": _number(lr),
+                "grad_norm": _number(grad_norm),
+                "tokens_per_s": _number(tokens_per_s),
+                "elapsed_s": _number(elapsed_s),
+            }
+        )
+
+    def eval(
+        self,
+        *,
+        step: int,
+        tokens: int,
+        elapsed_s: SupportsFloat,
+        loss: SupportsFloat,
+        bits_per_byte: SupportsFloat | None = None,
+    ) -> dict[str, Any]:
+        """Record one measurement on held-out text; `bits_per_byte` is None where bytes are not known."""
+        return self.write(
+            {
+                "kind": "eval",
+                "step": step,
+                "tokens": tokens,
+                "elapsed_s": _number(elapsed_s),
+                "loss": _number(loss),
+                "bits_per_byte": _number(bits_per_byte),
+            }
+        )
+
+    def event(self, *, step: int, elapsed_s: SupportsFloat, text: str) -> dict[str, Any]:
+        """Record something worth knowing later: a checkpoint, a resume, a change of plan."""
+        return self.write({"kind": "event", "step": step, "elapsed_s": _number(elapsed_s), "text": text})
+
+    def write(self, record: dict[str, Any]) -> dict[str, Any]:
+        """Append one record of a known kind with exactly its fields; others are a ValueError."""
+        kind = record.get("kind")
+        if kind not in _FIELDS or set(record) != {"kind", *_FIELDS[kind]}:
+            raise ValueError(f"not a metrics record: {record!r}")
+        line = json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
+        # A lone surrogate in a text (half a character from a byte-level model) has no UTF-8 form of its own.
+        self._stream.write(line.encode("utf-8", errors="replace"))
+        return record
+
+    def close(self) -> None:
+        """Flush to disk and close; closing twice is harmless."""
+        if not self._stream.closed:
+            os.fsync(self._stream.fileno())
+            self._stream.close()
+
+    def __enter__(self) -> "MetricsWriter":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """All records of a file in order; a cut-off last line is left out, other broken lines are `UserError`s."""
+    try:
+        content = Path(path).read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist") from None
+    return [record for _, record in _parse(content, path)]
+
+
+def _parse(content: bytes, path: Path) -> list[tuple[bytes, dict[str, Any]]]:
+    """(line without its end, record) for every whole line."""
+    lines = content.split(b"\n")
+    pairs = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+            whole = isinstance(record, dict) and record.get("kind") in _FIELDS and isinstance(record.get("step"), int)
+        except ValueError:  # JSON errors and bytes that are not UTF-8 alike
+            whole = False
+            record = None
+        if whole:
+            pairs.append((line, record))
+        elif number < len(lines):  # only what follows the last line end can be torn
+            raise UserError(f"{path} line {number} is not a metrics record; mend or remove that line")
+    return pairs
+
+
+def _mend(path: Path, resume_step: int | None) -> None:
+    """Rewrite the file, atomically and only if it changes, without a torn end and without steps that are run again."""
+    content = path.read_bytes()
+    kept = [line for line, record in _parse(content, path) if resume_step is None or record["step"] <= resume_step]
+    mended = b"".join(line + b"\n" for line in kept)
+    if mended != content:
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(mended)
+
+
+def _number(value: SupportsFloat | None) -> float | None:
+    """A plain float, from a tensor of one element too; None where there is no finite number."""
+    if value is None:
+        return None
+    number = float(value)
+    return number if math.isfinite(number) else None
