@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from hgrn2.data.reading import Opened, open_binary, plain_name
+from hgrn2.data.tokenizer import utf8
 from hgrn2.errors import UserError
 from hgrn2.settings import refuse
 
@@ -179,5 +180,8 @@ def _field_of(line: str, json_field: str, where: str) -> str:
     refuse(json_field not in row, f"{where}: there is no field {json_field!r} (fields: {', '.join(row) or 'none'})")
     text = row[json_field]
     refuse(not isinstance(text, str), f"{where}: field {json_field!r} is not text")
-    refuse(any("\ud800" <= c <= "\udfff" for c in set(text)), f"{where}: the text holds half a surrogate pair")
+    try:
+        utf8(text)  # JSON's escapes can spell half a surrogate pair
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
     return text

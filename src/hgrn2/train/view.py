@@ -29,8 +29,8 @@ class TrainView:
 
     `total_steps` and `budget_s` (seconds of training) say where the run ends; with both, whichever comes first.
     `quiet` shows nothing, for programs that read the output and for all ranks but the first.
-    Nothing runs in the background: the panel is redrawn inside `update`, at most four times a second and for about 1 %
-    of the time. On leaving the block, by an error or Ctrl-C too, the last panel stays on the screen.
+    Nothing runs in the background: the panel is redrawn inside `update`, for steps at most four times a second and for
+    about 1 % of the time, for evaluations and events at once. On leaving the block, by an error or Ctrl-C too, the last panel stays on the screen.
     """
 
     def __init__(
@@ -151,8 +151,11 @@ def _numbers(progress: Progress, wide: bool) -> Table:
     """Two columns of names and values; narrow consoles get short names."""
     train = Text(number(progress.loss), style="bold") if progress.loss_is_finite else Text("not finite", "bold red")
     held_out = Text(number(progress.eval_loss), style="bold")
-    if progress.eval_bits_per_byte is not None and wide:
-        held_out.append(f"  {progress.eval_bits_per_byte:.3f} bits/byte", style="not bold dim")
+    if wide:
+        bits = progress.eval_bits_per_byte
+        train.append(" nats" if progress.loss is not None and progress.loss_is_finite else "", style="not bold dim")
+        held_out.append(" nats" if progress.eval_loss is not None else "", style="not bold dim")
+        held_out.append(f"  {bits:.3f} bits/byte" if bits is not None else "", style="not bold dim")
     best = Text(number(progress.best_loss))
     if progress.best_loss is not None:
         best.append(f"  at step {progress.best_step:,}", style="dim")

@@ -1,0 +1,320 @@
+"""Text to a prepared corpus: read twice, tokenise in bounded batches, write shards, and appear all at once.
+
+The first reading only looks: it finds every mistake in the inputs before hours of work, counts what decides the
+held-out part, and collects the alphabet where the tokenizer needs one. The folder is built under a temporary name.
+"""
+
+import contextlib
+import hashlib
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import hgrn2
+from hgrn2.data.manifest import DOCUMENTS_DTYPE, FORMAT, MANIFEST, VERSION, Manifest, Shard, Split
+from hgrn2.data.permutation import keys, permute
+from hgrn2.data.sources import Piece, Sources, Survey
+from hgrn2.data.tokenizer import CharTokenizer, Tokenizer, load_tokenizer
+from hgrn2.files import atomic_folder, write_json
+from hgrn2.settings import refuse
+
+BATCH_CHARACTERS = 1 << 20  # text tokenised at once: enough to keep the library's threads busy
+SHARD_TOKENS = 1 << 28  # 512 MiB a file with 16-bit ids
+HOLD_OUT_SEED = 0
+
+Progress = Callable[[str, int, int], None]
+
+
+def prepare(
+    inputs: list[Path],
+    out: Path,
+    tokenizer: Tokenizer | str | Path,
+    *,
+    valid_fraction: float = 0.01,
+    valid: list[Path] | None = None,
+    json_field: str = "text",
+    shard_tokens: int = SHARD_TOKENS,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Make the corpus folder `out` (layout: hgrn2.data.manifest) from text files, folders and JSONL.
+
+    `tokenizer` is one, or a spec of `load_tokenizer`; "chars" is built from all the inputs. The split `valid` comes
+    from the inputs `valid` if given. Otherwise `valid_fraction` of the documents, at least one, is held out, chosen
+    at random once and for all; of a single document the last part by characters. 0 holds nothing out.
+    `progress(stage, done, total)` hears of "reading" in bytes on disk and "tokenising" in characters.
+
+    Nothing appears at `out` before all is written. `overwrite` replaces a prepared corpus there, and nothing else.
+    Returns {"folder", "tokenizer", "splits": {name: {"tokens", "documents", "text_bytes", "shards"}}, "tokens",
+    "seconds", "tokens_per_second"}; the time is the whole call's.
+    """
+    began = time.perf_counter()
+    refuse(not 0 <= valid_fraction < 1, f"valid fraction must lie in [0, 1), not {valid_fraction}")
+    refuse(shard_tokens < 1, f"a shard must hold at least one token, not {shard_tokens}")
+    out = Path(out).absolute()
+    _check_place(out, overwrite)
+    sources = {"train": Sources(inputs, json_field)}
+    if valid:
+        sources["valid"] = Sources(valid, json_field)
+        shared = {file.resolve() for file in sources["train"].files} & {
+            file.resolve() for file in sources["valid"].files
+        }
+        refuse(bool(shared), f"{min(shared, default='')} is both trained on and held out")
+    if isinstance(tokenizer, str | Path) and str(tokenizer) != CharTokenizer.kind:
+        tokenizer = load_tokenizer(tokenizer)
+    surveys = _survey(sources, alphabet=not isinstance(tokenizer, Tokenizer), progress=progress)
+    if not isinstance(tokenizer, Tokenizer):
+        tokenizer = CharTokenizer(set().union(*(survey.alphabet for survey in surveys.values())))
+    routed = _route(sources, surveys, 0.0 if valid else valid_fraction)
+    with _new_folder(out, overwrite) as folder:
+        total = sum(survey.characters for survey in surveys.values())
+        splits = _write_splits(folder, routed, tokenizer, shard_tokens, total, progress)
+        tokenizer.save(folder / "tokenizer")
+        manifest = Manifest(
+            format=FORMAT,
+            version=VERSION,
+            created_by=f"hgrn2 {hgrn2.__version__}",
+            tokenizer=tokenizer.identity(),
+            dtype=item_type(tokenizer).name,
+            splits=splits,
+        )
+        write_json(folder / MANIFEST, asdict(manifest))
+    return _statistics(out, manifest, time.perf_counter() - began)
+
+
+def item_type(tokenizer: Tokenizer) -> np.dtype:
+    """The type that ids are stored in: the smallest that holds the vocabulary."""
+    return np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
+
+
+def _statistics(out: Path, manifest: Manifest, seconds: float) -> dict[str, Any]:
+    splits = {name: {**asdict(split), "shards": len(split.shards)} for name, split in manifest.splits.items()}
+    tokens = sum(split.tokens for split in manifest.splits.values())
+    return {
+        "folder": str(out),
+        "tokenizer": manifest.tokenizer,
+        "splits": splits,
+        "tokens": tokens,
+        "seconds": seconds,
+        "tokens_per_second": tokens / seconds,
+    }
+
+
+def _survey(sources: dict[str, Sources], *, alphabet: bool, progress: Progress | None) -> dict[str, Survey]:
+    total = sum(source.size for source in sources.values())
+    before = 0
+    surveys = {}
+    for name, source in sources.items():
+        report = (lambda done, before=before: progress("reading", before + done, total)) if progress else None
+        surveys[name] = source.survey(alphabet=alphabet, on_read=report)
+        before += source.size
+    return surveys
+
+
+def _route(
+    sources: dict[str, Sources], surveys: dict[str, Survey], valid_fraction: float
+) -> Iterator[tuple[str, Piece]]:
+    """Every piece with the split it goes to; where text is held out that cannot be, a `UserError` at once."""
+    documents, characters = surveys["train"].documents, surveys["train"].characters
+    if valid_fraction == 0:
+        return ((name, piece) for name, source in sources.items() for piece in source.pieces())
+    if documents == 1:
+        cut = characters - round(characters * valid_fraction)
+        refuse(not 0 < cut < characters, f"a valid fraction of {valid_fraction} of {characters} characters leaves none")
+        return _cut_document(sources["train"].pieces(), cut)
+    held = max(1, round(documents * valid_fraction))
+    refuse(held >= documents, f"a valid fraction of {valid_fraction} of {documents} documents leaves none to train on")
+    places = permute(np.arange(documents), documents, keys(HOLD_OUT_SEED, np.zeros(1)))
+    return _hold_out(sources["train"].pieces(), places < held)
+
+
+def _cut_document(pieces: Iterator[Piece], cut: int) -> Iterator[tuple[str, Piece]]:
+    """The first `cut` characters of one document as one document, the rest as another."""
+    done = 0
+    for piece in pieces:
+        end = done + len(piece.text)
+        if end <= cut:
+            yield "train", Piece(piece.text, end == cut)
+        elif done >= cut:
+            yield "valid", piece
+        else:
+            yield "train", Piece(piece.text[: cut - done], True)
+            yield "valid", Piece(piece.text[cut - done :], piece.ends)
+        done = end
+
+
+def _hold_out(pieces: Iterator[Piece], held: np.ndarray) -> Iterator[tuple[str, Piece]]:
+    document = 0
+    for piece in pieces:
+        refuse(document >= len(held), "the inputs changed while they were read; run it again")
+        yield ("valid" if held[document] else "train"), piece
+        document += piece.ends
+
+
+def _write_splits(
+    folder: Path,
+    routed: Iterator[tuple[str, Piece]],
+    tokenizer: Tokenizer,
+    shard_tokens: int,
+    total: int,
+    progress: Progress | None,
+) -> dict[str, Split]:
+    done = 0
+    with contextlib.ExitStack() as stack:
+        writers: dict[str, SplitWriter] = {}
+        for batch in _batches(routed):
+            encoded = tokenizer.encode_documents([piece.text for _, piece in batch])
+            for (name, piece), ids in zip(batch, encoded, strict=True):
+                if name not in writers:
+                    writers[name] = stack.enter_context(SplitWriter(folder, name, tokenizer, shard_tokens))
+                writers[name].add(ids, piece)
+                done += len(piece.text)
+            if progress:
+                progress("tokenising", done, total)
+        refuse(done != total, "the inputs changed while they were read; run it again")
+        return {name: writers[name].finish() for name in sorted(writers)}
+
+
+def _batches(routed: Iterator[tuple[str, Piece]]) -> Iterator[list[tuple[str, Piece]]]:
+    batch, size = [], 0
+    for item in routed:
+        batch.append(item)
+        size += len(item[1].text)
+        if size >= BATCH_CHARACTERS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+class SplitWriter:
+    """Writes the shards of one split; closing it (`with`) without `finish` leaves no open file behind."""
+
+    def __init__(self, folder: Path, split: str, tokenizer: Tokenizer, shard_tokens: int) -> None:
+        self._folder, self._split, self._limit = folder, split, shard_tokens
+        self._eot, self._item = tokenizer.eot, item_type(tokenizer)
+        self._shards: list[Shard] = []
+        self._tokens: _HashedFile | None = None
+        self._starts: _HashedFile | None = None
+        self._at_start = True
+        self._text_bytes = 0
+
+    def __enter__(self) -> "SplitWriter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for file in (self._tokens, self._starts):
+            if file:
+                file.abandon()
+
+    def add(self, ids: np.ndarray, piece: Piece) -> None:
+        """Append the ids of a piece, and the separator where its document ends."""
+        self._text_bytes += len(piece.text.encode())
+        if piece.ends and self._eot is not None:
+            ids = np.append(ids, self._eot)
+        while len(ids):
+            tokens, starts = self._files()
+            if self._at_start:
+                starts.write(np.array([tokens.count], dtype=DOCUMENTS_DTYPE))
+                self._at_start = False
+            room = self._limit - tokens.count
+            tokens.write(ids[:room].astype(self._item))
+            ids = ids[room:]
+            if tokens.count == self._limit:
+                self._close_shard()
+        self._at_start = self._at_start or piece.ends
+
+    def finish(self) -> Split:
+        """Close the last shard; what the manifest says of the split."""
+        self._close_shard()
+        return Split(
+            tokens=sum(shard.tokens for shard in self._shards),
+            documents=sum(shard.documents for shard in self._shards),
+            text_bytes=self._text_bytes,
+            shards=tuple(self._shards),
+        )
+
+    def _files(self) -> "tuple[_HashedFile, _HashedFile]":
+        if self._tokens is None or self._starts is None:
+            stem = f"{self._split}-{len(self._shards):05d}"
+            self._tokens = _HashedFile(self._folder / f"{stem}.bin")
+            self._starts = _HashedFile(self._folder / f"{stem}.docs")
+        return self._tokens, self._starts
+
+    def _close_shard(self) -> None:
+        if self._tokens is None or self._starts is None:
+            return
+        self._shards.append(
+            Shard(
+                file=self._tokens.path.name,
+                tokens=self._tokens.count,
+                sha256=self._tokens.close(),
+                documents_file=self._starts.path.name,
+                documents=self._starts.count,
+                documents_sha256=self._starts.close(),
+            )
+        )
+        self._tokens = self._starts = None
+
+
+class _HashedFile:
+    """A file of numbers that knows how many it holds and, when closed, its checksum."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.count = 0
+        self._digest = hashlib.sha256()
+        self._stream = open(path, "wb")
+
+    def write(self, numbers: np.ndarray) -> None:
+        data = numbers.tobytes()
+        self._stream.write(data)
+        self._digest.update(data)
+        self.count += len(numbers)
+
+    def close(self) -> str:
+        self._stream.flush()
+        os.fsync(self._stream.fileno())
+        self._stream.close()
+        return self._digest.hexdigest()
+
+    def abandon(self) -> None:
+        # Closing flushes, and on a full disk fails again: the first error is the one to be heard.
+        with contextlib.suppress(OSError):
+            self._stream.close()
+
+
+def _check_place(out: Path, overwrite: bool) -> None:
+    if not out.exists():
+        return
+    refuse(not overwrite, f"{out} already exists; it is replaced only with --overwrite")
+    refuse(not (out / MANIFEST).is_file(), f"{out} is not a prepared corpus; it is not overwritten")
+
+
+@contextlib.contextmanager
+def _new_folder(out: Path, overwrite: bool) -> Iterator[Path]:
+    """A folder that takes the place of `out` when the block ends without an error, and leaves no trace otherwise."""
+    _check_place(out, overwrite)
+    if not out.exists():
+        with atomic_folder(out) as folder:
+            yield folder
+        return
+    fresh, old = (out.with_name(f".{out.name}.{os.getpid()}.{word}") for word in ("new", "old"))
+    try:
+        with atomic_folder(fresh) as folder:
+            yield folder
+        os.rename(out, old)
+        try:
+            os.rename(fresh, out)
+        except OSError:
+            os.rename(old, out)
+            raise
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)

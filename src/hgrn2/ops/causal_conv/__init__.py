@@ -1,0 +1,51 @@
+"""The short causal convolution, depthwise, with its last inputs as a state."""
+
+import torch
+from torch import Tensor
+
+from hgrn2.errors import UserError
+from hgrn2.ops import backend as backends
+from hgrn2.ops.causal_conv import reference, registration
+from hgrn2.ops.sequences import check_cu_seqlens
+
+
+def causal_conv(
+    x: Tensor,
+    weight: Tensor,
+    *,
+    state: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    output_final_state: bool = True,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor | None]:
+    """y_t = Σ_{j<W} w_j x_{t-j} for every channel, no activation (the optional convolution of flash-linear-attention).
+
+    Args:
+        x: [B,T,D].
+        weight: [D,W]; column 0 meets the current token.
+        state: the W-1 inputs before the first token [B,W-1,D] ([N,W-1,D] with cu_seqlens), oldest first; None is zero.
+        cu_seqlens, output_final_state, backend: as in `hgru2`.
+
+    Returns:
+        y [B,T,D] in x's dtype, and the last W-1 inputs of each sequence (zeros where it was shorter) or None.
+    """
+    if x.dim() != 3 or weight.dim() != 2 or weight.shape[0] != x.shape[2] or weight.shape[1] < 1:
+        raise UserError(f"x must be [B,T,D] and weight [D,W]; got {list(x.shape)} and {list(weight.shape)}")
+    check_cu_seqlens(cu_seqlens, x.shape[0], x.shape[1])
+    wanted = (x.shape[0] if cu_seqlens is None else cu_seqlens.numel() - 1, weight.shape[1] - 1, x.shape[2])
+    if state is not None and state.shape != wanted:
+        raise UserError(f"state must be {list(wanted)}; got {list(state.shape)}")
+    choice = backends.choose(x.device, backend).backend
+    if choice == "native":
+        y, final = registration.forward(x, weight, state, cu_seqlens)
+        y = y.to(x.dtype)
+    else:  # the definition is already a handful of whole-tensor operations: it is the chunked form too
+        y, final = reference.causal_conv(x, weight, state, cu_seqlens)
+    return y, final if output_final_state else None
+
+
+def causal_conv_step(x: Tensor, weight: Tensor, *, state: Tensor) -> tuple[Tensor, Tensor]:
+    """One token: x [B,D], state [B,W-1,D] -> (y [B,D], new state); no gradient."""
+    with torch.no_grad():
+        window = torch.cat((state.to(x.dtype), x.unsqueeze(1)), 1)
+        return (window * weight.flip(1).T.to(x.dtype)).sum(1), window[:, 1:].to(state.dtype, copy=True)

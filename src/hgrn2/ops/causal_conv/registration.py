@@ -1,0 +1,68 @@
+"""The native short convolution as a custom operator of PyTorch."""
+
+import torch
+from torch import Tensor
+
+from hgrn2.ops.backend import work_dtype
+from hgrn2.ops.sequences import offsets_of
+
+
+@torch.library.custom_op("hgrn2::causal_conv", mutates_args=())
+def forward(x: Tensor, weight: Tensor, state: Tensor | None, cu_seqlens: Tensor | None) -> tuple[Tensor, Tensor]:
+    """(y, last inputs), both in the working dtype."""
+    from hgrn2.ops.native import call
+
+    work = work_dtype(x.dtype)
+    offsets = offsets_of(cu_seqlens, x.shape[0], x.shape[1])
+    x_work, taps = x.to(work).contiguous(), weight.to(work).contiguous()
+    start = None if state is None else state.to(work).contiguous()
+    y = torch.empty_like(x_work)
+    final = x_work.new_empty(offsets.numel() - 1, weight.shape[1] - 1, x.shape[2])
+    call.elementwise("conv_forward", work, offsets, x.shape[2], (x_work, taps, start, y, final), width=weight.shape[1])
+    return y, final
+
+
+@forward.register_fake
+def _(x, weight, state, cu_seqlens):
+    sequences = x.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
+    work = work_dtype(x.dtype)
+    final = x.new_empty((sequences, weight.shape[1] - 1, x.shape[2]), dtype=work)
+    return x.new_empty(x.shape, dtype=work), final
+
+
+@torch.library.custom_op("hgrn2::causal_conv_backward", mutates_args=())
+def backward(
+    x: Tensor, weight: Tensor, state: Tensor | None, cu_seqlens: Tensor | None, grad_y: Tensor, grad_state: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of x, weight and the state."""
+    from hgrn2.ops.native import call
+
+    work, width = work_dtype(x.dtype), weight.shape[1]
+    offsets = offsets_of(cu_seqlens, x.shape[0], x.shape[1])
+    x_work, taps, dy = (y.to(work).contiguous() for y in (x, weight, grad_y))
+    start = None if state is None else state.to(work).contiguous()
+    grad_state = grad_state.to(work).contiguous()
+    dx, partial = torch.empty_like(x_work), x_work.new_empty(offsets.numel() - 1, x.shape[2], width)
+    d_start = torch.zeros_like(grad_state)
+    tensors = (x_work, taps, start, dy, grad_state, dx, partial, d_start)
+    call.elementwise("conv_backward", work, offsets, x.shape[2], tensors, width=width)
+    d_state = d_start if state is None else d_start.to(state.dtype)
+    return dx.to(x.dtype), partial.sum(0).to(weight.dtype), d_state
+
+
+@backward.register_fake
+def _(x, weight, state, cu_seqlens, grad_y, grad_state):
+    d_state = torch.empty_like(grad_state) if state is None else torch.empty_like(state)
+    return x.new_empty(x.shape), weight.new_empty(weight.shape), d_state
+
+
+def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    ctx.save_for_backward(*inputs)
+
+
+def _autograd(ctx, grad_y: Tensor, grad_state: Tensor):  # type: ignore[no-untyped-def]
+    dx, d_weight, d_state = backward(*ctx.saved_tensors, grad_y, grad_state)
+    return dx, d_weight, None if ctx.saved_tensors[2] is None else d_state, None
+
+
+forward.register_autograd(_autograd, setup_context=_setup_context)

@@ -1,0 +1,62 @@
+"""The element-wise gated scan, real and complex: HGRN1 and expansions that keep a vector state."""
+
+import torch
+from torch import Tensor
+
+from hgrn2.errors import UserError
+from hgrn2.ops import backend as backends
+from hgrn2.ops.gated_scan import reference, registration
+from hgrn2.ops.sequences import check_cu_seqlens
+
+
+def gated_scan(
+    x: Tensor,
+    f: Tensor,
+    *,
+    state: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    reverse: bool = False,
+    output_final_state: bool = True,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor | None]:
+    """h_t = f_t h_{t-1} + x_t for every channel (HGRN1, arXiv 2311.04823, eq. 3 with the input already gated).
+
+    Args:
+        x, f: [B,T,D], both real or both complex; f is the gate itself, not its logarithm.
+        state: initial state [B,D] ([N,D] with cu_seqlens), None is zero.
+        cu_seqlens, reverse, output_final_state, backend: as in `hgru2`.
+
+    Returns:
+        h [B,T,D] in x's dtype and the final state (float32 or complex64; double precision for double inputs) or None.
+
+    Raises:
+        UserError: shapes or dtypes that do not fit, or a backend that cannot serve the call.
+    """
+    _check(x, f, state, cu_seqlens)
+    choice = backends.choose(x.device, backend).backend
+    if choice == "reference":
+        h, final = reference.gated_scan(x, f, state, cu_seqlens, reverse)
+    else:
+        h, final = registration.forward(x, f, state, cu_seqlens, reverse, choice)
+        h, final = h.to(x.dtype), final.clone()
+    return h, final if output_final_state else None
+
+
+def gated_step(x: Tensor, f: Tensor, *, state: Tensor, inplace: bool = False) -> tuple[Tensor, Tensor]:
+    """One token: x, f, state [B,D] -> (h [B,D] in x's dtype, state); no gradient."""
+    _check(x[:, None], f[:, None], state, None)
+    with torch.no_grad():
+        new = state if inplace else state.clone()
+        new.mul_(f.to(new.dtype)).add_(x.to(new.dtype))
+        return new.to(x.dtype, copy=True), new
+
+
+def _check(x: Tensor, f: Tensor, state: Tensor | None, cu: Tensor | None) -> None:
+    if x.dim() != 3 or x.shape != f.shape:
+        raise UserError(f"x and f must be [B,T,D]; got {list(x.shape)} and {list(f.shape)}")
+    if x.is_complex() != f.is_complex():
+        raise UserError("x and f must both be real or both be complex")
+    check_cu_seqlens(cu, x.shape[0], x.shape[1])
+    wanted = (x.shape[0] if cu is None else cu.numel() - 1, x.shape[2])
+    if state is not None and (state.shape != wanted or state.is_complex() != x.is_complex()):
+        raise UserError(f"state must be {list(wanted)} and {'complex' if x.is_complex() else 'real'} like x")
