@@ -14,7 +14,7 @@ _HOME = {
     "models": "hgrn2.models",
     "LanguageModel": "hgrn2.models.language",
     "ModelConfig": "hgrn2.models.config",
-    "MixerConfig": "hgrn2.models.config",
+    "MixerConfig": "hgrn2.layers.config",
     "preset": "hgrn2.models.presets",
     "ModelState": "hgrn2.layers.state",
     "UserError": "hgrn2.errors",
@@ -36,8 +36,9 @@ __all__ = [
 if TYPE_CHECKING:
     from hgrn2 import layers, models, ops
     from hgrn2.errors import UserError
+    from hgrn2.layers.config import MixerConfig
     from hgrn2.layers.state import ModelState
-    from hgrn2.models.config import MixerConfig, ModelConfig
+    from hgrn2.models.config import ModelConfig
     from hgrn2.models.language import LanguageModel
     from hgrn2.models.presets import preset
 

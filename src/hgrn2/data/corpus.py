@@ -1,5 +1,6 @@
 """Tokens to read from: memory-mapped shards of a prepared corpus, or a text in memory, behind one interface."""
 
+import hashlib
 from bisect import bisect_right
 from collections.abc import Iterable
 from pathlib import Path
@@ -85,7 +86,7 @@ class Corpus:
             tokenizer=tokenizer,
             vocab_size=tokenizer.vocab_size,
             text_bytes=sum(len(text.encode()) for text in texts),
-            mark={"tokenizer": tokenizer.identity(), "tokens": digest(tokens.tolist()), "documents": len(starts)},
+            mark={"tokenizer": tokenizer.identity(), "shards": [_sums(tokens, starts)]},
         )
 
     def tokenizer(self) -> Tokenizer:
@@ -139,6 +140,10 @@ def _map(path: Path, item: np.dtype | str) -> np.ndarray:
     if path.stat().st_size == 0:
         return np.zeros(0, dtype=item)
     return np.memmap(path, dtype=item, mode="r")
+
+
+def _sums(*arrays: np.ndarray) -> list[str]:
+    return [hashlib.sha256(array.astype(DOCUMENTS_DTYPE).tobytes()).hexdigest() for array in arrays]
 
 
 def _mark(manifest: Manifest, split: Split) -> dict[str, Any]:

@@ -134,22 +134,28 @@ def verify(folder: Path, progress: Callable[[int, int], None] | None = None) -> 
             progress(done, total)
 
     for shard in shards:
-        top = tokenizer.vocab_size - 1
-        _verify_file(folder / shard.file, shard.sha256, item, top, advance)
-        _verify_file(
-            folder / shard.documents_file, shard.documents_sha256, np.dtype(DOCUMENTS_DTYPE), shard.tokens - 1, advance
-        )
+        _verify_file(folder / shard.file, shard.sha256, item, tokenizer.vocab_size, advance)
+        path = folder / shard.documents_file
+        _verify_file(path, shard.documents_sha256, np.dtype(DOCUMENTS_DTYPE), shard.tokens, advance, rising=True)
     return {"files": 2 * len(shards), "bytes": total, "tokens": sum(shard.tokens for shard in shards)}
 
 
-def _verify_file(path: Path, expected: str, item: np.dtype, top: int, advance: Callable[[int], None]) -> None:
-    """The checksum first, since a changed file is the likelier fault; then that no number is above `top`."""
+def _verify_file(
+    path: Path, expected: str, item: np.dtype, bound: int, advance: Callable[[int], None], *, rising: bool = False
+) -> None:
+    """The checksum, and that every number is in [0, bound), and above the one before it where that is asked for."""
     digest = hashlib.sha256()
-    highest = 0
+    fault = ""
+    last = -1
     with open(path, "rb") as stream:
         while block := stream.read(BLOCK):
             digest.update(block)
-            highest = max(highest, int(np.frombuffer(block, dtype=item).max()))
+            numbers = np.frombuffer(block, dtype=item)
+            if numbers.min() < 0 or numbers.max() >= bound:
+                fault = fault or f"holds a number outside [0, {bound})"
+            if rising and (numbers[0] <= last or (numbers[1:] <= numbers[:-1]).any()):
+                fault = fault or "holds document starts that do not rise"
+            last = int(numbers[-1])
             advance(len(block))
     refuse(digest.hexdigest() != expected, f"{path} is damaged: its checksum differs; prepare the corpus anew")
-    refuse(highest > top, f"{path} holds {highest}, above {top}, the highest that fits this corpus")
+    refuse(bool(fault), f"{path} {fault}; prepare the corpus anew")

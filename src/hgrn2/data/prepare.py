@@ -5,11 +5,10 @@ held-out part, and collects the alphabet where the tokenizer needs one. The fold
 """
 
 import contextlib
-import hashlib
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,27 +16,27 @@ from typing import Any
 import numpy as np
 
 import hgrn2
-from hgrn2.data.manifest import DOCUMENTS_DTYPE, FORMAT, MANIFEST, VERSION, Manifest, Shard, Split
+from hgrn2.data.manifest import FORMAT, MANIFEST, VERSION, Manifest, Split
 from hgrn2.data.permutation import keys, permute
+from hgrn2.data.shards import SHARD_TOKENS, SplitWriter, item_type
 from hgrn2.data.sources import Piece, Sources, Survey
 from hgrn2.data.tokenizer import CharTokenizer, Tokenizer, load_tokenizer
 from hgrn2.files import atomic_folder, write_json
 from hgrn2.settings import refuse
 
 BATCH_CHARACTERS = 1 << 20  # text tokenised at once: enough to keep the library's threads busy
-SHARD_TOKENS = 1 << 28  # 512 MiB a file with 16-bit ids
 HOLD_OUT_SEED = 0
 
 Progress = Callable[[str, int, int], None]
 
 
 def prepare(
-    inputs: list[Path],
-    out: Path,
+    inputs: Sequence[str | Path],
+    out: str | Path,
     tokenizer: Tokenizer | str | Path,
     *,
     valid_fraction: float = 0.01,
-    valid: list[Path] | None = None,
+    valid: Sequence[str | Path] = (),
     json_field: str = "text",
     shard_tokens: int = SHARD_TOKENS,
     overwrite: bool = False,
@@ -88,11 +87,6 @@ def prepare(
     return _statistics(out, manifest, time.perf_counter() - began)
 
 
-def item_type(tokenizer: Tokenizer) -> np.dtype:
-    """The type that ids are stored in: the smallest that holds the vocabulary."""
-    return np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
-
-
 def _statistics(out: Path, manifest: Manifest, seconds: float) -> dict[str, Any]:
     splits = {name: {**asdict(split), "shards": len(split.shards)} for name, split in manifest.splits.items()}
     tokens = sum(split.tokens for split in manifest.splits.values())
@@ -130,8 +124,17 @@ def _route(
         return _cut_document(sources["train"].pieces(), cut)
     held = max(1, round(documents * valid_fraction))
     refuse(held >= documents, f"a valid fraction of {valid_fraction} of {documents} documents leaves none to train on")
-    places = permute(np.arange(documents), documents, keys(HOLD_OUT_SEED, np.zeros(1)))
-    return _hold_out(sources["train"].pieces(), places < held)
+    return _hold_out(sources["train"].pieces(), _chosen(documents, held))
+
+
+def _chosen(documents: int, held: int) -> np.ndarray:
+    """One bool a document, `held` of them true, at random places; made in blocks, since documents may be many."""
+    key = keys(HOLD_OUT_SEED, np.zeros(1))
+    chosen = np.zeros(documents, dtype=bool)
+    for begin in range(0, documents, 1 << 20):
+        block = np.arange(begin, min(begin + (1 << 20), documents))
+        chosen[block] = permute(block, documents, key) < held
+    return chosen
 
 
 def _cut_document(pieces: Iterator[Piece], cut: int) -> Iterator[tuple[str, Piece]]:
@@ -193,103 +196,6 @@ def _batches(routed: Iterator[tuple[str, Piece]]) -> Iterator[list[tuple[str, Pi
         yield batch
 
 
-class SplitWriter:
-    """Writes the shards of one split; closing it (`with`) without `finish` leaves no open file behind."""
-
-    def __init__(self, folder: Path, split: str, tokenizer: Tokenizer, shard_tokens: int) -> None:
-        self._folder, self._split, self._limit = folder, split, shard_tokens
-        self._eot, self._item = tokenizer.eot, item_type(tokenizer)
-        self._shards: list[Shard] = []
-        self._tokens: _HashedFile | None = None
-        self._starts: _HashedFile | None = None
-        self._at_start = True
-        self._text_bytes = 0
-
-    def __enter__(self) -> "SplitWriter":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for file in (self._tokens, self._starts):
-            if file:
-                file.abandon()
-
-    def add(self, ids: np.ndarray, piece: Piece) -> None:
-        """Append the ids of a piece, and the separator where its document ends."""
-        self._text_bytes += len(piece.text.encode())
-        if piece.ends and self._eot is not None:
-            ids = np.append(ids, self._eot)
-        while len(ids):
-            tokens, starts = self._files()
-            if self._at_start:
-                starts.write(np.array([tokens.count], dtype=DOCUMENTS_DTYPE))
-                self._at_start = False
-            room = self._limit - tokens.count
-            tokens.write(ids[:room].astype(self._item))
-            ids = ids[room:]
-            if tokens.count == self._limit:
-                self._close_shard()
-        self._at_start = self._at_start or piece.ends
-
-    def finish(self) -> Split:
-        """Close the last shard; what the manifest says of the split."""
-        self._close_shard()
-        return Split(
-            tokens=sum(shard.tokens for shard in self._shards),
-            documents=sum(shard.documents for shard in self._shards),
-            text_bytes=self._text_bytes,
-            shards=tuple(self._shards),
-        )
-
-    def _files(self) -> "tuple[_HashedFile, _HashedFile]":
-        if self._tokens is None or self._starts is None:
-            stem = f"{self._split}-{len(self._shards):05d}"
-            self._tokens = _HashedFile(self._folder / f"{stem}.bin")
-            self._starts = _HashedFile(self._folder / f"{stem}.docs")
-        return self._tokens, self._starts
-
-    def _close_shard(self) -> None:
-        if self._tokens is None or self._starts is None:
-            return
-        self._shards.append(
-            Shard(
-                file=self._tokens.path.name,
-                tokens=self._tokens.count,
-                sha256=self._tokens.close(),
-                documents_file=self._starts.path.name,
-                documents=self._starts.count,
-                documents_sha256=self._starts.close(),
-            )
-        )
-        self._tokens = self._starts = None
-
-
-class _HashedFile:
-    """A file of numbers that knows how many it holds and, when closed, its checksum."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.count = 0
-        self._digest = hashlib.sha256()
-        self._stream = open(path, "wb")
-
-    def write(self, numbers: np.ndarray) -> None:
-        data = numbers.tobytes()
-        self._stream.write(data)
-        self._digest.update(data)
-        self.count += len(numbers)
-
-    def close(self) -> str:
-        self._stream.flush()
-        os.fsync(self._stream.fileno())
-        self._stream.close()
-        return self._digest.hexdigest()
-
-    def abandon(self) -> None:
-        # Closing flushes, and on a full disk fails again: the first error is the one to be heard.
-        with contextlib.suppress(OSError):
-            self._stream.close()
-
-
 def _check_place(out: Path, overwrite: bool) -> None:
     if not out.exists():
         return
@@ -317,4 +223,4 @@ def _new_folder(out: Path, overwrite: bool) -> Iterator[Path]:
             raise
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+    shutil.rmtree(old)

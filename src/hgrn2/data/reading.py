@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, cast
 
 from hgrn2.errors import UserError
 from hgrn2.settings import refuse
@@ -35,13 +35,8 @@ def plain_name(path: Path) -> str:
 def open_binary(path: Path) -> Iterator[Opened]:
     """Open a file, through xz or gzip where its suffix says so; missing, unreadable or damaged is a `UserError`."""
     try:
-        with open(path, "rb") as raw:
-            if path.suffix.lower() == ".xz":
-                yield Opened(lzma.open(raw), raw)
-            elif path.suffix.lower() == ".gz":
-                yield Opened(gzip.open(raw), raw)
-            else:
-                yield Opened(raw, raw)
+        with open(path, "rb") as raw, _through(path, raw) as stream:
+            yield Opened(stream, raw)
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
     except IsADirectoryError:
@@ -50,6 +45,14 @@ def open_binary(path: Path) -> Iterator[Opened]:
         raise UserError(f"{path} may not be read (permission denied)") from None
     except (lzma.LZMAError, gzip.BadGzipFile, zlib.error, EOFError) as error:
         raise UserError(f"{path} is damaged or is not {path.suffix} data: {error}") from None
+
+
+def _through(path: Path, raw: IO[bytes]) -> contextlib.AbstractContextManager[IO[bytes]]:
+    if path.suffix.lower() == ".xz":
+        return lzma.LZMAFile(raw)
+    if path.suffix.lower() == ".gz":
+        return cast(IO[bytes], gzip.GzipFile(fileobj=raw))
+    return contextlib.nullcontext(raw)
 
 
 def read_text(path: Path, limit: int) -> str:

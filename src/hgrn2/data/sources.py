@@ -8,7 +8,7 @@ import codecs
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -53,10 +53,10 @@ class Sources:
     are skipped. A missing input, or one without any text, is a `UserError`.
     """
 
-    def __init__(self, inputs: list[Path], json_field: str = "text") -> None:
+    def __init__(self, inputs: Sequence[str | Path], json_field: str = "text") -> None:
         refuse(not inputs, "no input is given")
         self.json_field = json_field
-        self._inputs = [(path, _files_of(path)) for path in inputs]
+        self._inputs = [(path, _files_of(path)) for path in map(Path, inputs)]
         self.size = sum(file.stat().st_size for file in self.files)
 
     @property

@@ -56,10 +56,14 @@ class Tokenizer(ABC):
         """How many UTF-8 bytes of text the ids stand for, as bits per byte needs."""
         return len(self.decode_bytes(ids))
 
-    @property
-    @abstractmethod
+    @cached_property
     def sha256(self) -> str:
         """Hex digest of all that decides how text is encoded."""
+        return digest(self._decides())
+
+    @abstractmethod
+    def _decides(self) -> Any:
+        """All that decides how text is encoded, as JSON."""
 
     def identity(self) -> dict[str, Any]:
         """Which tokenizer this is: kind, vocab_size, eot and sha256. Equal identities encode alike."""
@@ -105,9 +109,8 @@ class ByteTokenizer(Tokenizer):
     def bytes_per(self, ids: Ids) -> int:
         return int((self.check_ids(ids) < 256).sum())
 
-    @property
-    def sha256(self) -> str:
-        return digest({"kind": self.kind, "eot": self.eot})
+    def _decides(self) -> Any:
+        return {"kind": self.kind, "eot": self.eot}
 
 
 class CharTokenizer(Tokenizer):
@@ -153,9 +156,8 @@ class CharTokenizer(Tokenizer):
     def bytes_per(self, ids: Ids) -> int:
         return int(self._bytes[self.check_ids(ids)].sum())
 
-    @cached_property
-    def sha256(self) -> str:
-        return digest({"kind": self.kind, "characters": self.characters})
+    def _decides(self) -> Any:
+        return {"kind": self.kind, "characters": self.characters}
 
     def _payload(self) -> dict[str, Any]:
         return {"characters": self.characters}

@@ -127,7 +127,8 @@ def _save(figure: "Figure", folder: Path, name: str) -> Picture:
     figure.savefig(text, format="svg", transparent=True, metadata=nothing)
     svg = text.getvalue()
     svg = svg[svg.index("<svg") :]  # without the XML header, which HTML does not know
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r"<metadata>.*?</metadata>|<defs>\s*<style.*?</style>\s*</defs>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r"(\.\d\d)\d+", r"\1", svg)  # a hundredth of a unit cannot be seen
     # Ids are shared by all pictures of a page: without a prefix one picture would use another's clip paths.
     svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", svg)
     svg = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", svg)
@@ -135,3 +136,195 @@ def _save(figure: "Figure", folder: Path, name: str) -> Picture:
         svg = svg.replace(colour, f"var(--{variable})")
     svg = re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', r"<svg \1>", svg, count=1)
     return Picture(name, svg.strip())
+
+
+@contextlib.contextmanager
+def _axes(size: tuple[float, float]) -> Iterator["tuple[Figure, Axes]"]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, layout="constrained")
+    yield figure, figure.add_subplot()
+
+
+def _column(records: list[dict[str, Any]], name: str) -> np.ndarray:
+    """One field of all records in float64, NaN where it is null."""
+    return np.array([math.nan if record[name] is None else record[name] for record in records], np.float64)
+
+
+def smooth(values: np.ndarray, share: float = 0.02) -> np.ndarray:
+    """Centred moving mean over `share` of the curve, [N] -> [N], skipping NaN.
+
+    The window grows from one point at the start: a loss falls steeply there, and a full window would flatten it.
+    """
+    count = len(values)
+    index = np.arange(count)
+    half = np.minimum(max(int(count * share / 2), 1), index // 3)
+    low, high = index - half, np.minimum(index + half + 1, count)
+    finite = np.isfinite(values)
+    sums = np.concatenate([[0.0], np.cumsum(np.where(finite, values, 0.0))])
+    counts = np.concatenate([[0], np.cumsum(finite)])
+    number = counts[high] - counts[low]
+    return np.where(number > 0, (sums[high] - sums[low]) / np.maximum(number, 1), np.nan)
+
+
+def thin(x: np.ndarray, y: np.ndarray, points: int = _MAX_POINTS) -> tuple[np.ndarray, np.ndarray]:
+    """At most about `points` points that draw the same line: the lowest and highest of each stretch are kept."""
+    keep = np.isfinite(x) & np.isfinite(y)
+    x, y = x[keep], y[keep]
+    if len(x) <= points:
+        return x, y
+    edges = np.linspace(0, len(x), points // 2 + 1).astype(int)
+    chosen = {0, len(x) - 1}
+    for a, b in zip(edges[:-1], edges[1:], strict=True):
+        chosen.update((a + int(np.argmin(y[a:b])), a + int(np.argmax(y[a:b]))))
+    order = sorted(chosen)
+    return x[order], y[order]
+
+
+def _loss(steps: list[dict[str, Any]], evals: list[dict[str, Any]]) -> "Figure":
+    with _axes(WIDE) as (figure, axes):
+        if steps:
+            tokens, loss = _column(steps, "tokens"), _column(steps, "loss")
+            axes.plot(*thin(tokens, loss), color=BLUE, alpha=0.25, linewidth=0.7, label="training, each step")
+            axes.plot(*thin(tokens, smooth(loss)), color=BLUE, linewidth=1.6, label="training, smoothed")
+        if evals:
+            x, y = _column(evals, "tokens"), _column(evals, "loss")
+            axes.plot(x, y, "o-", color=ORANGE, markersize=4.5, linewidth=0.8, label="held-out")
+        axes.set_ylabel("loss (nats per token)")
+        _token_axis(axes, "tokens seen")
+        _log_axis(axes)
+        _time_axis(axes, steps or evals)
+        if axes.lines:
+            axes.legend(loc="upper right")
+    return figure
+
+
+def _small(steps: list[dict[str, Any]], field: str, label: str, colour: str, log: bool = False) -> "Figure":
+    with _axes(SMALL) as (figure, axes):
+        tokens, values = _column(steps, "tokens"), _column(steps, field)
+        if field == "lr":
+            axes.plot(*thin(tokens, values), color=colour, linewidth=1.6)
+        else:
+            axes.plot(*thin(tokens, values), color=colour, alpha=0.25, linewidth=0.7)
+            axes.plot(*thin(tokens, smooth(values)), color=colour, linewidth=1.6)
+        axes.set_ylabel(label)
+        _token_axis(axes, "tokens seen")
+        if log:
+            _log_axis(axes)
+        else:
+            axes.set_ylim(bottom=0)
+            axes.yaxis.set_major_formatter(lambda value, _: _tick(value))
+    return figure
+
+
+def _token_axis(axes: "Axes", label: str) -> None:
+    axes.set_xlabel(label)
+    axes.set_xlim(left=0)
+    axes.xaxis.set_major_formatter(lambda value, _: _tick(value))
+
+
+def _tick(value: float) -> str:
+    """10M rather than 10.0M, 0.002 as it is."""
+    if 0 < abs(value) < 1000:
+        return f"{value:g}"
+    return re.sub(r"\.0+(?=\D|$)|(\.\d*?[1-9])0+(?=\D|$)", r"\1", short(value))
+
+
+def _log_axis(axes: "Axes") -> None:
+    """Logarithmic where all values allow it, with ticks at round numbers even within one decade."""
+    low, high = axes.dataLim.y0, axes.dataLim.y1
+    if not (math.isfinite(low) and math.isfinite(high) and low > 0):
+        return
+    low, high = low / 1.04, high * 1.04
+    axes.set_yscale("log")
+    axes.set_ylim(low, high)
+    axes.set_yticks(log_ticks(low, high), minor=False)
+    axes.set_yticks([], minor=True)
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """Round numbers in [low, high], evenly enough on a log axis: about four to nine of them."""
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for steps in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7), tuple(1 + i / 10 for i in range(90))):
+        ticks = [round(step * 10.0**decade, 12) for decade in decades for step in steps]
+        ticks = [tick for tick in ticks if low <= tick <= high]
+        if len(ticks) >= 4:
+            return ticks[:: max(1, len(ticks) // 8)]
+    return [float(f"{tick:.3g}") for tick in np.geomspace(low, high, 4)]
+
+
+def _time_axis(axes: "Axes", records: list[dict[str, Any]]) -> None:
+    """A second x axis above: the training time at which so many tokens had been seen."""
+    tokens, seconds = _column(records, "tokens"), _column(records, "elapsed_s")
+    keep = np.isfinite(seconds)
+    tokens, seconds = np.append(0.0, tokens[keep]), np.append(0.0, np.maximum.accumulate(seconds[keep]))
+    last = float(seconds[-1])
+    if last <= 0:
+        return
+    size, unit = next(
+        (s, u) for s, u in ((86400.0, "days"), (3600.0, "hours"), (60.0, "minutes"), (0.0, "seconds")) if last >= 2 * s
+    )
+    size = size or 1.0
+    step = _round_step(last / size / 5)
+    ticks = np.arange(0, last / size + 1e-9, step)
+    top = axes.twiny()
+    top.grid(False)
+    top.spines["top"].set_visible(True)
+    top.set_xlim(axes.get_xlim())
+    top.set_xticks(np.interp(ticks * size, seconds, tokens), [f"{tick:g}" for tick in ticks])
+    top.set_xlabel(f"training time ({unit})")
+
+
+def _round_step(rough: float) -> float:
+    """The next of 1, 2, 5 times a power of ten."""
+    power = 10.0 ** math.floor(math.log10(rough))
+    return next(step * power for step in (1, 2, 5, 10) if step * power >= rough * 0.999)
+
+
+def _gates(gates: list[LayerGates]) -> "Figure":
+    """Half violins by layer: to the right the time scales measured, to the left those that the bound guarantees."""
+    with _axes(WIDE) as (figure, axes):
+        for layer, gate in enumerate(gates):
+            sides = ((1, gate.time_scales(), BLUE), (-1, gate.guaranteed(), ORANGE))
+            for side, scales, colour in sides:
+                scales = scales[scales > 0]
+                if scales.size:
+                    _half_violin(axes, layer, side, np.clip(scales, *_TAU_LIMITS), colour)
+        axes.set_yscale("log")
+        axes.set_xlim(-0.6, len(gates) - 0.4)
+        axes.set_xlabel("layer (0 is next to the embedding)")
+        axes.set_ylabel("time scale τ (tokens)")
+        axes.xaxis.set_major_locator(_integer_locator())
+        axes.grid(False, axis="x")
+        _log_axis(axes)
+        _gate_legend(axes)
+    return figure
+
+
+def _integer_locator() -> Any:
+    from matplotlib.ticker import MaxNLocator
+
+    return MaxNLocator(nbins=16, integer=True)
+
+
+def _half_violin(axes: "Axes", x: float, side: int, scales: np.ndarray, colour: str) -> None:
+    """Density of log τ on one side of x, with a bar over the middle half of the channels and a dot at their median."""
+    logs = np.log(scales)
+    # Silverman's rule, with a floor: all channels alike (a fresh model) must not become a hair.
+    width = max(0.9 * float(np.std(logs)) * logs.size**-0.2, 0.03)
+    grid = np.linspace(logs.min() - 2 * width, logs.max() + 2 * width, 60)
+    density = np.exp(-0.5 * ((grid[:, None] - logs[None, :]) / width) ** 2).sum(axis=1)
+    edge = x + side * 0.42 * density / density.max()
+    axes.fill_betweenx(np.exp(grid), x, edge, color=colour, alpha=0.35, linewidth=0)
+    low, middle, high = np.exp(np.quantile(logs, (0.25, 0.5, 0.75)))
+    axes.plot([x + side * 0.05] * 2, [low, high], color=colour, linewidth=2.2, solid_capstyle="round")
+    axes.plot([x + side * 0.05], [middle], "o", color=colour, markersize=4)
+
+
+def _gate_legend(axes: "Axes") -> None:
+    from matplotlib.patches import Patch
+
+    right = Patch(facecolor=BLUE, alpha=0.6, label="measured on text")
+    left = Patch(facecolor=ORANGE, alpha=0.6, label="guaranteed by the lower bound")
+    axes.legend(handles=[left, right], loc="upper left")

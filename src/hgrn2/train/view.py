@@ -58,7 +58,9 @@ class TrainView:
             self._live.start(refresh=True)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._stop()
 
     def update(self, record: dict[str, Any]) -> None:
@@ -218,7 +220,9 @@ def _eval_line(progress: Progress) -> str:
         f"eval at step {progress.step:,}",
         f"held-out loss {number(progress.eval_loss, 4)}",
         f"{bits:.4f} bits/byte" if bits is not None else "",
-        f"best {number(progress.best_loss, 4)} at step {progress.best_step:,}" if progress.best_loss is not None else "",
+        f"best {number(progress.best_loss, 4)} at step {progress.best_step:,}"
+        if progress.best_loss is not None
+        else "",
     ]
     return "  ".join(part for part in parts if part)
 

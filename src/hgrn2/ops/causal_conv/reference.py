@@ -7,9 +7,7 @@ from hgrn2.ops.backend import work_dtype
 from hgrn2.ops.sequences import offsets_of
 
 
-def causal_conv(
-    x: Tensor, weight: Tensor, state: Tensor | None, cu_seqlens: Tensor | None
-) -> tuple[Tensor, Tensor]:
+def causal_conv(x: Tensor, weight: Tensor, state: Tensor | None, cu_seqlens: Tensor | None) -> tuple[Tensor, Tensor]:
     """Arguments and results of `hgrn2.ops.causal_conv`."""
     if cu_seqlens is not None:
         pieces = []

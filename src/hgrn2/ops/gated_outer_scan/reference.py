@@ -1,6 +1,6 @@
 """The definition: the paper's line in a loop over tokens, in the dtype it is given, differentiated by autograd.
 
-    S_t = Diag(exp(log_f_t)) S_{t-1} + k_t ⊗ v_t        o_t = scale · q_t S_t
+S_t = Diag(exp(log_f_t)) S_{t-1} + k_t ⊗ v_t        o_t = scale · q_t S_t
 """
 
 import torch

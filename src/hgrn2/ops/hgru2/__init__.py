@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 
 from hgrn2.errors import UserError
-from hgrn2.ops import activations, backend as backends
+from hgrn2.ops import activations
+from hgrn2.ops import backend as backends
 from hgrn2.ops.hgru2 import reference, registration
 from hgrn2.ops.sequences import check_cu_seqlens
 
@@ -102,7 +103,9 @@ def hgru2_step(
     return o, pool
 
 
-def _check(q: Tensor, f: Tensor, i: Tensor, bound: Tensor | None, heads: int, state: Tensor | None, cu: Tensor | None) -> None:
+def _check(
+    q: Tensor, f: Tensor, i: Tensor, bound: Tensor | None, heads: int, state: Tensor | None, cu: Tensor | None
+) -> None:
     if q.dim() != 3 or q.shape != f.shape or i.dim() != 3 or i.shape[:2] != q.shape[:2]:
         raise UserError(
             f"q and f must be [B,T,H*K] and i [B,T,H*V]; got {list(q.shape)}, {list(f.shape)}, {list(i.shape)}"

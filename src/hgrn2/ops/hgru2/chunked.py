@@ -1,6 +1,6 @@
 """The HGRN2 core in plain PyTorch: gates, then the chunked outer-product scan, with an explicit backward.
 
-    dA = d(log f)/f - dk      dx^f = (1-γ) σ(x) σ(-x) dA      dγ = Σ_t σ(-x) dA      dx^q = dq ⊙ act'(x^q)
+dA = d(log f)/f - dk      dx^f = (1-γ) σ(x) σ(-x) dA      dγ = Σ_t σ(-x) dA      dx^q = dq ⊙ act'(x^q)
 """
 
 from typing import NamedTuple

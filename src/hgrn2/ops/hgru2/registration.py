@@ -75,7 +75,13 @@ def backward(
     dq, df, di, d_bound, d_state = grads
     d_bound = i.new_empty(0) if lower_bound is None or d_bound is None else d_bound.flatten().to(lower_bound.dtype)
     d_state = d_state if state is None else d_state.to(state.dtype)
-    return dq.reshape(q.shape).to(q.dtype), df.reshape(f.shape).to(f.dtype), di.reshape(i.shape).to(i.dtype), d_bound, d_state
+    return (
+        dq.reshape(q.shape).to(q.dtype),
+        df.reshape(f.shape).to(f.dtype),
+        di.reshape(i.shape).to(i.dtype),
+        d_bound,
+        d_state,
+    )
 
 
 @backward.register_fake

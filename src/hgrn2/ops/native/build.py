@@ -71,7 +71,11 @@ def _private_folder() -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         info = folder.stat()
-        if info.st_uid == os.getuid() and not info.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and os.access(folder, os.W_OK):
+        if (
+            info.st_uid == os.getuid()
+            and not info.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+            and os.access(folder, os.W_OK)
+        ):
             return folder
     except OSError:
         pass
@@ -86,7 +90,9 @@ def _built(compiler: str) -> Path:
         os.close(handle)
         sources = [str(_HERE / source) for source in SOURCES]
         try:
-            subprocess.run([compiler, *flags, *sources, "-o", name], capture_output=True, check=True, text=True, timeout=300)
+            subprocess.run(
+                [compiler, *flags, *sources, "-o", name], capture_output=True, check=True, text=True, timeout=300
+            )
             os.replace(name, target)
         finally:
             Path(name).unlink(missing_ok=True)

@@ -45,7 +45,7 @@ def _run(name: str, dtype: torch.dtype, *arguments: object) -> None:
 def rows(x: Tensor, dtype: torch.dtype) -> Tensor:
     """[tokens, channels] in the given dtype whose rows are contiguous and evenly spaced; a copy only where needed."""
     x = x.to(dtype)
-    return x if x.stride(-1) == 1 or x.shape[-1] == 1 and x.stride(0) >= 1 else x.contiguous()
+    return x if x.stride(-1) == 1 or (x.shape[-1] == 1 and x.stride(0) >= 1) else x.contiguous()
 
 
 def problem(

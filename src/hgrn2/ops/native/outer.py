@@ -52,5 +52,7 @@ def hgru2_backward(q: Tensor, f: Tensor, i: Tensor, bound: Tensor | None, state:
     d_state = i.new_empty(docs, heads, q.shape[1] // heads, i.shape[1] // heads)
     p = call.problem(docs, heads, q, f, None, i, raw=True, reverse=reverse, scale=scale,
                      input_activation=input_activation, output_activation=output_activation)  # fmt: skip
-    call.outer_backward(p, offsets, (q, f, None, i, bound, state), grad_o, grad_state, (dq, df, None, di, d_bound, d_state))
+    call.outer_backward(
+        p, offsets, (q, f, None, i, bound, state), grad_o, grad_state, (dq, df, None, di, d_bound, d_state)
+    )
     return dq, df, di, None if d_bound is None else d_bound.sum(0), d_state

@@ -1,0 +1,158 @@
+"""`hgrn2 data prepare | info | verify`: text to token shards, and what is in them."""
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+Flag = tyro.conf.FlagCreatePairsOff[bool]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepare:
+    """Turn text files, folders and JSONL (each also .xz or .gz) into memory-mapped token shards with a manifest.
+
+    A text file is one document, a line of JSONL is one. Nothing appears at --out before everything is written.
+
+    Example: hgrn2 data prepare articles.jsonl.xz --out data/articles --tokenizer bytes
+    """
+
+    inputs: tyro.conf.Positional[
+        Annotated[tuple[Path, ...], tyro.conf.arg(metavar="INPUT [INPUT ...]", help_behavior_hint="(required)")]
+    ]
+    """Files or folders (every visible file in them, recursively) to train on."""
+    out: Annotated[Path, tyro.conf.arg(metavar="DIR")]
+    """The folder to make."""
+    tokenizer: Annotated[str, tyro.conf.arg(metavar="SPEC")]
+    """bytes, chars (those of the inputs), a tokenizer.json, a folder or file of GPT-2-style vocabulary files, or the
+    folder of a prepared corpus to use its tokenizer again."""
+    valid_fraction: float = 0.01
+    """Part of the documents held out as the split `valid`, at random; of a single document its end. 0: none."""
+    valid: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="INPUT [INPUT ...]", help_behavior_hint="(optional)")] = ()
+    """Files or folders that make the split `valid`; --valid-fraction then has no effect."""
+    field: str = "text"
+    """The field of a JSONL line that holds the text."""
+    overwrite: Flag = False
+    """Replace a prepared corpus at --out, once the new one is complete."""
+    json: Flag = False
+    """Print the result as JSON."""
+
+    def run(self) -> None:
+        from hgrn2.data.prepare import prepare
+
+        with _progress() as progress:
+            result = prepare(
+                self.inputs,
+                self.out,
+                self.tokenizer,
+                valid_fraction=self.valid_fraction,
+                valid=self.valid,
+                json_field=self.field,
+                overwrite=self.overwrite,
+                progress=progress,
+            )
+        if self.json:
+            return _print_json(result)
+        _print_splits(result["splits"], f"{result['folder']}: {_named(result['tokenizer'])}")
+        speed = f"{result['tokens_per_second']:,.0f} tokens/s"
+        print(f"{result['tokens']:,} tokens in {result['seconds']:.1f} s ({speed}, both readings and writing included)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Info:
+    """Show what a prepared corpus holds; its files are looked at, not read (see verify).
+
+    Example: hgrn2 data info data/articles
+    """
+
+    corpus: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="DIR")]]
+    """The folder of a prepared corpus."""
+    json: Flag = False
+    """Print the manifest as JSON."""
+
+    def run(self) -> None:
+        from dataclasses import asdict
+
+        from hgrn2.data.manifest import read_manifest
+
+        manifest = asdict(read_manifest(self.corpus))
+        if self.json:
+            return _print_json(manifest)
+        splits = {name: {**split, "shards": len(split["shards"])} for name, split in manifest["splits"].items()}
+        _print_splits(splits, f"{self.corpus}: {_named(manifest['tokenizer'])}")
+        print(f"ids as {manifest['dtype']}, made by {manifest['created_by']}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verify:
+    """Recompute the checksums of a prepared corpus and look at every token id.
+
+    Example: hgrn2 data verify data/articles
+    """
+
+    corpus: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="DIR")]]
+    """The folder of a prepared corpus."""
+    json: Flag = False
+    """Print the result as JSON."""
+
+    def run(self) -> None:
+        from hgrn2.data.manifest import verify
+
+        with _progress() as progress:
+            checked = verify(self.corpus, lambda done, total: progress("verifying", done, total))
+        if self.json:
+            return _print_json(checked)
+        print(
+            f"{self.corpus}: {checked['files']} files, {checked['bytes']:,} bytes, {checked['tokens']:,} tokens: good"
+        )
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def _named(tokenizer: dict[str, Any]) -> str:
+    return f"tokenizer {tokenizer['kind']}, {tokenizer['vocab_size']:,} ids, sha256 {tokenizer['sha256'][:12]}"
+
+
+def _print_splits(splits: dict[str, dict[str, Any]], title: str) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    columns = ("documents", "tokens", "text_bytes", "shards")
+    table = Table("split", *(name.replace("_", " ") for name in columns))
+    for name, split in splits.items():
+        table.add_row(name, *(f"{split[column]:,}" for column in columns))
+    for column in table.columns[1:]:
+        column.justify = "right"
+    print(title)
+    Console().print(table)
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar for each stage on standard error, so that standard output stays for the result."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        TaskProgressColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (TextColumn("{task.description:>10}"), BarColumn(), TaskProgressColumn())
+    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True)) as bar:
+        tasks = {}
+
+        def report(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bar.add_task(stage, total=total)
+            bar.update(tasks[stage], completed=done, total=total)
+
+        yield report

@@ -1,0 +1,21 @@
+"""Lower bounds of the forget gate: learned, one a channel, rising with depth.
+
+With Γ [L,D] learned and P = softmax(Γ) over layers, the bound of layer l is
+
+    inclusive:  γ_l = Σ_{1≤i≤l} P_i     (language models: fairseq code of HGRN, hgru2, flash-linear-attention)
+    exclusive:  γ_l = Σ_{0≤i<l} P_i     (formula of HGRN's README; images and Long Range Arena)
+
+Both are 0 at the first layer and l/L at the uniform start; they differ in which row of P is never used.
+"""
+
+import torch
+from torch import Tensor
+
+from hgrn2.layers.config import BoundKind
+
+
+def lower_bounds(raw: Tensor, kind: BoundKind) -> Tensor:
+    """Γ [L,D] -> γ [L,D] in float32, rising from 0 and below 1; a running sum, so nothing cancels."""
+    share = raw.float().softmax(0)
+    used = share[1:] if kind == "inclusive" else share[:-1]
+    return torch.cat((torch.zeros_like(share[:1]), used.cumsum(0)))

@@ -1,0 +1,74 @@
+"""The HGRN1 token mixers (arXiv 2311.04823): element-wise recurrences, complex and real.
+
+    c_t = act_i(x W_i)    f_t = γ + (1-γ) σ(x W_f)    h_t = f_t e^{iθ} ⊙ h_{t-1} + (1-f_t) ⊙ c_t
+    y_t = (norm([Re h, Im h]) ⊙ act_o(x W_g)) W_out
+
+θ is learned and does not depend on the data; the real form has no θ and half the channels. The input's real and
+imaginary parts are interleaved, as in the released code. `norm_first=False` puts the norm after the gate's product.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from hgrn2 import ops
+from hgrn2.layers.config import MixerConfig
+from hgrn2.layers.norm import Norm
+from hgrn2.layers.state import LayerState
+
+_ACTIVATIONS = {"none": nn.Identity, "silu": nn.SiLU, "sigmoid": nn.Sigmoid}
+
+
+class HGRU1(nn.Module):
+    """D -> D, state [B,D]: complex64 with 7 D² weights, or real float32 with 4 D²."""
+
+    def __init__(self, width: int, config: MixerConfig) -> None:
+        super().__init__()
+        self.config, self.width, self.complex = config, width, config.kind == "hgru1"
+        self.parts = 2 if self.complex else 1
+        self.in_proj = nn.Linear(width, (2 * self.parts + 1) * width, bias=config.bias)
+        self.theta = nn.Parameter(torch.empty(width)) if self.complex else None
+        self.input_activation = _ACTIVATIONS[config.input_activation]()
+        self.output_activation = _ACTIVATIONS[config.output_activation]()
+        self.norm = Norm(config.norm, self.parts * width, config.norm_eps)
+        self.out_proj = nn.Linear(self.parts * width, width, bias=config.bias)
+
+    def zeros(self, batch: int, device: torch.device | None = None, dtype: torch.dtype = torch.float32) -> LayerState:
+        """The state before the first token."""
+        complex_of = {torch.float32: torch.complex64, torch.float64: torch.complex128}
+        return LayerState(
+            torch.zeros(batch, self.width, device=device, dtype=complex_of[dtype] if self.complex else dtype)
+        )
+
+    def forward(
+        self,
+        x: Tensor,
+        lower_bound: Tensor | None = None,
+        state: LayerState | None = None,
+        *,
+        cu_seqlens: Tensor | None = None,
+        output_state: bool = True,
+    ) -> tuple[Tensor, LayerState | None]:
+        """x [B,T,D], bound γ [D], state of B (or N packed) sequences -> (y [B,T,D], state after the last token)."""
+        wide = self.parts * self.width
+        c, g, f = self.in_proj(x).split((wide, wide, self.width), -1)
+        work = torch.float64 if x.dtype == torch.float64 else torch.float32
+        up, key = torch.sigmoid(f.to(work)), torch.sigmoid(-f.to(work))
+        if lower_bound is not None:
+            bound = lower_bound.to(work)
+            up, key = bound + (1 - bound) * up, (1 - bound) * key
+        value = self.input_activation(c).to(work)
+        if self.theta is not None:
+            value = torch.view_as_complex(value.unflatten(-1, (-1, 2)).contiguous())
+            up = torch.polar(up, self.theta.to(work).expand_as(up))
+        start = None if state is None else state.recurrent
+        if x.shape[1] == 1 and start is not None and cu_seqlens is None and not torch.is_grad_enabled():
+            h, final = ops.gated_step((key * value)[:, 0], up[:, 0], state=start)
+            h = h.unsqueeze(1)
+        else:
+            h, final = ops.gated_scan(
+                key * value, up, state=start, cu_seqlens=cu_seqlens, output_final_state=output_state
+            )
+        h = torch.cat((h.real, h.imag), -1) if self.complex else h
+        h, gate = h.to(x.dtype), self.output_activation(g)
+        y = self.norm(h) * gate if self.config.norm_first else self.norm(h * gate)
+        return self.out_proj(y), LayerState(final) if output_state and final is not None else None

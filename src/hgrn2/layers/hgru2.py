@@ -1,0 +1,71 @@
+"""The HGRN2 token mixer: one fused projection, bounded gates, outer-product state, norm, output projection.
+
+    [i, o, f] = x W_in        f_t = γ + (1-γ) σ(f)      S_t = Diag(f_t) S_{t-1} + (1-f_t) ⊗ act_i(i_t)
+    y_t = norm(act_o(o_t) S_t) W_out
+
+arXiv 2404.07904 section 3; options in which published versions differ are in `MixerConfig`.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from hgrn2 import ops
+from hgrn2.layers.config import MixerConfig
+from hgrn2.layers.norm import Norm
+from hgrn2.layers.state import LayerState
+
+
+class HGRU2(nn.Module):
+    """D -> D, state [B,H,n,n] with n the head size and H = D / n; 4 D² weights, whatever n is."""
+
+    def __init__(self, width: int, config: MixerConfig) -> None:
+        super().__init__()
+        self.config, self.width, self.heads = config, width, width // config.head_size
+        self.in_proj = nn.Linear(width, 3 * width, bias=config.bias)
+        self.conv = nn.Parameter(torch.empty(3 * width, config.conv_width)) if config.conv_width else None
+        self.norm = Norm(config.norm, width, config.norm_eps, heads=self.heads)
+        self.out_proj = nn.Linear(width, width, bias=config.bias)
+        self.scale = config.head_size**-0.5 if config.scale_scores else 1.0
+
+    def zeros(self, batch: int, device: torch.device | None = None, dtype: torch.dtype = torch.float32) -> LayerState:
+        """The state before the first token; dtype is float32, or float64 for a float64 model."""
+        n, taps = self.config.head_size, self.config.conv_width - 1
+        conv = torch.zeros(batch, taps, 3 * self.width, device=device, dtype=dtype) if taps > 0 else None
+        return LayerState(torch.zeros(batch, self.heads, n, n, device=device, dtype=dtype), conv)
+
+    def forward(
+        self,
+        x: Tensor,
+        lower_bound: Tensor | None = None,
+        state: LayerState | None = None,
+        *,
+        cu_seqlens: Tensor | None = None,
+        output_state: bool = True,
+    ) -> tuple[Tensor, LayerState | None]:
+        """x [B,T,D], bound γ [D], state of B (or N packed) sequences -> (y [B,T,D], state after the last token)."""
+        projected, conv_state = self._convolve(self.in_proj(x), state, cu_seqlens, output_state)
+        i, o, f = projected.split(self.width, -1)
+        options = {
+            "heads": self.heads,
+            "input_activation": self.config.input_activation,
+            "output_activation": self.config.output_activation,
+            "scale": self.scale,
+        }
+        start = None if state is None else state.recurrent
+        if x.shape[1] == 1 and start is not None and cu_seqlens is None and not torch.is_grad_enabled():
+            y, final = ops.hgru2_step(o[:, 0], f[:, 0], i[:, 0], lower_bound, state=start, **options)
+            y = y.unsqueeze(1)
+        else:
+            y, final = ops.hgru2(
+                o, f, i, lower_bound, state=start, cu_seqlens=cu_seqlens, output_final_state=output_state, **options
+            )
+        y = self.out_proj(self.norm(y))
+        return y, LayerState(final, conv_state) if output_state and final is not None else None
+
+    def _convolve(
+        self, x: Tensor, state: LayerState | None, cu_seqlens: Tensor | None, output_state: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        if self.conv is None:
+            return x, None
+        past = None if state is None else state.conv
+        return ops.causal_conv(x, self.conv, state=past, cu_seqlens=cu_seqlens, output_final_state=output_state)

@@ -1,0 +1,63 @@
+"""All initial weights, with their sources.
+
+normal        every matrix normal(0, std), std 0.02: hgru2-pytorch's language model and flash-linear-attention.
+scaled_normal the same, projections that write to the residual stream divided by sqrt(2 L): GPT-2's rule.
+xavier_small  token mixers Xavier-uniform with gain 2^-2.5, the rest normal: flash-linear-attention until March 2025.
+zero_outputs  projections that write to the residual stream start at zero: xmixers.
+
+Biases start at 0, norm weights at 1, bound parameters at 1 (hgru2, xmixers; any constant gives the same softmax, so
+layer l starts bounded by l/L), HGRN1's phases at 10000^(-2j/D) (hgru-pytorch), convolutions uniform within 1/sqrt(W)
+as PyTorch's own Conv1d.
+"""
+
+import math
+
+import torch
+from torch import nn
+
+from hgrn2.layers.block import Block
+from hgrn2.layers.hgru1 import HGRU1
+from hgrn2.layers.hgru2 import HGRU2
+from hgrn2.layers.norm import Norm
+from hgrn2.models.backbone import Backbone
+from hgrn2.models.config import InitConfig
+
+SMALL_GAIN = 2**-2.5
+
+
+@torch.no_grad()
+def initialise(model: nn.Module, config: InitConfig) -> None:
+    """Give every parameter of a model its starting value, in place; a model made on the meta device works after
+    `to_empty`. Uses PyTorch's global random generator."""
+    for module in model.modules():
+        if isinstance(module, (nn.Linear, nn.Embedding)):
+            nn.init.normal_(module.weight, std=config.std)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, Norm):
+            module.reset_parameters()
+        elif isinstance(module, Backbone) and module.lower_bounds is not None:
+            nn.init.ones_(module.lower_bounds)
+    for module in model.modules():
+        if isinstance(module, (HGRU1, HGRU2)):
+            _mixer(module, config)
+    blocks = [module for module in model.modules() if isinstance(module, Block)]
+    for block in blocks:
+        for writer in (block.mixer.out_proj, block.glu.out_proj):
+            if config.zero_outputs:
+                nn.init.zeros_(writer.weight)
+            elif config.kind == "scaled_normal":
+                writer.weight /= math.sqrt(2 * len(blocks))
+
+
+def _mixer(mixer: HGRU1 | HGRU2, config: InitConfig) -> None:
+    if config.kind == "xavier_small":
+        for rows in mixer.in_proj.weight.split(mixer.width):  # each projection by itself, as if they were not fused
+            nn.init.xavier_uniform_(rows, gain=SMALL_GAIN)
+        nn.init.xavier_uniform_(mixer.out_proj.weight, gain=SMALL_GAIN)
+    if isinstance(mixer, HGRU1) and mixer.theta is not None:
+        channel = torch.arange(mixer.width, dtype=torch.float64, device=mixer.theta.device)
+        mixer.theta.copy_(10000.0 ** (-2 * channel / mixer.width))
+    if isinstance(mixer, HGRU2) and mixer.conv is not None:
+        edge = mixer.config.conv_width**-0.5
+        nn.init.uniform_(mixer.conv, -edge, edge)

@@ -1,0 +1,87 @@
+"""The language model: token embedding, backbone, next-token head."""
+
+import torch
+from torch import Tensor, nn
+
+from hgrn2.errors import UserError
+from hgrn2.layers.state import ModelState
+from hgrn2.models.backbone import Backbone
+from hgrn2.models.config import ModelConfig
+from hgrn2.models.init import initialise
+
+
+class LanguageModel(nn.Module):
+    """Tokens [B,T] -> logits [B,T,V]; carries a constant-size state from call to call.
+
+    Example:
+        >>> import torch, hgrn2
+        >>> config = hgrn2.ModelConfig(vocab_size=65, width=32, layers=2, glu_width=64,
+        ...                            mixer=hgrn2.MixerConfig(head_size=16))
+        >>> model = hgrn2.LanguageModel(config)
+        >>> logits, state = model(torch.zeros(1, 5, dtype=torch.long))
+        >>> tuple(logits.shape), state.nbytes
+        ((1, 5, 65), 4096)
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.vocab_size, config.width)
+        self.dropout = nn.Dropout(config.dropout)
+        self.backbone = Backbone(config)
+        self.head = None if config.tie_embeddings else nn.Linear(config.width, config.vocab_size, bias=False)
+        self.embedding_scale = config.width**0.5 if config.scale_embeddings else 1.0
+        if self.embedding.weight.device.type != "meta":
+            initialise(self, config.init)
+
+    def zeros(self, batch: int) -> ModelState:
+        """The state of `batch` sequences before their first token."""
+        return self.backbone.zeros(batch)
+
+    def hidden(
+        self,
+        tokens: Tensor,
+        state: ModelState | None = None,
+        *,
+        cu_seqlens: Tensor | None = None,
+        output_state: bool = True,
+    ) -> tuple[Tensor, ModelState | None]:
+        """Tokens [B,T] -> (features before the head [B,T,D], state)."""
+        x = self.embedding(tokens)
+        x = x * self.embedding_scale if self.embedding_scale != 1.0 else x
+        return self.backbone(self.dropout(x), state, cu_seqlens=cu_seqlens, output_state=output_state)
+
+    def logits(self, features: Tensor) -> Tensor:
+        """Features [...,D] -> logits [...,V]."""
+        weight = self.embedding.weight if self.head is None else self.head.weight
+        return nn.functional.linear(features, weight)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        state: ModelState | None = None,
+        *,
+        cu_seqlens: Tensor | None = None,
+        output_state: bool = True,
+    ) -> tuple[Tensor, ModelState | None]:
+        """Logits of the next token and the state after the last one.
+
+        Args:
+            tokens: [B,T] integers below vocab_size.
+            state: from an earlier call on the same sequences; None starts afresh.
+            cu_seqlens: offsets [N+1] of packed documents (B = 1): the state is reset at each; states are [N, ...].
+        """
+        features, state = self.hidden(tokens, state, cu_seqlens=cu_seqlens, output_state=output_state)
+        return self.logits(features), state
+
+    def loss(self, tokens: Tensor, targets: Tensor, *, cu_seqlens: Tensor | None = None) -> Tensor:
+        """Mean cross-entropy in nats a token, computed in float32 (float64 for a float64 model)."""
+        logits, _ = self(tokens, cu_seqlens=cu_seqlens, output_state=False)
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        return nn.functional.cross_entropy(logits.flatten(0, -2), targets.flatten())
+
+    def check_tokens(self, tokens: Tensor) -> None:
+        """Refuse ids outside the vocabulary, which the embedding would read out of bounds."""
+        if tokens.numel() and not 0 <= int(tokens.min()) <= int(tokens.max()) < self.config.vocab_size:
+            bad = int(tokens.max()) if int(tokens.max()) >= self.config.vocab_size else int(tokens.min())
+            raise UserError(f"token id {bad} is outside the vocabulary of {self.config.vocab_size}")

@@ -1,0 +1,62 @@
+"""Shared by the tests of the data room: real data where it lies, and small inputs that they make."""
+
+import json
+import lzma
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from hgrn2.data.vocabulary import byte_alphabet
+
+SHARED = Path(os.environ.get("HGRN2_DATA") or Path(__file__).parents[2] / ".." / "shared" / "data")
+
+MERGES = [("h", "e"), ("l", "l"), ("he", "ll"), ("hell", "o"), ("Ġ", "hello")]
+
+
+@pytest.fixture
+def real() -> Callable[[str], Path]:
+    """The path of a file of the real-data bundle; skips where the bundle is not there."""
+
+    def find(name: str) -> Path:
+        if not (SHARED / name).exists():
+            pytest.skip(f"real data {name} is not in ../shared/data (set HGRN2_DATA)")
+        return SHARED / name
+
+    return find
+
+
+@pytest.fixture
+def gpt2_files(tmp_path: Path) -> Callable[..., Path]:
+    """Writes a small GPT-2-style vocabulary (256 bytes, a few merges, <|endoftext|>) and returns its folder."""
+
+    def write(merges: str = "vocab.bpe", vocabulary: str = "encoder.json", compressed: bool = False) -> Path:
+        pytest.importorskip("tokenizers")
+        folder = tmp_path / "vocabulary"
+        folder.mkdir(exist_ok=True)
+        tokens = [*byte_alphabet(), *("".join(pair) for pair in MERGES), "<|endoftext|>"]
+        texts = {
+            merges: "#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in MERGES),
+            vocabulary: json.dumps({token: index for index, token in enumerate(tokens)}),
+        }
+        for name, text in texts.items():
+            if compressed:
+                (folder / f"{name}.xz").write_bytes(lzma.compress(text.encode()))
+            else:
+                (folder / name).write_text(text, encoding="utf-8")
+        return folder
+
+    return write
+
+
+@pytest.fixture
+def write_lines(tmp_path: Path) -> Callable[..., Path]:
+    """Writes texts as JSONL under a name in the test's folder."""
+
+    def write(texts: list[str], name: str = "documents.jsonl", field: str = "text") -> Path:
+        path = tmp_path / name
+        path.write_text("".join(json.dumps({field: text}) + "\n" for text in texts), encoding="utf-8")
+        return path
+
+    return write
