@@ -1,9 +1,6 @@
-"""Tokenizers: round trips, identity, saving, every way to name one, and what they refuse."""
+"""Bytes and characters: round trips, identity, saving, how to name a tokenizer, and what is refused."""
 
 import json
-import lzma
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -82,7 +79,11 @@ def test_half_a_surrogate_pair_is_refused(tokenizer: Tokenizer) -> None:
 @pytest.mark.parametrize("tokenizer", [ByteTokenizer(), CharTokenizer("abcé")])
 def test_saved_tokenizers_come_back(tokenizer: Tokenizer, tmp_path: Path) -> None:
     tokenizer.save(tmp_path / "corpus" / "tokenizer")
-    for spec in (tmp_path / "corpus", tmp_path / "corpus" / "tokenizer", tmp_path / "corpus" / "tokenizer" / SAVED_NAME):
+    for spec in (
+        tmp_path / "corpus",
+        tmp_path / "corpus" / "tokenizer",
+        tmp_path / "corpus" / "tokenizer" / SAVED_NAME,
+    ):
         loaded = load_tokenizer(spec)
         assert type(loaded) is type(tokenizer)
         assert loaded.identity() == tokenizer.identity()
@@ -125,35 +126,3 @@ def test_specs(tmp_path: Path) -> None:
     (tmp_path / "a.model").write_bytes(b"")
     with pytest.raises(UserError, match="SentencePiece"):
         load_tokenizer(tmp_path / "a.model")
-
-
-@pytest.mark.parametrize("names", [("vocab.bpe", "encoder.json"), ("merges.txt", "vocab.json")])
-@pytest.mark.parametrize("prefix", ["", "small-"])
-@pytest.mark.parametrize("compressed", [False, True])
-def test_gpt2_files_under_every_name(
-    gpt2_files: Callable[..., Path], names: tuple[str, str], prefix: str, compressed: bool, tmp_path: Path
-) -> None:
-    folder = gpt2_files(prefix + names[0], prefix + names[1], compressed)
-    for spec in (folder, *folder.iterdir()):
-        tokenizer = load_tokenizer(spec)
-        assert (tokenizer.vocab_size, tokenizer.eot) == (262, 261)
-        assert tokenizer.encode("hello hello").tolist() == [259, 260]
-    tokenizer.save(tmp_path / "saved")
-    assert load_tokenizer(tmp_path / "saved").identity() == tokenizer.identity()
-
-
-@given(text=TEXTS)
-def test_byte_level_gives_every_text_back(shared_bpe: Tokenizer, text: str) -> None:
-    ids = shared_bpe.encode(text)
-    assert shared_bpe.decode(ids) == text
-    assert shared_bpe.bytes_per(ids) == len(text.encode())
-    assert b"".join(shared_bpe.decode_bytes([index]) for index in ids) == text.encode()
-
-
-@pytest.fixture(scope="module")
-def shared_bpe(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    """The small vocabulary, once for all the texts that hypothesis makes."""
-    from tests_data_support import MERGES, byte_alphabet
-
-    pytest.importorskip("tokenizers")
-    return make_bpe(tmp_path_factory.mktemp("bpe"), MERGES, byte_alphabet())

@@ -10,12 +10,12 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-import hgrn2
 from hgrn2.data.manifest import FORMAT, MANIFEST, VERSION, Manifest, Split
 from hgrn2.data.permutation import keys, permute
 from hgrn2.data.shards import SHARD_TOKENS, SplitWriter, item_type
@@ -78,13 +78,21 @@ def prepare(
         manifest = Manifest(
             format=FORMAT,
             version=VERSION,
-            created_by=f"hgrn2 {hgrn2.__version__}",
+            created_by=f"hgrn2 {_version()}",
             tokenizer=tokenizer.identity(),
             dtype=item_type(tokenizer).name,
             splits=splits,
         )
         write_json(folder / MANIFEST, asdict(manifest))
     return _statistics(out, manifest, time.perf_counter() - began)
+
+
+def _version() -> str:
+    """From the installed package: importing `hgrn2` itself from here would tie the data room to all the others."""
+    try:
+        return version("hgrn2")
+    except PackageNotFoundError:
+        return "(not installed)"
 
 
 def _statistics(out: Path, manifest: Manifest, seconds: float) -> dict[str, Any]:

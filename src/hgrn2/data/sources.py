@@ -104,11 +104,15 @@ def _files_of(path: Path) -> list[Path]:
         refuse(not path.is_file(), f"{path} is neither a file nor a folder")
         return [path]
     files = []
-    for folder, folders, names in os.walk(path):
+    for folder, folders, names in os.walk(path, onerror=_unreadable):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         files += [Path(folder) / name for name in sorted(names) if not name.startswith(".")]
     refuse(not files, f"{path} holds no files")
     return [file for file in files if file.is_file()]
+
+
+def _unreadable(error: OSError) -> None:
+    raise UserError(f"{error.filename} may not be read: {error.strerror}")  # os.walk alone would pass over it
 
 
 def _decoded(opened: Opened, file: Path) -> Iterator[str]:

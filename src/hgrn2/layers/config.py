@@ -1,6 +1,7 @@
 """Settings of the layers, as frozen values: no torch here, so that the command line starts quickly."""
 
 from dataclasses import dataclass
+from math import inf
 from typing import Literal
 
 from hgrn2.settings import check_literals, refuse
@@ -40,7 +41,9 @@ class MixerConfig:
     def __post_init__(self) -> None:
         check_literals(self)
         refuse(self.head_size < 1, f"head_size is {self.head_size}; it must be at least 1")
-        refuse(self.norm_eps <= 0, f"norm_eps is {self.norm_eps}; it must be positive")
+        refuse(not 0 < self.norm_eps < inf, f"norm_eps is {self.norm_eps}; it must be positive")
         refuse(self.conv_width < 0 or self.conv_width == 1, f"conv_width is {self.conv_width}; use 0 or at least 2")
         refuse(self.kind != "hgru2" and self.norm == "head_rms", "norm head_rms needs heads, which only hgru2 has")
         refuse(self.kind != "hgru2" and self.conv_width > 0, f"conv_width is offered for hgru2, not for {self.kind}")
+        refuse(self.kind != "hgru2" and self.scale_scores, f"scale_scores is offered for hgru2, not for {self.kind}")
+        refuse(self.kind == "hgru2" and not self.norm_first, "norm_first=false is offered for hgru1, not for hgru2")

@@ -12,10 +12,16 @@ import torch
 from torch import Tensor
 
 from hgrn2.layers.config import BoundKind
+from hgrn2.ops.backend import work_dtype
 
 
 def lower_bounds(raw: Tensor, kind: BoundKind) -> Tensor:
-    """Γ [L,D] -> γ [L,D] in float32, rising from 0 and below 1; a running sum, so nothing cancels."""
-    share = raw.float().softmax(0)
+    """Γ [L,D] -> γ [L,D] in float32 (float64 for float64), rising from 0 and below 1; a running sum: nothing cancels.
+
+    Where one row of Γ outweighs the unused one by more than the dtype resolves, the sum rounds to 1 or above it, and a
+    gate could then grow its state; the largest number below 1 takes its place.
+    """
+    share = raw.to(work_dtype(raw.dtype)).softmax(0)
     used = share[1:] if kind == "inclusive" else share[:-1]
-    return torch.cat((torch.zeros_like(share[:1]), used.cumsum(0)))
+    below_one = 1 - torch.finfo(share.dtype).eps / 2
+    return torch.cat((torch.zeros_like(share[:1]), used.cumsum(0).clamp(max=below_one)))

@@ -25,7 +25,8 @@ class HGRU1(nn.Module):
         super().__init__()
         self.config, self.width, self.complex = config, width, config.kind == "hgru1"
         self.parts = 2 if self.complex else 1
-        self.in_proj = nn.Linear(width, (2 * self.parts + 1) * width, bias=config.bias)
+        self.projections = (self.parts * width, self.parts * width, width)
+        self.in_proj = nn.Linear(width, sum(self.projections), bias=config.bias)
         self.theta = nn.Parameter(torch.empty(width)) if self.complex else None
         self.input_activation = _ACTIVATIONS[config.input_activation]()
         self.output_activation = _ACTIVATIONS[config.output_activation]()
@@ -49,14 +50,13 @@ class HGRU1(nn.Module):
         output_state: bool = True,
     ) -> tuple[Tensor, LayerState | None]:
         """x [B,T,D], bound γ [D], state of B (or N packed) sequences -> (y [B,T,D], state after the last token)."""
-        wide = self.parts * self.width
-        c, g, f = self.in_proj(x).split((wide, wide, self.width), -1)
+        c, g, f = self.in_proj(x).split(self.projections, -1)
         work = torch.float64 if x.dtype == torch.float64 else torch.float32
         up, key = torch.sigmoid(f.to(work)), torch.sigmoid(-f.to(work))
         if lower_bound is not None:
             bound = lower_bound.to(work)
             up, key = bound + (1 - bound) * up, (1 - bound) * key
-        value = self.input_activation(c).to(work)
+        value = self.input_activation(c.to(work))
         if self.theta is not None:
             value = torch.view_as_complex(value.unflatten(-1, (-1, 2)).contiguous())
             up = torch.polar(up, self.theta.to(work).expand_as(up))

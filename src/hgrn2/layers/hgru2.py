@@ -21,7 +21,8 @@ class HGRU2(nn.Module):
     def __init__(self, width: int, config: MixerConfig) -> None:
         super().__init__()
         self.config, self.width, self.heads = config, width, width // config.head_size
-        self.in_proj = nn.Linear(width, 3 * width, bias=config.bias)
+        self.projections = (width, width, width)
+        self.in_proj = nn.Linear(width, sum(self.projections), bias=config.bias)
         self.conv = nn.Parameter(torch.empty(3 * width, config.conv_width)) if config.conv_width else None
         self.norm = Norm(config.norm, width, config.norm_eps, heads=self.heads)
         self.out_proj = nn.Linear(width, width, bias=config.bias)
@@ -44,7 +45,7 @@ class HGRU2(nn.Module):
     ) -> tuple[Tensor, LayerState | None]:
         """x [B,T,D], bound γ [D], state of B (or N packed) sequences -> (y [B,T,D], state after the last token)."""
         projected, conv_state = self._convolve(self.in_proj(x), state, cu_seqlens, output_state)
-        i, o, f = projected.split(self.width, -1)
+        i, o, f = projected.split(self.projections, -1)
         options = {
             "heads": self.heads,
             "input_activation": self.config.input_activation,

@@ -81,9 +81,14 @@ class ModelState:
             raise UserError("the state's tensors do not match this model's layers")
         for name, tensor in wanted.items():
             if named[name].shape[1:] != tensor.shape[1:] or named[name].dtype != tensor.dtype:
-                raise UserError(
-                    f"state tensor {name} is {list(named[name].shape)}, this model needs {list(tensor.shape)}"
-                )
+                raise UserError(f"state tensor {name} is {_kind(named[name])}, this model needs {_kind(tensor)}")
+        if len({named[name].shape[0] for name in wanted}) > 1:
+            raise UserError("the state's tensors disagree about the number of sequences")
         return ModelState(
             tuple(LayerState(named[f"{n}.recurrent"], named.get(f"{n}.conv")) for n in range(len(like.layers)))
         )
+
+
+def _kind(tensor: Tensor) -> str:
+    """Shape without the batch, and dtype."""
+    return f"{str(tensor.dtype).removeprefix('torch.')} [B{''.join(f',{n}' for n in tensor.shape[1:])}]"

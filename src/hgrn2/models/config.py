@@ -5,6 +5,7 @@ A configuration that cannot work is refused when it is made, with one line that 
 """
 
 from dataclasses import dataclass, field
+from math import inf
 from typing import Literal
 
 from hgrn2.layers.config import BoundKind, GLUActivation, MixerConfig, NormKind
@@ -26,7 +27,7 @@ class InitConfig:
 
     def __post_init__(self) -> None:
         check_literals(self)
-        refuse(self.std <= 0, f"init std is {self.std}; it must be positive")
+        refuse(not 0 < self.std < inf, f"init std is {self.std}; it must be positive")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +68,7 @@ class ModelConfig:
             )
         refuse(not 0 <= self.dropout < 1, f"dropout is {self.dropout}; it must be in [0, 1)")
         refuse(self.norm == "head_rms", "norm head_rms is offered inside the mixer only")
-        refuse(self.norm_eps <= 0, f"norm_eps is {self.norm_eps}; it must be positive")
+        refuse(not 0 < self.norm_eps < inf, f"norm_eps is {self.norm_eps}; it must be positive")
 
     @property
     def heads(self) -> int:

@@ -22,6 +22,7 @@ class Choice(NamedTuple):
     why: str
 
 
+@torch.compiler.assume_constant_result  # torch.compile asks once instead of tracing the build of the kernels
 def _native_support(device: torch.device) -> tuple[bool, str]:
     if device.type != "cpu":
         return False, f"native runs on the CPU, the tensors are on {device.type}"
@@ -32,7 +33,7 @@ def _native_support(device: torch.device) -> tuple[bool, str]:
 
 
 def choose(device: torch.device, backend: str = "auto") -> Choice:
-    """Resolve a request. A backend asked for by name that cannot serve is a `UserError`; `auto` falls back and says why."""
+    """Resolve a request: a backend named that cannot serve is a `UserError`; `auto` falls back and says why."""
     if backend == "auto":
         able, why = _native_support(device)
         return Choice("native", why) if able else Choice("chunked", f"plain PyTorch on {device.type}; {why}")
@@ -44,6 +45,11 @@ def choose(device: torch.device, backend: str = "auto") -> Choice:
             raise UserError(f"backend native cannot serve this call: {why}")
         return Choice("native", why)
     return Choice(backend, "asked for by name")
+
+
+def full_precision(device: torch.device) -> torch.autocast:
+    """A context in which autocast leaves matrix products alone: states and sums keep the working dtype."""
+    return torch.autocast(device.type, enabled=False)
 
 
 def work_dtype(dtype: torch.dtype) -> torch.dtype:

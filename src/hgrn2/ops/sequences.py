@@ -4,7 +4,9 @@ A batch [B, T] is N = B sequences of equal length; packed documents (`cu_seqlens
 ones included. `ChunkPlan` cuts them into chunks of C tokens for the chunked form.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -30,6 +32,12 @@ def offsets_of(cu_seqlens: Tensor | None, batch: int, tokens: int) -> Tensor:
     if offsets[0] != 0 or offsets[-1] != batch * tokens or bool((offsets.diff() < 0).any()):
         raise UserError(f"cu_seqlens must rise from 0 to the number of tokens ({batch * tokens})")
     return offsets
+
+
+def documents(cu_seqlens: Tensor, tokens: int, state: Tensor | None) -> Iterator[tuple[slice, Tensor | None]]:
+    """The tokens of each packed document and its initial state, for loops over whole documents."""
+    for n, (a, b) in enumerate(pairwise(offsets_of(cu_seqlens, 1, tokens).tolist())):
+        yield slice(a, b), None if state is None else state[n : n + 1]
 
 
 @dataclass(frozen=True)
@@ -65,7 +73,7 @@ class ChunkPlan:
     def ranks(self) -> list[slice]:
         """The chunks of each rank, as slices of the M axis."""
         ends = torch.tensor((0, *self.active)).cumsum(0).tolist()
-        return [slice(a, b) for a, b in zip(ends, ends[1:], strict=False)]
+        return [slice(a, b) for a, b in pairwise(ends)]
 
 
 def plan_chunks(offsets: Tensor, chunk: int, reverse: bool, device: torch.device) -> ChunkPlan:

@@ -39,13 +39,19 @@ def causal_conv(
     if choice == "native":
         y, final = registration.forward(x, weight, state, cu_seqlens)
         y = y.to(x.dtype)
-    else:  # the definition is already a handful of whole-tensor operations: it is the chunked form too
+    elif choice == "reference":
         y, final = reference.causal_conv(x, weight, state, cu_seqlens)
+    else:  # the definition is already a handful of whole-tensor operations: in the working dtype it is the chunked form
+        work = backends.work_dtype(x.dtype)
+        y, final = reference.causal_conv(x.to(work), weight.to(work), state, cu_seqlens)
+        y = y.to(x.dtype)
     return y, final if output_final_state else None
 
 
 def causal_conv_step(x: Tensor, weight: Tensor, *, state: Tensor) -> tuple[Tensor, Tensor]:
     """One token: x [B,D], state [B,W-1,D] -> (y [B,D], new state); no gradient."""
     with torch.no_grad():
-        window = torch.cat((state.to(x.dtype), x.unsqueeze(1)), 1)
-        return (window * weight.flip(1).T.to(x.dtype)).sum(1), window[:, 1:].to(state.dtype, copy=True)
+        work = backends.work_dtype(x.dtype)
+        window = torch.cat((state.to(work), x.to(work).unsqueeze(1)), 1)
+        y = (window * weight.flip(1).T.to(work)).sum(1)
+        return y.to(x.dtype), window[:, 1:].to(state.dtype, copy=True)

@@ -4,16 +4,15 @@ import torch
 from torch import Tensor
 
 from hgrn2.ops.backend import work_dtype
-from hgrn2.ops.sequences import offsets_of
+from hgrn2.ops.sequences import documents
 
 
 def causal_conv(x: Tensor, weight: Tensor, state: Tensor | None, cu_seqlens: Tensor | None) -> tuple[Tensor, Tensor]:
     """Arguments and results of `hgrn2.ops.causal_conv`."""
     if cu_seqlens is not None:
         pieces = []
-        ends = offsets_of(cu_seqlens, 1, x.shape[1]).tolist()
-        for n, (a, b) in enumerate(zip(ends, ends[1:], strict=False)):
-            pieces.append(causal_conv(x[:, a:b], weight, None if state is None else state[n : n + 1], None))
+        for cut, first in documents(cu_seqlens, x.shape[1], state):
+            pieces.append(causal_conv(x[:, cut], weight, first, None))
         return torch.cat([y for y, _ in pieces], 1), torch.cat([s for _, s in pieces])
     width, tokens = weight.shape[1], x.shape[1]
     past = x.new_zeros(x.shape[0], width - 1, x.shape[2]) if state is None else state.to(x.dtype)

@@ -50,10 +50,11 @@ def gated_outer_step(
 ) -> tuple[Tensor, Tensor]:
     """One token: q, k, log_f [B,H,K], v [B,H,V], state [B,H,K,V] -> (o [B,H,V] in v's dtype, state); no gradient."""
     _check(q[:, None], k[:, None], v[:, None], log_f[:, None], state, None)
-    with torch.no_grad():
+    with torch.no_grad(), backends.full_precision(q.device):
         new = state if inplace else state.clone()
-        new.mul_(log_f.to(new.dtype).exp().unsqueeze(-1)).add_((k.unsqueeze(-1) * v.unsqueeze(-2)).to(new.dtype))
-        return (scale * (q.to(new.dtype).unsqueeze(-2) @ new).squeeze(-2)).to(v.dtype), new
+        query, key, value, log_gate = (x.to(new.dtype) for x in (q, k, v, log_f))
+        new.mul_(log_gate.exp().unsqueeze(-1)).add_(key.unsqueeze(-1) * value.unsqueeze(-2))
+        return (scale * (query.unsqueeze(-2) @ new).squeeze(-2)).to(v.dtype), new
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, log_f: Tensor, state: Tensor | None, cu: Tensor | None) -> None:

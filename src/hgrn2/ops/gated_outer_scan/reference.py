@@ -6,8 +6,8 @@ S_t = Diag(exp(log_f_t)) S_{t-1} + k_t ⊗ v_t        o_t = scale · q_t S_t
 import torch
 from torch import Tensor
 
-from hgrn2.ops.backend import work_dtype
-from hgrn2.ops.sequences import offsets_of
+from hgrn2.ops.backend import full_precision, work_dtype
+from hgrn2.ops.sequences import documents
 
 
 def gated_outer_scan(
@@ -20,10 +20,8 @@ def gated_outer_scan(
         o, final = scan_with_gates(q, k, v, log_f.exp(), start, reverse=reverse, scale=scale)
         return o, final.to(work_dtype(v.dtype))
     pieces = []
-    ends = offsets_of(cu_seqlens, 1, q.shape[1]).tolist()
-    for n, (a, b) in enumerate(zip(ends, ends[1:], strict=False)):
-        first = None if state is None else state[n : n + 1]
-        pieces.append(gated_outer_scan(*(x[:, a:b] for x in (q, k, v, log_f)), first, None, reverse, scale))
+    for cut, first in documents(cu_seqlens, q.shape[1], state):
+        pieces.append(gated_outer_scan(q[:, cut], k[:, cut], v[:, cut], log_f[:, cut], first, None, reverse, scale))
     return torch.cat([o for o, _ in pieces], 1), torch.cat([s for _, s in pieces])
 
 
@@ -34,7 +32,8 @@ def scan_with_gates(
     batch, tokens, heads, width = q.shape
     s = v.new_zeros(batch, heads, width, v.shape[-1]) if state is None else state
     o: list[Tensor] = [v] * tokens
-    for t in reversed(range(tokens)) if reverse else range(tokens):
-        s = f[:, t].unsqueeze(-1) * s + k[:, t].unsqueeze(-1) * v[:, t].unsqueeze(-2)
-        o[t] = scale * (q[:, t].unsqueeze(-2) @ s).squeeze(-2)
+    with full_precision(v.device):
+        for t in reversed(range(tokens)) if reverse else range(tokens):
+            s = f[:, t].unsqueeze(-1) * s + k[:, t].unsqueeze(-1) * v[:, t].unsqueeze(-2)
+            o[t] = scale * (q[:, t].unsqueeze(-2) @ s).squeeze(-2)
     return (torch.stack(o, 1) if tokens else torch.zeros_like(v)), s

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from hgrn2.ops.backend import work_dtype
+from hgrn2.ops.backend import full_precision, work_dtype
 from hgrn2.ops.gated_outer_scan import chunked
 from hgrn2.ops.sequences import offsets_of, plan_chunks
 
@@ -16,17 +16,18 @@ def forward(
     """(o, final state); arguments as in `hgrn2.ops.gated_outer_scan`, every option resolved."""
     work, heads = work_dtype(v.dtype), q.shape[2]
     offsets = offsets_of(cu_seqlens, q.shape[0], q.shape[1])
-    flat = [x.to(work).flatten(0, 1) for x in (q, k, v, log_f)]
+    xq, xk, xv, xf = (x.to(work).flatten(0, 1) for x in (q, k, v, log_f))
     if backend == "native":
         from hgrn2.ops.native import outer
 
         start = None if state is None else state.to(work).contiguous()
-        rows = [x.flatten(1).contiguous() for x in flat]
-        o, final = outer.scan_forward(*rows, start, offsets, heads=heads, reverse=reverse, scale=scale)
+        xq, xk, xv, xf = (x.flatten(1).contiguous() for x in (xq, xk, xv, xf))
+        o, final = outer.scan_forward(xq, xk, xv, xf, start, offsets, heads=heads, reverse=reverse, scale=scale)
     else:
         plan = plan_chunks(offsets, chunked.CHUNK, reverse, q.device)
         start = _start(state, q, v, offsets, work)
-        o, final = chunked.forward(plan, scale * flat[0], *flat[1:], start, one_product=False)
+        with full_precision(q.device):
+            o, final = chunked.forward(plan, scale * xq, xk, xv, xf, start, one_product=False)
     return o.reshape(v.shape).to(v.dtype), final
 
 
@@ -50,18 +51,19 @@ def backward(
     """Gradients of q, k, v, log_f and the initial state."""
     work, heads = work_dtype(v.dtype), q.shape[2]
     offsets = offsets_of(cu_seqlens, q.shape[0], q.shape[1])
-    flat = [x.to(work).flatten(0, 1) for x in (q, k, v, log_f)]
-    do, ds = grad_o.to(work).flatten(0, 1), grad_state.to(work).contiguous()
+    xq, xk, xv, xf, do = (x.to(work).flatten(0, 1) for x in (q, k, v, log_f, grad_o))
+    ds = grad_state.to(work).contiguous()
     if backend == "native":
         from hgrn2.ops.native import outer
 
         start = None if state is None else state.to(work).contiguous()
-        rows = [x.flatten(1).contiguous() for x in (*flat, do)]
-        grads = outer.scan_backward(*rows[:4], start, rows[4], ds, offsets, heads=heads, reverse=reverse, scale=scale)
+        xq, xk, xv, xf, do = (x.flatten(1).contiguous() for x in (xq, xk, xv, xf, do))
+        grads = outer.scan_backward(xq, xk, xv, xf, start, do, ds, offsets, heads=heads, reverse=reverse, scale=scale)
     else:
         plan = plan_chunks(offsets, chunked.CHUNK, reverse, q.device)
         start = _start(state, q, v, offsets, work)
-        grads = chunked.backward(plan, scale * flat[0], *flat[1:], start, do, ds, one_product=False)
+        with full_precision(q.device):
+            grads = chunked.backward(plan, scale * xq, xk, xv, xf, start, do, ds, one_product=False)
         grads = (scale * grads[0], *grads[1:])
     dq, dk, dv, dl = (g.reshape(x.shape).to(x.dtype) for g, x in zip(grads, (q, k, v, log_f), strict=False))
     return dq, dk, dv, dl, grads[4] if state is None else grads[4].to(state.dtype)

@@ -1,10 +1,10 @@
-"""The definition: h_t = f_t h_{t-1} + x_t in a loop over tokens, in the dtype it is given, differentiated by autograd."""
+"""The definition: h_t = f_t h_{t-1} + x_t, a loop over tokens in the dtype it is given, differentiated by autograd."""
 
 import torch
 from torch import Tensor
 
 from hgrn2.ops.backend import work_dtype
-from hgrn2.ops.sequences import offsets_of
+from hgrn2.ops.sequences import documents
 
 
 def gated_scan(
@@ -13,9 +13,8 @@ def gated_scan(
     """Arguments and results of `hgrn2.ops.gated_scan`."""
     if cu_seqlens is not None:
         pieces = []
-        ends = offsets_of(cu_seqlens, 1, x.shape[1]).tolist()
-        for n, (a, b) in enumerate(zip(ends, ends[1:], strict=False)):
-            pieces.append(gated_scan(x[:, a:b], f[:, a:b], None if state is None else state[n : n + 1], None, reverse))
+        for cut, first in documents(cu_seqlens, x.shape[1], state):
+            pieces.append(gated_scan(x[:, cut], f[:, cut], first, None, reverse))
         return torch.cat([h for h, _ in pieces], 1), torch.cat([s for _, s in pieces])
     tokens = x.shape[1]
     s = x.new_zeros(x.shape[0], x.shape[2]) if state is None else state.to(x.dtype)

@@ -93,7 +93,7 @@ def hgru2_step(
     _check(q[:, None], f[:, None], i[:, None], lower_bound, heads, rows, None)
     names = (activations.name_of(input_activation), activations.name_of(output_activation))
     choice = backends.choose(q.device, backend).backend
-    with torch.no_grad():
+    with torch.no_grad(), backends.full_precision(q.device):
         if choice == "native" and rows.dtype == backends.work_dtype(i.dtype) and rows.is_contiguous():
             o = registration.native_step(q, f, i, lower_bound, rows, heads, *names, scale)
         else:

@@ -36,7 +36,7 @@ def gates(x: Tensor, bound: Tensor | None) -> Gates:
 
 
 def one_product(bound: Tensor | None) -> bool:
-    """Whether the bound allows one product a chunk. On an accelerator the answer would cost a host sync: halving then."""
+    """Whether the bound allows one product a chunk; an accelerator takes halving, the answer would cost a host sync."""
     return bound is not None and bound.device.type == "cpu" and bool((bound >= ONE_PRODUCT_BOUND).all())
 
 

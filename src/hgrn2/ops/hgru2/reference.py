@@ -7,19 +7,20 @@ from torch.nn.functional import logsigmoid
 from hgrn2.ops.activations import activate
 from hgrn2.ops.backend import work_dtype
 from hgrn2.ops.gated_outer_scan import reference as outer
-from hgrn2.ops.sequences import offsets_of
+from hgrn2.ops.sequences import documents
 
 
 def gates(f: Tensor, lower_bound: Tensor | None) -> tuple[Tensor, Tensor]:
     """Forget gate γ + (1-γ)σ(x) and its complement (1-γ)σ(-x), the tied key.
 
-    σ is written exp(log σ): autograd then gives σ(x)σ(-x), where its y(1-y) for `sigmoid` is 0 from |x| = 37 on.
+    Both are written so that autograd does not cancel. σ as exp(log σ) gives the slope σ(x)σ(-x), where y(1-y), that of
+    `sigmoid`, is 0 from |x| = 37 on; the gate as σ(x) + γσ(-x) gives σ(-x) for γ, not 1 - σ(x).
     """
     up, down = logsigmoid(f).exp(), logsigmoid(-f).exp()
     if lower_bound is None:
         return up, down
     bound = lower_bound.to(f.dtype)
-    return bound + (1 - bound) * up, (1 - bound) * down
+    return up + bound * down, (1 - bound) * down
 
 
 def hgru2(
@@ -29,13 +30,9 @@ def hgru2(
     """Arguments and results of `hgrn2.ops.hgru2`; computes in the dtype of i (float64 truth for float64 inputs)."""
     if cu_seqlens is not None:
         pieces = []
-        ends = offsets_of(cu_seqlens, 1, q.shape[1]).tolist()
-        for n, (a, b) in enumerate(zip(ends, ends[1:], strict=False)):
-            first = None if state is None else state[n : n + 1]
-            cut = (x[:, a:b] for x in (q, f, i))
-            pieces.append(
-                hgru2(*cut, lower_bound, first, None, heads, reverse, input_activation, output_activation, scale)
-            )
+        options = (heads, reverse, input_activation, output_activation, scale)
+        for cut, first in documents(cu_seqlens, q.shape[1], state):
+            pieces.append(hgru2(q[:, cut], f[:, cut], i[:, cut], lower_bound, first, None, *options))
         return torch.cat([o for o, _ in pieces], 1), torch.cat([s for _, s in pieces])
     forget, key = gates(f, lower_bound)
     split = (-1, q.shape[2] // heads)

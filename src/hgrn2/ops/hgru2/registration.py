@@ -7,7 +7,7 @@ wants, so it registers no casts: it works in float32 inside and returns o in i's
 import torch
 from torch import Tensor
 
-from hgrn2.ops.backend import work_dtype
+from hgrn2.ops.backend import full_precision, work_dtype
 from hgrn2.ops.gated_outer_scan.chunked import CHUNK
 from hgrn2.ops.hgru2 import chunked
 from hgrn2.ops.sequences import offsets_of, plan_chunks
@@ -26,21 +26,22 @@ def forward(
         from hgrn2.ops.native import outer
         from hgrn2.ops.native.call import rows
 
-        flat = [rows(x.flatten(0, 1), work) for x in (q, f, i)]
+        xq, xf, xi = (rows(x.flatten(0, 1), work) for x in (q, f, i))
         bound, start = (None if x is None else x.to(work).contiguous() for x in (lower_bound, state))
-        o, final = outer.hgru2_forward(*flat, bound, start, offsets, heads=heads, reverse=reverse, **options)
+        o, final = outer.hgru2_forward(xq, xf, xi, bound, start, offsets, heads=heads, reverse=reverse, **options)
     else:
-        plan, flat, bound, start = _chunk_arguments(q, f, i, lower_bound, state, offsets, heads, reverse, work)
-        o, final = chunked.forward(plan, *flat, bound, start, **options)
+        arguments = _chunk_arguments(q, f, i, lower_bound, state, offsets, heads, reverse, work)
+        with full_precision(q.device):
+            o, final = chunked.forward(*arguments, **options)
     return o.reshape(i.shape).to(i.dtype), final
 
 
 def _chunk_arguments(q, f, i, lower_bound, state, offsets, heads, reverse, work):  # type: ignore[no-untyped-def]
     plan = plan_chunks(offsets, CHUNK, reverse, q.device)
-    flat = [x.to(work).flatten(0, 1).unflatten(-1, (heads, -1)) for x in (q, f, i)]
+    xq, xf, xi = (x.to(work).flatten(0, 1).unflatten(-1, (heads, x.shape[2] // heads)) for x in (q, f, i))
     bound = None if lower_bound is None else lower_bound.to(work).unflatten(0, (heads, -1))
     shape = (offsets.numel() - 1, heads, q.shape[2] // heads, i.shape[2] // heads)
-    return plan, flat, bound, flat[0].new_zeros(shape) if state is None else state.to(work)
+    return plan, xq, xf, xi, bound, xq.new_zeros(shape) if state is None else state.to(work)
 
 
 @forward.register_fake
@@ -64,24 +65,20 @@ def backward(
         from hgrn2.ops.native import outer
         from hgrn2.ops.native.call import rows
 
-        flat = [rows(x.flatten(0, 1), work) for x in (q, f, i)]
+        xq, xf, xi = (rows(x.flatten(0, 1), work) for x in (q, f, i))
         bound, start = (None if x is None else x.to(work).contiguous() for x in (lower_bound, state))
         do, ds = grad_o.to(work).flatten(0, 1).contiguous(), grad_state.to(work).contiguous()
-        grads = outer.hgru2_backward(*flat, bound, start, do, ds, offsets, heads=heads, reverse=reverse, **options)
+        grads = outer.hgru2_backward(xq, xf, xi, bound, start, do, ds, offsets, heads=heads, reverse=reverse, **options)
     else:
-        plan, flat, bound, start = _chunk_arguments(q, f, i, lower_bound, state, offsets, heads, reverse, work)
-        do = grad_o.to(work).flatten(0, 1).unflatten(-1, (heads, -1))
-        grads = chunked.backward(plan, *flat, bound, start, do, grad_state.to(work), **options)
+        arguments = _chunk_arguments(q, f, i, lower_bound, state, offsets, heads, reverse, work)
+        do = grad_o.to(work).flatten(0, 1).unflatten(-1, (heads, i.shape[2] // heads))
+        with full_precision(q.device):
+            grads = chunked.backward(*arguments, do, grad_state.to(work), **options)
     dq, df, di, d_bound, d_state = grads
+    dq, df, di = (g.reshape(x.shape).to(x.dtype) for g, x in ((dq, q), (df, f), (di, i)))
     d_bound = i.new_empty(0) if lower_bound is None or d_bound is None else d_bound.flatten().to(lower_bound.dtype)
     d_state = d_state if state is None else d_state.to(state.dtype)
-    return (
-        dq.reshape(q.shape).to(q.dtype),
-        df.reshape(f.shape).to(f.dtype),
-        di.reshape(i.shape).to(i.dtype),
-        d_bound,
-        d_state,
-    )
+    return dq, df, di, d_bound, d_state
 
 
 @backward.register_fake

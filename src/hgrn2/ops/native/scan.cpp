@@ -144,51 +144,66 @@ void forward_one(const Problem& p, const Inputs<T>& in, int64_t doc, int64_t hea
     for (int64_t c = 0; c < p.K; ++c) std::memcpy(finish + c * p.V, S + c * VP, p.V * sizeof(T));
 }
 
-// Advance the transposed state [V][KP] over n tokens; with `keep`, write every token's state to its own slot.
-template <class T> void advance(const Rows<T>& r, int64_t V, int64_t n, const T* from, T* to, bool keep) {
+// The backward keeps states transposed, [VR][KP] with VR the values rounded up to whole groups of ROWS, so that q, k, f
+// and their gradients run along the vectors. It works on blocks of ROWS values by NK vectors of keys, over a stretch of
+// tokens: the block's state and its gradient then live in registers, and what is kept of them in the first cache level.
+constexpr int ROWS = 4;
+
+template <class T> struct StretchGradients { T *q, *k, *f, *v; };  // [n][KP] three times, [n][VR/ROWS] vectors; summed into
+
+// Advance a block's state over n tokens; `kept`, if any, receives the state before every token.
+template <class T, int NK>
+void advance(const Rows<T>& r, int64_t e0, int64_t c0, int64_t n, T* point, T* kept) {
   const int W = LANES<T>;
+  Vec<T> S[ROWS][NK];
+  for (int e = 0; e < ROWS; ++e)
+    for (int j = 0; j < NK; ++j) S[e][j] = load<T>(point + (e0 + e) * r.KP + c0 + j * W);
   for (int64_t t = 0; t < n; ++t) {
-    T* next = keep ? to + t * V * r.KP : to;
-    const T *f = r.f.at + t * r.KP, *k = r.k.at + t * r.KP, *v = r.v.at + t * r.VP;
-    for (int64_t c = 0; c < r.KP; c += W) {
-      Vec<T> gate = load<T>(f + c), key = load<T>(k + c);
-      for (int64_t e = 0; e < V; ++e)
-        store<T>(next + e * r.KP + c, load<T>(from + e * r.KP + c) * gate + key * v[e]);
-    }
-    from = next;
+    const T *f = r.f.at + t * r.KP + c0, *k = r.k.at + t * r.KP + c0, *v = r.v.at + t * r.VP + e0;
+    Vec<T> gate[NK], key[NK];
+    for (int j = 0; j < NK; ++j) gate[j] = load<T>(f + j * W), key[j] = load<T>(k + j * W);
+    if (kept)
+      for (int e = 0; e < ROWS; ++e)
+        for (int j = 0; j < NK; ++j) store<T>(kept + ((t * ROWS + e) * NK + j) * W, S[e][j]);
+    for (int e = 0; e < ROWS; ++e)
+      for (int j = 0; j < NK; ++j) S[e][j] = S[e][j] * gate[j] + key[j] * v[e];
   }
+  if (!kept)
+    for (int e = 0; e < ROWS; ++e)
+      for (int j = 0; j < NK; ++j) store<T>(point + (e0 + e) * r.KP + c0 + j * W, S[e][j]);
 }
 
-template <class T> struct TokenGradient { T *q, *k, *f, *v; };  // q, k, f: KP values; v: V values, summed into
-
-// One token, NK vectors of the key axis: G is read and written once and feeds all four gradients.
+// The same block from the last token to the first; each G feeds all four gradients. `q` receives S_{t-1} do, which
+// chain() completes: S_t do = f * (S_{t-1} do) + k (v . do). `v` receives half-folded sums of G^T k.
 template <class T, int NK>
-void backward_block(T* G, const T* now, const T* before, int64_t ld, const T* q, const T* k, const T* f, const T* v,
-                    const T* grad_o, int64_t V, int64_t c0, TokenGradient<T> g) {
+void backward_block(const Rows<T>& r, int64_t VR, int64_t e0, int64_t c0, int64_t n, const T* grad_o, const T* kept, T* G,
+                    const StretchGradients<T>& g) {
   const int W = LANES<T>;
-  Vec<T> dq[NK], dk[NK], df[NK], qv[NK], kv[NK], fv[NK];
-  for (int j = 0; j < NK; ++j) {
-    dq[j] = dk[j] = df[j] = Vec<T>{};
-    qv[j] = load<T>(q + c0 + j * W), kv[j] = load<T>(k + c0 + j * W), fv[j] = load<T>(f + c0 + j * W);
-  }
-  for (int64_t e = 0; e < V; ++e) {
-    Vec<T> dv{};
+  Vec<T> x[ROWS][NK];
+  for (int e = 0; e < ROWS; ++e)
+    for (int j = 0; j < NK; ++j) x[e][j] = load<T>(G + (e0 + e) * r.KP + c0 + j * W);
+  for (int64_t t = n - 1; t >= 0; --t) {
+    const int64_t row = t * r.KP + c0;
+    const T *v = r.v.at + t * r.VP + e0, *go = grad_o + t * r.VP + e0, *S = kept + t * ROWS * NK * W;
+    Vec<T> dv[ROWS] = {};
     for (int j = 0; j < NK; ++j) {
-      const int64_t at = e * ld + c0 + j * W;
-      Vec<T> x = load<T>(G + at) + qv[j] * grad_o[e];
-      dq[j] += load<T>(now + at) * grad_o[e];
-      dk[j] += x * v[e];
-      df[j] += x * load<T>(before + at);
-      dv += x * kv[j];
-      store<T>(G + at, x * fv[j]);
+      const Vec<T> q = load<T>(r.q.at + row + j * W), k = load<T>(r.k.at + row + j * W), f = load<T>(r.f.at + row + j * W);
+      Vec<T> dq = load<T>(g.q + row + j * W), dk = load<T>(g.k + row + j * W), df = load<T>(g.f + row + j * W);
+      for (int e = 0; e < ROWS; ++e) {
+        const Vec<T> s = load<T>(S + (e * NK + j) * W), y = x[e][j] + q * go[e];
+        dq += s * go[e];
+        df += s * y;
+        dk += y * v[e];
+        dv[e] += y * k;
+        x[e][j] = y * f;
+      }
+      store<T>(g.q + row + j * W, dq), store<T>(g.k + row + j * W, dk), store<T>(g.f + row + j * W, df);
     }
-    g.v[e] += sum<T>(dv);
+    T* sums = g.v + (t * VR + e0) / ROWS * W;
+    store<T>(sums, load<T>(sums) + fold(fold(dv[0], dv[1]), fold(dv[2], dv[3])));
   }
-  for (int j = 0; j < NK; ++j) {
-    store<T>(g.q + c0 + j * W, dq[j]);
-    store<T>(g.k + c0 + j * W, dk[j]);
-    store<T>(g.f + c0 + j * W, df[j]);
-  }
+  for (int e = 0; e < ROWS; ++e)
+    for (int j = 0; j < NK; ++j) store<T>(G + (e0 + e) * r.KP + c0 + j * W, x[e][j]);
 }
 
 template <class T> struct Gradients { T *q, *f, *k, *v, *bound, *state; };  // bound: [docs, H*K] partial sums
@@ -196,12 +211,27 @@ template <class T> struct Gradients { T *q, *f, *k, *v, *bound, *state; };  // b
 // From gradients of (q, k, gate, v) to gradients of what the caller passed; rows of the outputs are contiguous.
 template <class T>
 void chain(const Problem& p, const Inputs<T>& in, const Gradients<T>& out, int64_t doc, int64_t head, int64_t token,
-           const Rows<T>& r, int64_t t, TokenGradient<T> g) {
+           const Rows<T>& r, int64_t VR, int64_t t, const T* grad_o, const StretchGradients<T>& g) {
   const int W = LANES<T>;
+  Vec<T> products{};
+  for (int64_t e = 0; e < p.V; e += W) {
+    const int part = std::min<int64_t>(W, p.V - e);
+    T dv[LANES<T>] = {};
+    for (int64_t group = 0; group < part; group += ROWS) {
+      const Vec<T> sums = fold_rest(load<T>(g.v + (t * VR + e + group) / ROWS * W));
+      std::memcpy(dv + group, &sums, ROWS * sizeof(T));
+    }
+    Vec<T> xv = load_part<T>(in.v + token * p.stride_v + head * p.V + e, part);
+    products += load<T>(r.v.at + t * r.VP + e) * load<T>(grad_o + t * r.VP + e);
+    store_part<T>(out.v + (token * p.heads + head) * p.V + e,
+                  load<T>(dv) * activate_slope<T>(xv, p.mode == 1 ? p.input_activation : 0), part);
+  }
+  const T value_grad = sum<T>(products);  // v . do
   for (int64_t c = 0; c < p.K; c += W) {
     const int part = std::min<int64_t>(W, p.K - c);
-    const int64_t channel = head * p.K + c, row = token * p.heads * p.K + channel;
-    Vec<T> dq = load<T>(g.q + c) * T(p.scale), dk = load<T>(g.k + c), df = load<T>(g.f + c), gate = load<T>(r.f.at + t * r.KP + c);
+    const int64_t channel = head * p.K + c, row = token * p.heads * p.K + channel, at = t * r.KP + c;
+    Vec<T> gate = load<T>(r.f.at + at), dk = load<T>(g.k + at), df = load<T>(g.f + at);
+    Vec<T> dq = (load<T>(g.q + at) * gate + load<T>(r.k.at + at) * value_grad) * T(p.scale);
     if (p.mode == 0) {
       store_part<T>(out.q + row, dq, part);
       store_part<T>(out.k + row, dk, part);
@@ -219,23 +249,24 @@ void chain(const Problem& p, const Inputs<T>& in, const Gradients<T>& out, int64
       store_part<T>(sums, load_part<T>(sums, part) + down * both, part);
     }
   }
-  for (int64_t e = 0; e < p.V; e += W) {
-    const int part = std::min<int64_t>(W, p.V - e);
-    Vec<T> xv = load_part<T>(in.v + token * p.stride_v + head * p.V + e, part);
-    store_part<T>(out.v + (token * p.heads + head) * p.V + e,
-                  load<T>(g.v + e) * activate_slope<T>(xv, p.mode == 1 ? p.input_activation : 0), part);
-  }
+}
+
+// Tokens between checkpoints: few, so that a stretch stays in cache, unless that would keep more than 8 MiB of them.
+template <class T> int64_t stretch_of(int64_t tokens, int64_t tile) {
+  const int64_t few = sizeof(T) == 4 ? 16 : 8;
+  if (tokens / few * tile * int64_t(sizeof(T)) <= (8 << 20)) return few;
+  return std::max(few, round_up(int64_t(std::sqrt(double(tokens))), few));
 }
 
 template <class T>
 void backward_one(const Problem& p, const Inputs<T>& in, int64_t doc, int64_t head, Span span, const T* grad_o,
                   const T* grad_state, const Gradients<T>& out) {
   const int W = LANES<T>;
-  const int64_t KP = round_up(p.K, W), VP = round_up(p.V, W), T_ = span.size(), tile = p.V * KP;
-  const int64_t stretch = std::max<int64_t>(16, round_up(int64_t(std::sqrt(double(T_))), 16));
-  const int64_t count = (T_ + stretch - 1) / stretch;
+  const int64_t KP = round_up(p.K, W), VP = round_up(p.V, W), VR = round_up(p.V, ROWS), tile = VR * KP;
+  const int64_t tokens = span.size(), stretch = stretch_of<T>(tokens, tile), count = (tokens + stretch - 1) / stretch;
   Rows<T> rows(stretch, KP, VP);
-  Buffer<T> points((count + 1) * tile), states(stretch * tile), G(tile), work(3 * KP + VP), go(VP);
+  Buffer<T> points((count + 1) * tile), kept(stretch * ROWS * 2 * W), G(tile), go(stretch * VP);
+  Buffer<T> work(stretch * (3 * KP + VR / ROWS * W));
   const int64_t base = (doc * p.heads + head) * p.K * p.V;
   for (int64_t c = 0; c < p.K; ++c)
     for (int64_t e = 0; e < p.V; ++e) {
@@ -243,27 +274,31 @@ void backward_one(const Problem& p, const Inputs<T>& in, int64_t doc, int64_t he
       G.at[e * KP + c] = grad_state ? grad_state[base + c * p.V + e] : T(0);
     }
   for (int64_t i = 0; i + 1 < count; ++i) {
+    T* point = points.at + (i + 1) * tile;
     prepare<T>(p, in, span, head, i * stretch, stretch, rows);
-    std::memcpy(points.at + (i + 1) * tile, points.at + i * tile, tile * sizeof(T));
-    advance<T>(rows, p.V, stretch, points.at + (i + 1) * tile, points.at + (i + 1) * tile, false);
+    std::memcpy(point, points.at + i * tile, tile * sizeof(T));
+    for (int64_t e = 0; e < VR; e += ROWS)
+      for (int64_t c = 0; c < KP; c += W) advance<T, 1>(rows, e, c, stretch, point, nullptr);
   }
-  TokenGradient<T> g{work.at, work.at + KP, work.at + 2 * KP, work.at + 3 * KP};
+  StretchGradients<T> g{work.at, work.at + stretch * KP, work.at + 2 * stretch * KP, work.at + 3 * stretch * KP};
   for (int64_t i = count - 1; i >= 0; --i) {
-    const int64_t first = i * stretch, n = std::min(stretch, T_ - first);
+    const int64_t first = i * stretch, n = std::min(stretch, tokens - first);
     prepare<T>(p, in, span, head, first, n, rows);
-    advance<T>(rows, p.V, n, points.at + i * tile, states.at, true);
-    for (int64_t t = n - 1; t >= 0; --t) {
-      const int64_t token = span.token(first + t);
-      std::memcpy(go.at, grad_o + (token * p.heads + head) * p.V, p.V * sizeof(T));
-      std::memset(g.v, 0, VP * sizeof(T));
-      const T *now = states.at + t * tile, *before = t ? now - tile : points.at + i * tile;
-      const T *q = rows.q.at + t * KP, *k = rows.k.at + t * KP, *f = rows.f.at + t * KP, *v = rows.v.at + t * VP;
+    std::memset(work.at, 0, stretch * (3 * KP + VR / ROWS * W) * sizeof(T));
+    for (int64_t t = 0; t < n; ++t)
+      std::memcpy(go.at + t * VP, grad_o + (span.token(first + t) * p.heads + head) * p.V, p.V * sizeof(T));
+    for (int64_t e = 0; e < VR; e += ROWS) {
       int64_t c = 0;
-      for (; c + 4 * W <= KP; c += 4 * W) backward_block<T, 4>(G.at, now, before, KP, q, k, f, v, go.at, p.V, c, g);
-      for (; c + 2 * W <= KP; c += 2 * W) backward_block<T, 2>(G.at, now, before, KP, q, k, f, v, go.at, p.V, c, g);
-      for (; c < KP; c += W) backward_block<T, 1>(G.at, now, before, KP, q, k, f, v, go.at, p.V, c, g);
-      chain<T>(p, in, out, doc, head, token, rows, t, g);
+      for (; c + 2 * W <= KP; c += 2 * W) {
+        advance<T, 2>(rows, e, c, n, points.at + i * tile, kept.at);
+        backward_block<T, 2>(rows, VR, e, c, n, go.at, kept.at, G.at, g);
+      }
+      for (; c < KP; c += W) {
+        advance<T, 1>(rows, e, c, n, points.at + i * tile, kept.at);
+        backward_block<T, 1>(rows, VR, e, c, n, go.at, kept.at, G.at, g);
+      }
     }
+    for (int64_t t = 0; t < n; ++t) chain<T>(p, in, out, doc, head, span.token(first + t), rows, VR, t, go.at, g);
   }
   if (out.state)
     for (int64_t c = 0; c < p.K; ++c)

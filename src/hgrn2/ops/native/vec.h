@@ -20,13 +20,31 @@ template <class T> constexpr int LANES = 64 / sizeof(T);
 template <class T> inline Vec<T> load(const T* p) { Vec<T> x; std::memcpy(&x, p, 64); return x; }
 template <class T> inline void store(T* p, Vec<T> x) { std::memcpy(p, &x, 64); }
 template <class T> inline Vec<T> splat(T x) { return Vec<T>{} + x; }
-template <class T> inline T sum(Vec<T> x) {
-  T part[LANES<T>];
-  std::memcpy(part, &x, 64);
-  for (int w = LANES<T> / 2; w > 0; w /= 2)
-    for (int j = 0; j < w; ++j) part[j] += part[j + w];
-  return part[0];
+
+// fold(x, y): sums of neighbours, those of x in the lower half and those of y in the upper half.
+#if defined(__clang__) || __GNUC__ >= 12
+inline vec_f32 fold(vec_f32 x, vec_f32 y) {
+  return __builtin_shufflevector(x, y, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30) +
+         __builtin_shufflevector(x, y, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
 }
+inline vec_f64 fold(vec_f64 x, vec_f64 y) {
+  return __builtin_shufflevector(x, y, 0, 2, 4, 6, 8, 10, 12, 14) + __builtin_shufflevector(x, y, 1, 3, 5, 7, 9, 11, 13, 15);
+}
+#else
+typedef int64_t vec_i64 __attribute__((vector_size(64)));
+inline vec_f32 fold(vec_f32 x, vec_f32 y) {
+  const vec_i32 even = {0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30};
+  return __builtin_shuffle(x, y, even) + __builtin_shuffle(x, y, even + 1);
+}
+inline vec_f64 fold(vec_f64 x, vec_f64 y) {
+  const vec_i64 even = {0, 2, 4, 6, 8, 10, 12, 14};
+  return __builtin_shuffle(x, y, even) + __builtin_shuffle(x, y, even + 1);
+}
+#endif
+// What two folds of four vectors leave, summed up: lanes 0 to 3 hold the four sums.
+inline vec_f32 fold_rest(vec_f32 x) { x = fold(x, x); return fold(x, x); }
+inline vec_f64 fold_rest(vec_f64 x) { return fold(x, x); }
+template <class T> inline T sum(Vec<T> x) { return fold_rest(fold(fold(x, x), fold(x, x)))[0]; }
 
 // exp(x) for x <= 0, relative error below 2e-7 in float32: exp(x) = 2^n exp(r), |r| <= ln2/2, Taylor to r^7.
 inline vec_f32 exp_nonpositive(vec_f32 x) {

@@ -1,0 +1,253 @@
+"""Models on disk: folders with settings and weights, found also inside run folders. No pickle anywhere.
+
+    model folder       config.json        {"format": 1, "kind": "language", "model": {fields of ModelConfig}}
+                       model.safetensors  every parameter under its name in the module
+                       tokenizer/         what Tokenizer.save wrote, where a tokenizer belongs to it
+    checkpoint folder  the same without tokenizer/, with the trainer's files and manifest.json: bytes and sha256 of each
+    run folder         checkpoints/step-N/ and one tokenizer/ for all of them
+"""
+
+import contextlib
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from hgrn2.errors import UserError
+from hgrn2.files import atomic_path, read_json, sha256, write_json
+from hgrn2.models.config import ModelConfig
+from hgrn2.models.language import LanguageModel
+from hgrn2.settings import from_dict, refuse, to_dict
+
+FORMAT = 1
+KIND = "language"
+CONFIG, WEIGHTS, MANIFEST, CHECKPOINTS, TOKENIZER = (
+    "config.json", "model.safetensors", "manifest.json", "checkpoints", "tokenizer",
+)  # fmt: skip
+CONFIG_LIMIT = 1 << 20  # bytes; a real one has about a thousand
+_STEP = re.compile(r"step-(\d+)")
+_FLOATS = ("F64", "F32", "F16", "BF16")
+
+Warn = Callable[[str], None]
+
+
+class Saveable(Protocol):
+    """What is asked of a tokenizer here; models know nothing else of data."""
+
+    def save(self, folder: Path) -> None: ...
+
+
+class Found(NamedTuple):
+    """Where a model lies: the folder with its weights, and the run folder and step that they belong to, if any."""
+
+    folder: Path
+    run: Path | None = None
+    step: int | None = None
+
+    @property
+    def tokenizer(self) -> Path | None:
+        """The folder of its tokenizer, or None where there is none."""
+        places = [self.folder / TOKENIZER] + ([self.run / TOKENIZER] if self.run else [])
+        return next((place for place in places if place.is_dir()), None)
+
+
+def save_model(folder: str | Path, model: LanguageModel, tokenizer: Saveable | None = None) -> None:
+    """Write a model folder, made where it is missing. A folder that holds a model already is refused.
+
+    Each file is whole or absent; `config.json` comes last, so a folder that has one is complete.
+    """
+    folder = Path(folder)
+    for name in (CONFIG, WEIGHTS):
+        refuse((folder / name).exists(), f"{folder / name} already exists; it is not overwritten")
+    tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    with reported(folder):
+        with atomic_path(folder / WEIGHTS) as temporary:
+            save_file(tensors, temporary)
+        if tokenizer is not None:
+            tokenizer.save(folder / TOKENIZER)
+        write_json(folder / CONFIG, {"format": FORMAT, "kind": KIND, "model": to_dict(model.config)})
+
+
+def load_model(
+    path: str | Path,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    *,
+    warn: Warn | None = None,
+) -> LanguageModel:
+    """The model of a model folder, a checkpoint folder, or a run folder (its newest checkpoint), in evaluation mode.
+
+    Args:
+        path: the folder. What it holds is compared with the checkpoint's manifest.json where there is one.
+        device: where the parameters go.
+        dtype: of the parameters; None keeps that of the file.
+        warn: told when a run's newest checkpoint is damaged, and an older whole one is taken; without it that is an
+            error which names the older one.
+
+    Raises:
+        UserError: no such folder, no model in it, damaged or unfitting files, settings of another version.
+    """
+    return read_model(find_model(path, warn).folder, device, dtype)
+
+
+def find_model(path: str | Path, warn: Warn | None = None) -> Found:
+    """Where the model of a path lies, its checksums compared; see `load_model`."""
+    path = Path(path)
+    refuse(not path.exists(), f"{path} does not exist")
+    refuse(not path.is_dir(), f"{path} is not a folder; give a model folder or a run folder")
+    if (path / CHECKPOINTS).is_dir():
+        return _newest_whole(path, warn)
+    nothing = not any((path / name).exists() for name in (CONFIG, WEIGHTS, MANIFEST))
+    refuse(nothing, f"{path} holds no model ({WEIGHTS}) and no {CHECKPOINTS}/ of a run")
+    check_files(path)
+    match = _STEP.fullmatch(path.name)
+    if match and path.absolute().parent.name == CHECKPOINTS:
+        return Found(path, path.absolute().parent.parent, int(match[1]))
+    return Found(path)
+
+
+def checkpoints(run: Path) -> list[Found]:
+    """The checkpoint folders of a run by rising step, whole or not; unfinished ones have other names."""
+    matches = [(folder, _STEP.fullmatch(folder.name)) for folder in (run / CHECKPOINTS).iterdir() if folder.is_dir()]
+    found = [Found(folder, run, int(match[1])) for folder, match in matches if match]
+    return sorted(found, key=lambda checkpoint: checkpoint.step or 0)
+
+
+def _newest_whole(run: Path, warn: Warn | None) -> Found:
+    fault = None
+    for found in reversed(checkpoints(run)):
+        try:
+            check_files(found.folder)
+        except UserError as error:
+            fault = fault or error
+            continue
+        if fault and warn is None:
+            raise UserError(f"{fault}; the newest whole checkpoint is {found.folder}: give that folder")
+        if fault and warn:
+            warn(f"{fault}; taking {found.folder.name}, the newest whole checkpoint")
+        return found
+    raise UserError(f"{fault}; {run} has no whole checkpoint" if fault else f"{run} has no checkpoint yet")
+
+
+def check_files(folder: Path) -> None:
+    """Refuse a folder that lacks a file, or whose files are not those of its manifest.
+
+    Sizes are compared for every file, checksums for those that make the model; the trainer checks its own.
+    """
+    manifest = read_json(folder / MANIFEST) if (folder / MANIFEST).exists() else None
+    for name in (CONFIG, WEIGHTS):
+        refuse(not (folder / name).is_file(), f"{folder} is incomplete: {name} is missing")
+        unlisted = manifest is not None and not (isinstance(manifest, dict) and name in manifest)
+        refuse(unlisted, f"{folder / MANIFEST} is damaged: it does not list {name}")
+    for name, wanted in (manifest or {}).items():
+        # A manifest may come from anywhere: a name with a folder in it could point outside.
+        fits = Path(name).name == name and isinstance(wanted, dict) and isinstance(wanted.get("bytes"), int)
+        refuse(not fits, f"{folder / MANIFEST} is damaged at {name!r}")
+        path = folder / name
+        refuse(not path.is_file(), f"{folder} is damaged: {name} is missing")
+        size = path.stat().st_size
+        refuse(size != wanted["bytes"], f"{path} is damaged: {size:,} bytes instead of {wanted['bytes']:,}")
+        changed = name in (CONFIG, WEIGHTS) and sha256(path) != wanted.get("sha256")
+        refuse(changed, f"{path} is damaged: its checksum differs")
+
+
+def read_config(folder: Path) -> ModelConfig:
+    """The settings in a model folder's config.json."""
+    path = folder / CONFIG
+    refuse(path.stat().st_size > CONFIG_LIMIT, f"{path} has more than {CONFIG_LIMIT:,} bytes; that is no model's")
+    values = read_json(path)
+    refuse(not isinstance(values, dict) or "model" not in values, f"{path} holds no model settings")
+    version = values.get("format")
+    refuse(version != FORMAT, f"{path} has format {version}; this program reads format {FORMAT}")
+    kind = values.get("kind")
+    refuse(kind != KIND, f"{path} is of a model of kind {kind!r}; this program reads {KIND!r} here")
+    try:
+        return from_dict(ModelConfig, values["model"], "model")
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def read_model(folder: Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> LanguageModel:
+    """Build the model of one folder and give it its weights, without a manifest check; see `load_model`."""
+    place = usable_device(device)
+    config = read_config(folder)
+    path = folder / WEIGHTS
+    with opened(path) as file:
+        names = set(file.keys())
+        # Before anything is built: settings that ask for a billion layers must not cost the time to make them.
+        refuse(config.layers > len(names), f"{path} does not fit {CONFIG}: {len(names)} tensors, {config.layers} layers")
+        with torch.device("meta"):
+            model = LanguageModel(config)
+        own = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+        stored = {name: file.get_slice(name) for name in sorted(names)}
+        _refuse_names(path, "lacks", sorted(set(own) - names))
+        _refuse_names(path, "has unknown tensors", sorted(names - set(own)))
+        for name, tensor in stored.items():
+            shape, kind = tensor.get_shape(), tensor.get_dtype()
+            refuse(shape != own[name], f"{path}: {name} is {shape}, but {CONFIG} makes it {own[name]}")
+            refuse(kind not in _FLOATS, f"{path}: {name} has dtype {kind}, which is no floating-point type")
+        weights = {name: file.get_tensor(name).to(device=place, dtype=dtype) for name in stored}
+    model.load_state_dict(weights, assign=True)
+    return model.eval()
+
+
+def _refuse_names(path: Path, fault: str, names: list[str]) -> None:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    refuse(bool(names), f"{path} does not fit {CONFIG}: it {fault} {', '.join(names[:3])}{more}")
+
+
+def usable_device(device: torch.device | str) -> torch.device:
+    """A device by name; `auto` is cuda where there is one, else cpu. One that is not here is a `UserError`."""
+    if str(device) == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        place = torch.device(device)
+        torch.empty(0, device=place)
+    except (RuntimeError, AssertionError) as error:  # torch raises AssertionError where it was built without CUDA
+        reason = str(error).splitlines()[0]
+        raise UserError(f"device {str(device)!r} cannot be used: {reason}") from None
+    return place
+
+
+def model_hash(model: LanguageModel) -> str:
+    """Hex digest of settings and weights: equal for models that compute the same, wherever and however saved."""
+    digest = hashlib.sha256(json.dumps(to_dict(model.config), sort_keys=True).encode())
+    add_tensors(digest, model.state_dict())
+    return digest.hexdigest()
+
+
+def add_tensors(digest: Any, tensors: Mapping[str, Tensor]) -> None:
+    """Feed names, dtypes, shapes and bytes into a hash, in the order of the names."""
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"\0{name}\0{tensor.dtype}\0{list(tensor.shape)}\0".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+
+
+@contextlib.contextmanager
+def reported(path: Path) -> Iterator[None]:
+    """Around writing: a full disk, a read-only folder and the like become a `UserError` that names the file."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror or error}") from None
+    except SafetensorError as error:
+        raise UserError(f"{path} cannot be written: {error}") from None
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[Any]:
+    """A safetensors file open for reading; what is missing, truncated or of another kind is a `UserError`."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist") from None
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path} is damaged or not a safetensors file: {error}") from None

@@ -1,0 +1,67 @@
+"""Language modelling: next token on packed text."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from hgrn2 import perplexity
+from hgrn2.data.corpus import Corpus
+from hgrn2.data.packing import BatchPlan, Batches
+from hgrn2.data.samples import shakespeare_corpora
+from hgrn2.errors import UserError
+from hgrn2.train.config import DataConfig, RunConfig
+
+EMBEDDED = "shakespeare"
+
+
+def open_corpora(data: DataConfig) -> tuple[Corpus, Corpus]:
+    """Training and held-out tokens of a source."""
+    if data.source == EMBEDDED:
+        sample = shakespeare_corpora()
+        return sample.train, sample.valid
+    if not Path(data.source).is_dir():
+        raise UserError(f"data {data.source!r} is neither {EMBEDDED!r} nor the folder of a prepared corpus")
+    return Corpus.open(data.source, data.train_split), Corpus.open(data.source, data.valid_split)
+
+
+class LanguageTask:
+    """Batches, loss and measurements of a language model; see `hgrn2.train.task.Task`."""
+
+    def __init__(self, run: RunConfig, train: Corpus, valid: Corpus, device: torch.device) -> None:
+        self.run, self.train, self.valid, self.device = run, train, valid, device
+        if train.vocab_size > run.model.vocab_size:
+            raise UserError(f"the data has {train.vocab_size} token ids, the model only {run.model.vocab_size}")
+        self.tokens_per_step = run.train.tokens_per_step
+        plan = BatchPlan(
+            sequence_length=run.train.sequence_length,
+            batch_size=run.train.batch_size,
+            seed=run.train.seed,
+            reset_at_documents=run.data.reset_at_documents,
+        )
+        self.batches = Batches(train, plan)
+
+    def batch(self, step: int, part: int, parts: int) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Inputs and targets [B,T]; [1,B*T] with `cu_seqlens` where documents reset the state."""
+        found = self.batches.batch(step, part, parts)
+        inputs, targets = torch.from_numpy(found.inputs), torch.from_numpy(found.targets)
+        if found.cu_seqlens is None:
+            return inputs.to(self.device), targets.to(self.device), None
+        cu_seqlens = torch.from_numpy(found.cu_seqlens).to(self.device)
+        return inputs.view(1, -1).to(self.device), targets.view(1, -1).to(self.device), cu_seqlens
+
+    def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor, Tensor | None]) -> Tensor:
+        """Mean nats a token."""
+        inputs, targets, cu_seqlens = batch
+        return model.loss(inputs, targets, cu_seqlens=cu_seqlens)
+
+    def evaluate(self, model: nn.Module) -> dict[str, float | None]:
+        """Held-out nats a token over disjoint windows of the training length, on the first `eval_tokens`."""
+        length = self.run.train.sequence_length
+        found = perplexity.windows(model, self.valid, window=length, limit=self.run.train.eval_tokens)
+        return {"loss": found.nats_per_token, "bits_per_byte": found.bits_per_byte}
+
+    def save_assets(self, folder: Path) -> None:
+        """Write the tokenizer."""
+        if not (folder / "tokenizer").exists():
+            self.train.tokenizer.save(folder / "tokenizer")

@@ -1,0 +1,23 @@
+"""Fresh memory full of NaN, so that a kernel that forgets to write a value, or reads one too many, is seen."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+@contextmanager
+def poisoned() -> Iterator[None]:
+    """Inside, every tensor that PyTorch makes without values (empty, empty_like, new_empty) starts as NaN, integers at their maximum.
+
+    This is PyTorch's own switch for deterministic runs, so it reaches allocations inside custom operators too.
+    """
+    mode, warn_only = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    fill = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        torch.utils.deterministic.fill_uninitialized_memory = fill  # type: ignore[attr-defined]
+        torch.use_deterministic_algorithms(mode, warn_only=warn_only)

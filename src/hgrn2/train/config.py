@@ -1,0 +1,119 @@
+"""What a training run is, as frozen values; no torch here. The resolved form is written to the run folder."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from hgrn2.models.config import ModelConfig
+from hgrn2.settings import check_literals, refuse
+
+ScheduleKind = Literal["cosine", "linear", "inverse_sqrt", "constant"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """The optimiser and how its learning rate moves."""
+
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """adamw: everything; muon: torch's Muon for the matrices of the blocks, AdamW for the rest."""
+    lr: float = 3e-4
+    """Peak learning rate of AdamW."""
+    matrix_lr: float = 3e-4
+    """Peak learning rate of Muon, scaled to AdamW's step size (0.2 sqrt(max side))."""
+    schedule: ScheduleKind = "cosine"
+    warmup_steps: int = 100
+    """Steps of linear rise from 0."""
+    final_lr_ratio: float = 0.1
+    """Where cosine and linear end, as a share of the peak."""
+    weight_decay: float = 0.1
+    """On matrices; never on norms, biases, bounds, phases and convolutions."""
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-8
+    momentum: float = 0.95
+    """Of Muon."""
+    clip: float = 1.0
+    """Largest norm of the gradient over all parameters; 0 turns clipping off."""
+
+    def __post_init__(self) -> None:
+        check_literals(self)
+        for name in ("lr", "matrix_lr", "eps"):
+            refuse(getattr(self, name) <= 0, f"{name} is {getattr(self, name)}; it must be positive")
+        for name in ("warmup_steps", "weight_decay", "clip"):
+            refuse(getattr(self, name) < 0, f"{name} is {getattr(self, name)}; it must not be negative")
+        for name in ("beta1", "beta2", "momentum"):
+            refuse(not 0 <= getattr(self, name) < 1, f"{name} is {getattr(self, name)}; it must be in [0, 1)")
+        refuse(not 0 <= self.final_lr_ratio <= 1, f"final_lr_ratio is {self.final_lr_ratio}; it must be in [0, 1]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where the tokens come from."""
+
+    source: str = "shakespeare"
+    """`shakespeare` (the embedded sample, characters) or the folder of a prepared corpus."""
+    train_split: str = "train"
+    valid_split: str = "valid"
+    reset_at_documents: bool = True
+    """Start states anew at each document inside a training sequence."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """The loop: how much, how often, in which precision."""
+
+    steps: int = 1000
+    """Optimiser steps."""
+    budget_s: float = 0.0
+    """Seconds of training; the schedule then follows the clock and the run ends on time whatever the machine, but is no
+    longer reproducible to the bit. 0: `steps` alone decide."""
+    sequence_length: int = 512
+    batch_size: int = 16
+    """Sequences of one optimiser step, over all accumulation parts and devices."""
+    accumulate: int = 1
+    """Parts into which a batch is cut to fit into memory."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16: autocast around forward and loss; weights, states and gates stay float32."""
+    compile: bool = False
+    """torch.compile on the model; the scan stays one operator inside."""
+    seed: int = 0
+    log_every: int = 10
+    eval_every: int = 250
+    """Steps between measurements on held-out text; 0 leaves only the last one."""
+    eval_tokens: int = 100_000
+    """Held-out tokens of a measurement during training; the last one takes all."""
+    save_every: int = 500
+    """Steps between checkpoints; 0 leaves only the last one."""
+    keep: int = 2
+    """Newest checkpoints that are kept."""
+    spike: float = 2.0
+    """Nats by which the loss may exceed its running mean for 20 logged steps before the run stops; 0 turns it off."""
+
+    def __post_init__(self) -> None:
+        check_literals(self)
+        for name in ("steps", "sequence_length", "batch_size", "accumulate", "log_every", "keep", "eval_tokens"):
+            refuse(getattr(self, name) < 1, f"{name} is {getattr(self, name)}; it must be at least 1")
+        for name in ("budget_s", "seed", "eval_every", "save_every", "spike"):
+            refuse(getattr(self, name) < 0, f"{name} is {getattr(self, name)}; it must not be negative")
+        refuse(
+            self.batch_size % self.accumulate != 0,
+            f"batch_size {self.batch_size} does not divide into {self.accumulate} accumulation parts",
+        )
+
+    @property
+    def tokens_per_step(self) -> int:
+        """B·T."""
+        return self.batch_size * self.sequence_length
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """A whole run: what `config.json` in a run folder holds."""
+
+    kind: Literal["lm"] = "lm"
+    model: ModelConfig
+    data: DataConfig = field(default_factory=DataConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+
+    def __post_init__(self) -> None:
+        check_literals(self)

@@ -1,0 +1,44 @@
+"""Stop a run that has gone wrong before it overwrites the last good checkpoint."""
+
+import math
+from collections import deque
+
+from hgrn2.errors import UserError
+
+
+class LossGuard:
+    """Watches logged losses: one that is not finite stops the run at once, one that stays high after `patience`.
+
+    High means more than `spike` nats above the median of the last 200 accepted losses.
+    """
+
+    def __init__(self, spike: float, patience: int = 20, memory: int = 200) -> None:
+        self.spike, self.patience = spike, patience
+        self.accepted: deque[float] = deque(maxlen=memory)
+        self.high = 0
+
+    def check(self, step: int, loss: float, grad_norm: float, last_good: str) -> None:
+        """Raise `UserError` with one clear line where the run must stop; `last_good` names what can be resumed."""
+        for name, value in (("loss", loss), ("gradient norm", grad_norm)):
+            if not math.isfinite(value):
+                raise UserError(f"the {name} became {value} at step {step}; {last_good}; try a lower learning rate")
+        usual = sorted(self.accepted)[len(self.accepted) // 2] if len(self.accepted) >= self.patience else math.inf
+        if self.spike and loss > usual + self.spike:
+            self.high += 1
+            if self.high >= self.patience:
+                raise UserError(
+                    f"the loss has stayed more than {self.spike:g} nats above its usual {usual:.3f} up to step {step} "
+                    f"(now {loss:.3f}); {last_good}; try a lower learning rate or train.spike=0"
+                )
+            return
+        self.high = 0
+        self.accepted.append(loss)
+
+    def state(self) -> dict[str, object]:
+        """What an exact resume needs."""
+        return {"accepted": list(self.accepted), "high": self.high}
+
+    def load(self, state: dict) -> None:  # type: ignore[type-arg]
+        """Take back what `state` gave."""
+        self.accepted.extend(state["accepted"])
+        self.high = state["high"]

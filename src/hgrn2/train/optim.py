@@ -1,0 +1,85 @@
+"""Which optimiser updates which parameter."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from hgrn2.layers.block import Block
+from hgrn2.train.config import OptimConfig
+
+
+class Optimizers:
+    """One or two torch optimisers that step together; parameters keep their names, so that states can be saved by name."""
+
+    def __init__(self, model: nn.Module, config: OptimConfig) -> None:
+        self.config = config
+        self.named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        in_blocks = _block_matrices(model)
+        matrices = {n for n in in_blocks if n in self.named} if config.optimizer == "muon" else set()
+        decayed = [p for n, p in self.named.items() if n not in matrices and _decays(n, p)]
+        plain = [p for n, p in self.named.items() if n not in matrices and not _decays(n, p)]
+        groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+        adamw = torch.optim.AdamW(
+            [g for g in groups if g["params"]], lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps
+        )
+        self.parts: list[tuple[torch.optim.Optimizer, float]] = [(adamw, config.lr)]
+        if matrices:
+            muon = torch.optim.Muon(
+                [self.named[n] for n in sorted(matrices)],
+                lr=config.matrix_lr,
+                weight_decay=config.weight_decay,
+                momentum=config.momentum,
+                adjust_lr_fn="match_rms_adamw",
+            )
+            self.parts.append((muon, config.matrix_lr))
+
+    def set_share(self, share: float) -> None:
+        """Set every learning rate to this share of its peak."""
+        for optimizer, peak in self.parts:
+            for group in optimizer.param_groups:
+                group["lr"] = peak * share
+
+    def step(self) -> None:
+        """Update all parameters and drop their gradients."""
+        for optimizer, _ in self.parts:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The optimisers' states under `parameter/entry`."""
+        found: dict[str, torch.Tensor] = {}
+        for optimizer, _ in self.parts:
+            for name, parameter in self.named.items():
+                for entry, value in optimizer.state.get(parameter, {}).items():
+                    found[f"{name}/{entry}"] = value if isinstance(value, torch.Tensor) else torch.tensor(value)
+        return found
+
+    def load_tensors(self, found: dict[str, torch.Tensor]) -> None:
+        """Take back what `tensors` gave, bit for bit."""
+        for optimizer, _ in self.parts:
+            mine = {id(p) for group in optimizer.param_groups for p in group["params"]}
+            for name, parameter in self.named.items():
+                if id(parameter) in mine:
+                    entries: dict[str, Any] = {
+                        key.rpartition("/")[2]: value
+                        for key, value in found.items()
+                        if key.rpartition("/")[0] == name
+                    }
+                    if entries:
+                        optimizer.state[parameter] = entries
+
+
+def _block_matrices(model: nn.Module) -> set[str]:
+    """Weights of linear maps inside blocks: what Muon is for. Embeddings, heads, bounds and convolutions are not."""
+    return {
+        f"{block_name}.{name}.weight"
+        for block_name, block in model.named_modules()
+        if isinstance(block, Block)
+        for name, module in block.named_modules()
+        if isinstance(module, nn.Linear)
+    }
+
+
+def _decays(name: str, parameter: torch.Tensor) -> bool:
+    return parameter.dim() == 2 and not name.endswith(("lower_bounds", ".conv"))

@@ -1,0 +1,163 @@
+"""The training loop: one step, and what happens between steps. Readable from top to bottom.
+
+Resuming is exact: the data of a step depends on (seed, step) only, and weights, optimiser states, random generators and
+the guard come back bit for bit. With a time budget the schedule follows the clock, and runs are not comparable so.
+"""
+
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import nn
+
+from hgrn2.errors import UserError
+from hgrn2.train import checkpoint
+from hgrn2.train.config import RunConfig
+from hgrn2.train.guard import LossGuard
+from hgrn2.train.metrics import MetricsWriter
+from hgrn2.train.optim import Optimizers
+from hgrn2.train.schedule import lr_share
+from hgrn2.train.task import Task
+from hgrn2.train.view import TrainView
+
+
+class Trainer:
+    """Trains `model` on `task` and keeps the run folder: metrics.jsonl and checkpoints/."""
+
+    def __init__(self, run: RunConfig, task: Task, model: nn.Module, folder: Path) -> None:
+        self.run, self.task, self.model, self.folder = run, task, model, folder
+        self.optimizers = Optimizers(model, run.optim)
+        self.guard = LossGuard(run.train.spike)
+        self.step = 0
+        self.elapsed_s = 0.0
+        self.interrupted = False
+        self._clock = time.perf_counter()
+        self._saved: Path | None = None
+        self._loss = torch.compile(task.loss) if run.train.compile else task.loss
+
+    def resume(self, folder: Path) -> None:
+        """Continue from a checkpoint folder."""
+        tensors, values = checkpoint.load(folder, self.model)
+        self.optimizers.load_tensors(tensors)
+        self.guard.load(values["guard"])
+        self.step, self.elapsed_s, self._saved = values["step"], values["elapsed_s"], folder
+
+    def fit(self, view: TrainView) -> None:
+        """Train to the end, or to Ctrl-C: then a checkpoint is written and `interrupted` is set."""
+        config = self.run.train
+        writer = MetricsWriter(self.folder / "metrics.jsonl", resume_step=self.step)
+        self._clock = time.perf_counter() - self.elapsed_s
+        with writer, _stop_signals(self):
+            self.model.train()
+            since, tokens = self.elapsed_s, 0
+            while not self.finished and not self.interrupted:
+                loss, norm, share = self._train_step()
+                self.step += 1
+                tokens += self.task.tokens_per_step
+                self.elapsed_s = time.perf_counter() - self._clock
+                if self._due(config.log_every) or self.finished:
+                    self.guard.check(self.step, float(loss), float(norm), self._last_good())
+                    speed = tokens / max(self.elapsed_s - since, 1e-9)
+                    view.update(writer.step(
+                        step=self.step, tokens=self.step * self.task.tokens_per_step, loss=loss, grad_norm=norm,
+                        lr=share * self.run.optim.lr, tokens_per_s=speed, elapsed_s=self.elapsed_s,
+                    ))  # fmt: skip
+                    since, tokens = self.elapsed_s, 0
+                if config.eval_every and self._due(config.eval_every) and not self.finished:
+                    self._evaluate(writer, view)
+                    since, tokens = time.perf_counter() - self._clock, 0
+                if config.save_every and self._due(config.save_every) and not self.finished:
+                    self._check_finite(loss, norm)
+                    self.save()
+            self._check_finite(loss if self.step else None, norm if self.step else None) if tokens else None
+            self.save()
+            if not self.interrupted:
+                self._evaluate(writer, view)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the steps or the time budget are used up."""
+        budget = self.run.train.budget_s
+        return self.step >= self.run.train.steps or bool(budget and self.elapsed_s >= budget)
+
+    def save(self) -> None:
+        """Write a checkpoint of this moment and drop the oldest."""
+        values = {"elapsed_s": self.elapsed_s, "guard": self.guard.state()}
+        self._saved = checkpoint.save(self.folder, self.step, self.model, self.optimizers.tensors(), values)
+        checkpoint.retain(self.folder, self.run.train.keep)
+
+    def _due(self, every: int) -> bool:
+        return self.step % every == 0
+
+    def _progress(self) -> float:
+        by_steps = self.step / self.run.train.steps
+        budget = self.run.train.budget_s
+        return max(by_steps, self.elapsed_s / budget) if budget else by_steps
+
+    def _train_step(self) -> tuple[torch.Tensor, torch.Tensor, float]:
+        """One optimiser step: mean loss, norm of the gradient before clipping, share of the peak learning rate."""
+        config = self.run
+        share = lr_share(config.optim, self.step, self._progress())
+        self.optimizers.set_share(share)
+        parts, total = config.train.accumulate, torch.zeros(())
+        for part in range(parts):
+            batch = self.task.batch(self.step, part, parts)
+            device = batch[0].device.type
+            with torch.autocast(device, torch.bfloat16, enabled=config.train.precision == "bfloat16"):
+                loss = self._loss(self.model, batch) / parts
+            loss.backward()
+            total = total + loss.detach().cpu()
+        limit = config.optim.clip or float("inf")
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), limit)
+        self.optimizers.step()
+        return total, norm, share
+
+    def _evaluate(self, writer: MetricsWriter, view: TrainView) -> None:
+        self.model.eval()
+        with torch.inference_mode():
+            found: dict[str, Any] = self.task.evaluate(self.model)
+        self.model.train()
+        self.elapsed_s = time.perf_counter() - self._clock
+        tokens = self.step * self.task.tokens_per_step
+        view.update(writer.eval(step=self.step, tokens=tokens, elapsed_s=self.elapsed_s, **found))
+
+    def _check_finite(self, loss: Any, norm: Any) -> None:
+        if loss is not None and not torch.isfinite(loss + norm.cpu()):
+            self.guard.check(self.step, float(loss), float(norm), self._last_good())
+
+    def _last_good(self) -> str:
+        return "nothing was saved yet" if self._saved is None else f"the last good checkpoint is {self._saved.name}"
+
+
+@contextmanager
+def _stop_signals(trainer: Trainer) -> Iterator[None]:
+    """The first Ctrl-C or SIGTERM ends the loop after the step at hand, with a checkpoint; the second one kills."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        trainer.interrupted = True
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+    before: dict[int, Any] = {}
+    try:
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            before[signum] = signal.signal(signum, stop)
+    except ValueError:  # not the main thread: whoever runs it there handles signals
+        pass
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
+def refuse_other_run(folder: Path, run: RunConfig, saved: RunConfig) -> None:
+    """A resumed run must be the run that was started: model, data and optimiser may not differ."""
+    for part in ("kind", "model", "data", "optim"):
+        if getattr(run, part) != getattr(saved, part):
+            raise UserError(f"{folder} holds a run with another {part} configuration; choose another --out or --restart")
