@@ -5,7 +5,7 @@
     strided   A window of W tokens starts from a zero state every S tokens; only its last S predictions count (all of
               the first window). Every token but the first few is predicted from at least W - S tokens before it.
     windows   Strided with S = W: disjoint windows from a zero state, so that tokens have from 1 to W tokens before
-              them. The number that training batches and most published evaluations report, and the highest of the three.
+              them. The number that training batches and most published evaluations report.
 
 Each is the sum of -ln p(token | tokens before it) over every token of the text but the first, which nothing predicts,
 divided by their count n - 1. Logits are taken in float32 (float64 for a float64 model), the sum is kept in float64.
@@ -243,5 +243,5 @@ def _result(name: str, total: float, corpus: Corpus) -> Perplexity:
     tokens = corpus.n_tokens - 1
     nats = total / tokens
     bits = nats * corpus.n_tokens / corpus.text_bytes / math.log(2) if corpus.text_bytes else None
-    power = math.exp(nats) if nats < 709 else math.inf  # NaN compares false: exp(NaN) is not reached, inf stands for it
-    return Perplexity(name, nats, tokens, bits, math.nan if math.isnan(nats) else power)
+    power = math.exp(nats) if nats < 709 else math.inf + nats  # beyond a double's range; NaN stays NaN
+    return Perplexity(name, nats, tokens, bits, power)

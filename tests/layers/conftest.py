@@ -27,6 +27,7 @@ def same() -> Callable[[Tensor, Tensor], None]:
     def compare(actual: Tensor, truth: Tensor, roundings: float = 300.0) -> None:
         assert actual.shape == truth.shape
         assert actual.dtype == truth.dtype
+        actual, truth = actual.detach(), truth.detach()
         if truth.numel():
             allowed = roundings * torch.finfo(truth.dtype).eps * float(truth.abs().max())
             assert float((actual - truth).abs().max()) <= allowed

@@ -72,3 +72,7 @@ class HGRU1(nn.Module):
         h, gate = h.to(x.dtype), self.output_activation(g)
         y = self.norm(h) * gate if self.config.norm_first else self.norm(h * gate)
         return self.out_proj(y), LayerState(final) if output_state and final is not None else None
+
+    def forget_logits(self, x: Tensor) -> Tensor:
+        """x_f [B,T,D], the forget gates before bound and sigmoid."""
+        return self.in_proj(x)[..., 2 * self.parts * self.width :]

@@ -63,6 +63,11 @@ class HGRU2(nn.Module):
         y = self.out_proj(self.norm(y))
         return y, LayerState(final, conv_state) if output_state and final is not None else None
 
+    def forget_logits(self, x: Tensor) -> Tensor:
+        """x_f [B,T,D], the forget gates before bound and sigmoid, of sequences that start at x."""
+        projected, _ = self._convolve(self.in_proj(x), None, None, False)
+        return projected.split(self.width, -1)[2]
+
     def _convolve(
         self, x: Tensor, state: LayerState | None, cu_seqlens: Tensor | None, output_state: bool
     ) -> tuple[Tensor, Tensor | None]:

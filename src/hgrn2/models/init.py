@@ -52,7 +52,9 @@ def initialise(model: nn.Module, config: InitConfig) -> None:
 
 def _mixer(mixer: HGRU1 | HGRU2, config: InitConfig) -> None:
     if config.kind == "xavier_small":
-        for rows in mixer.in_proj.weight.split(mixer.projections):  # each projection by itself, as if they were not fused
+        for rows in mixer.in_proj.weight.split(
+            mixer.projections
+        ):  # each projection by itself, as if they were not fused
             nn.init.xavier_uniform_(rows, gain=SMALL_GAIN)
         nn.init.xavier_uniform_(mixer.out_proj.weight, gain=SMALL_GAIN)
     if isinstance(mixer, HGRU1) and mixer.theta is not None:

@@ -1,10 +1,10 @@
 """Models on disk: folders with settings and weights, found also inside run folders. No pickle anywhere.
 
-    model folder       config.json        {"format": 1, "kind": "language", "model": {fields of ModelConfig}}
-                       model.safetensors  every parameter under its name in the module
-                       tokenizer/         what Tokenizer.save wrote, where a tokenizer belongs to it
-    checkpoint folder  the same without tokenizer/, with the trainer's files and manifest.json: bytes and sha256 of each
-    run folder         checkpoints/step-N/ and one tokenizer/ for all of them
+model folder       config.json        {"format": 1, "kind": "language", "model": {fields of ModelConfig}}
+                   model.safetensors  every parameter under its name in the module
+                   tokenizer/         what Tokenizer.save wrote, where a tokenizer belongs to it
+checkpoint folder  the same without tokenizer/, with the trainer's files and manifest.json: bytes and sha256 of each
+run folder         checkpoints/step-N/ and one tokenizer/ for all of them
 """
 
 import contextlib
@@ -182,7 +182,9 @@ def read_model(folder: Path, device: torch.device | str = "cpu", dtype: torch.dt
     with opened(path) as file:
         names = set(file.keys())
         # Before anything is built: settings that ask for a billion layers must not cost the time to make them.
-        refuse(config.layers > len(names), f"{path} does not fit {CONFIG}: {len(names)} tensors, {config.layers} layers")
+        refuse(
+            config.layers > len(names), f"{path} does not fit {CONFIG}: {len(names)} tensors, {config.layers} layers"
+        )
         with torch.device("meta"):
             model = LanguageModel(config)
         own = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}

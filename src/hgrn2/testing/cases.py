@@ -35,9 +35,7 @@ class Operator:
 OPERATORS = {
     op.name: op
     for op in (
-        Operator(
-            name="hgru2", run=ops.hgru2, step=ops.hgru2_step, per_token=("q", "f", "i"), shared=("lower_bound",)
-        ),
+        Operator(name="hgru2", run=ops.hgru2, step=ops.hgru2_step, per_token=("q", "f", "i"), shared=("lower_bound",)),
         Operator(
             name="gated_outer_scan",
             run=ops.gated_outer_scan,

@@ -7,15 +7,13 @@ inputs against itself in float64.
 """
 
 import functools
-from collections.abc import Callable
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from hgrn2.testing.cases import Case, Operator, Problem, build, packed
+from hgrn2.testing.cases import Case, Operator, Problem, build
 from hgrn2.testing.compare import Finding, allowed, different_bits, relative_error
-from hgrn2.testing.poison import poisoned
 
 Results = dict[str, Tensor]
 """`output`, `state`, and `d NAME` for the gradient of each tensor argument."""

@@ -1,12 +1,11 @@
 """Checkpoints of a run: folders that are whole or absent, with checksums; no pickle anywhere.
 
-    checkpoints/step-00001000/   config.json model.safetensors (what models/saved.py reads)
-                                 optimizer.safetensors (states by parameter name, random generators)
-                                 trainer.json (step, seconds, guard)   manifest.json (bytes and sha256 of each file)
+checkpoints/step-00001000/   config.json model.safetensors (what models/saved.py reads)
+                             optimizer.safetensors (states by parameter name, random generators)
+                             trainer.json (step, seconds, guard)   manifest.json (bytes and sha256 of each file)
 """
 
 import os
-import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -18,16 +17,9 @@ from torch import nn
 
 from hgrn2.errors import UserError
 from hgrn2.files import atomic_folder, read_json, sha256, write_json
-from hgrn2.models.saved import save_model
+from hgrn2.models.saved import check_files, checkpoints, save_model
 
-_NAME = re.compile(r"step-(\d{8,})$")
 _RANDOM = "random/"
-
-
-def checkpoints(run: Path) -> list[tuple[int, Path]]:
-    """Whole checkpoints of a run folder by rising step."""
-    found = [(int(match[1]), path) for path in (run / "checkpoints").glob("step-*") if (match := _NAME.match(path.name))]
-    return sorted(found)
 
 
 def save(run: Path, step: int, model: nn.Module, optimizer: dict[str, torch.Tensor], trainer: dict[str, Any]) -> Path:
@@ -67,21 +59,20 @@ def load(folder: Path, model: nn.Module) -> tuple[dict[str, torch.Tensor], dict[
 
 def verify(folder: Path) -> None:
     """Compare every file with the manifest; the first that differs is a `UserError` that names it."""
-    for name, wanted in read_json(folder / "manifest.json").items():
-        path = folder / Path(name).name
-        if not path.is_file():
-            raise UserError(f"{folder} is damaged: {path.name} is missing")
-        if path.stat().st_size != wanted["bytes"] or sha256(path) != wanted["sha256"]:
-            raise UserError(f"{folder} is damaged: {path.name} does not match its checksum")
+    check_files(folder)
+    for name in ("optimizer.safetensors", "trainer.json"):
+        wanted = read_json(folder / "manifest.json").get(name)
+        if wanted is None or sha256(folder / name) != wanted["sha256"]:
+            raise UserError(f"{folder / name} is damaged: its checksum differs")
 
 
 def newest_whole(run: Path) -> tuple[Path | None, list[str]]:
     """The newest checkpoint that passes its checksums, and a line about each newer one that does not."""
     problems = []
-    for _, folder in reversed(checkpoints(run)):
+    for found in reversed(checkpoints(run)) if (run / "checkpoints").is_dir() else ():
         try:
-            verify(folder)
-            return folder, problems
+            verify(found.folder)
+            return found.folder, problems
         except UserError as error:
             problems.append(str(error))
     return None, problems
@@ -89,9 +80,9 @@ def newest_whole(run: Path) -> tuple[Path | None, list[str]]:
 
 def retain(run: Path, keep: int) -> None:
     """Remove all but the newest `keep` checkpoints and what interrupted writes left behind."""
-    for _, folder in checkpoints(run)[:-keep]:
-        doomed = folder.with_name(f".{folder.name}.old")
-        os.replace(folder, doomed)  # first out of sight: a half-removed checkpoint must not look like one
+    for found in checkpoints(run)[:-keep]:
+        doomed = found.folder.with_name(f".{found.folder.name}.old")
+        os.replace(found.folder, doomed)  # first out of sight: a half-removed checkpoint must not look like one
         shutil.rmtree(doomed, ignore_errors=True)
     for left in (run / "checkpoints").glob(".step-*"):
         shutil.rmtree(left, ignore_errors=True)

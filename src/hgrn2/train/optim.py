@@ -62,9 +62,7 @@ class Optimizers:
             for name, parameter in self.named.items():
                 if id(parameter) in mine:
                     entries: dict[str, Any] = {
-                        key.rpartition("/")[2]: value
-                        for key, value in found.items()
-                        if key.rpartition("/")[0] == name
+                        key.rpartition("/")[2]: value for key, value in found.items() if key.rpartition("/")[0] == name
                     }
                     if entries:
                         optimizer.state[parameter] = entries

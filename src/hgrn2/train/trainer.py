@@ -160,4 +160,6 @@ def refuse_other_run(folder: Path, run: RunConfig, saved: RunConfig) -> None:
     """A resumed run must be the run that was started: model, data and optimiser may not differ."""
     for part in ("kind", "model", "data", "optim"):
         if getattr(run, part) != getattr(saved, part):
-            raise UserError(f"{folder} holds a run with another {part} configuration; choose another --out or --restart")
+            raise UserError(
+                f"{folder} holds a run with another {part} configuration; choose another --out or --restart"
+            )

@@ -66,34 +66,35 @@ void scan_backward(const Shape& p, const int64_t* offsets, const E* f, const E* 
 }
 
 // weight [channels, width], w_0 meets the current token; state [docs, width-1, channels], oldest token first.
-// `taps` is the weight of this block laid out [width][BLOCK] so that the inner loop runs over channels.
+// `taps` is the weight of this block laid out [width][BLOCK] so that vectors run over channels.
 template <class T> void load_taps(const Shape& p, const T* weight, int64_t c, int64_t n, T* taps) {
   for (int64_t j = 0; j < p.width; ++j)
     for (int64_t i = 0; i < n; ++i) taps[j * BLOCK + i] = weight[(c + i) * p.width + j];
 }
+// The input s tokens after the start, from the state where s is negative; null where there is none.
 template <class T>
-const T* earlier(const Shape& p, const T* x, const T* state, int64_t doc, int64_t c, Walk walk, int64_t s) {
+const T* input_at(const Shape& p, const T* x, const T* state, int64_t doc, int64_t c, Walk walk, int64_t s) {
   if (s >= 0) return x + walk.row(s) + c;
   return state ? state + (doc * (p.width - 1) + p.width - 1 + s) * p.channels + c : nullptr;
 }
 
 template <class T>
 void conv_forward(const Shape& p, const int64_t* offsets, const T* x, const T* weight, const T* state, T* y, T* final_state) {
+  const int W = LANES<T>;
   for_each_block(p, offsets, [&](int64_t doc, int64_t c, int64_t n, Walk walk) {
-    std::vector<T> taps(p.width * BLOCK);
-    load_taps(p, weight, c, n, taps.data());
-    for (int64_t s = 0; s < walk.size(); ++s) {
-      T sum[BLOCK] = {};
-      for (int64_t j = 0; j < p.width; ++j)
-        if (const T* in = earlier(p, x, state, doc, c, walk, s - j)) {
-          const T* w = taps.data() + j * BLOCK;
-#pragma omp simd
-          for (int64_t i = 0; i < n; ++i) sum[i] += w[i] * in[i];
-        }
-      std::copy_n(sum, n, y + walk.row(s) + c);
-    }
+    Buffer<T> taps(p.width * BLOCK);
+    load_taps(p, weight, c, n, taps.at);
+    for (int64_t s = 0; s < walk.size(); ++s)
+      for (int64_t i = 0; i < n; i += W) {
+        const int part = std::min<int64_t>(W, n - i);
+        Vec<T> sum{};
+        for (int64_t j = 0; j < p.width; ++j)
+          if (const T* in = input_at(p, x, state, doc, c, walk, s - j))
+            sum += load<T>(taps.at + j * BLOCK + i) * load_part<T>(in + i, part);
+        store_part<T>(y + walk.row(s) + c + i, sum, part);
+      }
     for (int64_t j = 1; j < p.width; ++j) {
-      const T* in = earlier(p, x, state, doc, c, walk, walk.size() - j);
+      const T* in = input_at(p, x, state, doc, c, walk, walk.size() - j);
       T* to = final_state + (doc * (p.width - 1) + p.width - 1 - j) * p.channels + c;
       if (in) std::copy_n(in, n, to);
       else std::fill_n(to, n, T(0));
@@ -105,31 +106,30 @@ void conv_forward(const Shape& p, const int64_t* offsets, const T* x, const T* w
 template <class T>
 void conv_backward(const Shape& p, const int64_t* offsets, const T* x, const T* weight, const T* state, const T* grad_y,
                    const T* grad_state, T* grad_x, T* grad_weight, T* grad_start) {
+  const int W = LANES<T>;
   for_each_block(p, offsets, [&](int64_t doc, int64_t c, int64_t n, Walk walk) {
-    std::vector<T> taps(p.width * BLOCK), sums(p.width * BLOCK, T(0));
-    load_taps(p, weight, c, n, taps.data());
+    Buffer<T> taps(p.width * BLOCK), sums(p.width * BLOCK);
+    load_taps(p, weight, c, n, taps.at);
     // s runs over stored inputs, those of the state included: x_s met outputs s .. s+width-1 and the final state
     for (int64_t s = 1 - p.width; s < walk.size(); ++s) {
-      T sum[BLOCK] = {};
-      const T* in = earlier(p, x, state, doc, c, walk, s);
-      for (int64_t j = std::max<int64_t>(0, -s); j < p.width && s + j < walk.size(); ++j) {
-        const T *g = grad_y + walk.row(s + j) + c, *w = taps.data() + j * BLOCK;
-        T* total = sums.data() + j * BLOCK;
-#pragma omp simd
-        for (int64_t i = 0; i < n; ++i) sum[i] += w[i] * g[i];
-        if (in) {
-#pragma omp simd
-          for (int64_t i = 0; i < n; ++i) total[i] += in[i] * g[i];
-        }
-      }
+      const T* in = input_at(p, x, state, doc, c, walk, s);
       const int64_t kept = s - (walk.size() - (p.width - 1));  // position in the final state, if it is there
-      if (grad_state && kept >= 0)
-        for (int64_t i = 0; i < n; ++i) sum[i] += grad_state[(doc * (p.width - 1) + kept) * p.channels + c + i];
-      if (s >= 0) std::copy_n(sum, n, grad_x + walk.row(s) + c);
-      else if (grad_start) std::copy_n(sum, n, grad_start + (doc * (p.width - 1) + p.width - 1 + s) * p.channels + c);
+      T* to = s >= 0 ? grad_x + walk.row(s) + c : grad_start + (doc * (p.width - 1) + p.width - 1 + s) * p.channels + c;
+      for (int64_t i = 0; i < n; i += W) {
+        const int part = std::min<int64_t>(W, n - i);
+        const Vec<T> value = in ? load_part<T>(in + i, part) : Vec<T>{};
+        Vec<T> sum = kept < 0 ? Vec<T>{} : load_part<T>(grad_state + (doc * (p.width - 1) + kept) * p.channels + c + i, part);
+        for (int64_t j = std::max<int64_t>(0, -s); j < p.width && s + j < walk.size(); ++j) {
+          const Vec<T> g = load_part<T>(grad_y + walk.row(s + j) + c + i, part);
+          T* total = sums.at + j * BLOCK + i;
+          sum += load<T>(taps.at + j * BLOCK + i) * g;
+          store<T>(total, load<T>(total) + value * g);
+        }
+        store_part<T>(to + i, sum, part);
+      }
     }
     for (int64_t j = 0; j < p.width; ++j)
-      for (int64_t i = 0; i < n; ++i) grad_weight[(doc * p.channels + c + i) * p.width + j] = sums[j * BLOCK + i];
+      for (int64_t i = 0; i < n; ++i) grad_weight[(doc * p.channels + c + i) * p.width + j] = sums.at[j * BLOCK + i];
   });
 }
 

@@ -57,7 +57,7 @@ void prepare(const Problem& p, const Inputs<T>& in, Span span, int64_t head, int
       if (p.mode == 1) {
         Vec<T> g = in.bound ? load_part<T>(in.bound + head * p.K + c, part) : Vec<T>{}, up, down;
         sigmoids<T>(xf, up, down);
-        gate = g + (T(1) - g) * up;
+        gate = up + g * down;  // g + (1-g) up without the rounding of 1-g, which every token would repeat
         key = (T(1) - g) * down;
       } else {
         key = load_part<T>(in.k + token * p.stride_k + head * p.K + c, part);

@@ -3,13 +3,14 @@
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hgrn2 import perplexity
 from hgrn2.data.corpus import Corpus
-from hgrn2.data.packing import BatchPlan, Batches
+from hgrn2.data.packing import Batches, BatchPlan
 from hgrn2.data.samples import shakespeare_corpora
 from hgrn2.errors import UserError
+from hgrn2.models.language import LanguageModel
 from hgrn2.train.config import DataConfig, RunConfig
 
 EMBEDDED = "shakespeare"
@@ -50,18 +51,18 @@ class LanguageTask:
         cu_seqlens = torch.from_numpy(found.cu_seqlens).to(self.device)
         return inputs.view(1, -1).to(self.device), targets.view(1, -1).to(self.device), cu_seqlens
 
-    def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor, Tensor | None]) -> Tensor:
+    def loss(self, model: LanguageModel, batch: tuple[Tensor, Tensor, Tensor | None]) -> Tensor:
         """Mean nats a token."""
         inputs, targets, cu_seqlens = batch
         return model.loss(inputs, targets, cu_seqlens=cu_seqlens)
 
-    def evaluate(self, model: nn.Module) -> dict[str, float | None]:
+    def evaluate(self, model: LanguageModel) -> dict[str, float | None]:
         """Held-out nats a token over disjoint windows of the training length, on the first `eval_tokens`."""
-        length = self.run.train.sequence_length
-        found = perplexity.windows(model, self.valid, window=length, limit=self.run.train.eval_tokens)
+        part = perplexity.Beginning(self.valid, self.run.train.eval_tokens, self.valid.tokenizer())
+        found = perplexity.windows(model, part, window=self.run.train.sequence_length)
         return {"loss": found.nats_per_token, "bits_per_byte": found.bits_per_byte}
 
     def save_assets(self, folder: Path) -> None:
         """Write the tokenizer."""
         if not (folder / "tokenizer").exists():
-            self.train.tokenizer.save(folder / "tokenizer")
+            self.train.tokenizer().save(folder / "tokenizer")

@@ -1,0 +1,183 @@
+"""`hgrn2 eval`: how well a model predicts a text, as perplexity and bits per byte, each number under its own name."""
+
+import contextlib
+import json
+import math
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from hgrn2.errors import UserError
+from hgrn2.settings import refuse
+
+if TYPE_CHECKING:
+    from hgrn2.data.corpus import Corpus
+    from hgrn2.generate.loading import Loaded
+    from hgrn2.perplexity import Perplexity
+
+Flag = tyro.conf.FlagCreatePairsOff[bool]
+EMBEDDED = "shakespeare"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Eval:
+    """Measure how well a model predicts a text it was not trained on: perplexity and bits per byte.
+
+    Three ways to measure give three different numbers: carried keeps the state through the whole text, strided gives
+    every token a long context within windows, windows cuts the text into pieces that know nothing of each other.
+
+    Example: hgrn2 eval runs/demo --method all
+    """
+
+    model: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="RUN_OR_MODEL")]]
+    """A run folder (its newest checkpoint), a checkpoint folder, or a model folder."""
+    data: Annotated[Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="(default: that of the run)")] = None
+    """The folder of a prepared corpus, or a text or JSONL file (also .xz, .gz)."""
+    split: str = "valid"
+    """Which split of a prepared corpus, or of the run's own data."""
+    method: Literal["carried", "strided", "windows", "all"] = "all"
+    """Which of the numbers."""
+    window: int = 256
+    """Tokens of a window (strided, windows)."""
+    stride: int | None = None
+    """Tokens from one window of strided to the next; default: half a window."""
+    segment: int = 1024
+    """Tokens read at a time (carried); changes speed and memory, not the number."""
+    batch_size: int = 8
+    """Windows read side by side (strided, windows); changes speed and memory, not the number."""
+    reset_documents: Flag = False
+    """Carried starts from a zero state at each document."""
+    limit_tokens: int | None = None
+    """Only the first N tokens of the text."""
+    json: Flag = False
+    """Print the result as JSON."""
+    device: str = "auto"
+    """cpu, cuda or cuda:N; auto takes a GPU where there is one."""
+
+    def run(self) -> None:
+        from hgrn2.generate.loading import load
+        from hgrn2.perplexity import Beginning
+
+        loaded = load(self.model, self.device, warn=lambda message: print(f"warning: {message}", file=sys.stderr))
+        corpus = self._corpus(loaded)
+        text = corpus
+        if self.limit_tokens is not None:
+            text = Beginning(corpus, self.limit_tokens, corpus.tokenizer())
+        results = [self._measure(name, loaded, text) for name in self._methods()]
+        if self.json:
+            values = {"model": loaded.name, "data": corpus.name, "tokens": text.n_tokens}
+            values |= {"results": [{**_finite(asdict(result)), **self._settings(result.name)} for result in results]}
+            return print(json.dumps(values, indent=2, ensure_ascii=False))
+        self._print(results, f"{loaded.name} on {corpus.name}: {text.n_tokens:,} tokens")
+
+    def _methods(self) -> tuple[str, ...]:
+        return ("carried", "strided", "windows") if self.method == "all" else (self.method,)
+
+    def _settings(self, name: str) -> dict[str, Any]:
+        """What a number depends on beside model and text."""
+        if name == "carried":
+            return {"reset_documents": self.reset_documents}
+        stride = max(1, self.window // 2) if self.stride is None else self.stride
+        return {"window": self.window} | ({"stride": stride} if name == "strided" else {})
+
+    def _measure(self, name: str, loaded: "Loaded", corpus: Any) -> "Perplexity":
+        from hgrn2 import perplexity
+
+        options = self._settings(name)
+        options |= {"segment": self.segment} if name == "carried" else {"batch_size": self.batch_size}
+        with _bar(name) as progress:
+            return getattr(perplexity, name)(loaded.model, corpus, progress=progress, **options)
+
+    def _corpus(self, loaded: "Loaded") -> "Corpus":
+        """The text to measure on, in the tokens of the model."""
+        from hgrn2.data.corpus import Corpus
+
+        data = self.data if self.data is not None else _source(loaded)
+        if data == EMBEDDED:
+            return _embedded(loaded, self.split)
+        path = Path(data)
+        hint = "" if self.data is not None else ", where the run had its data: give --data"
+        refuse(not path.exists(), f"{path} does not exist{hint}")
+        if path.is_file():
+            return _from_file(path, loaded)
+        corpus = Corpus.open(path, self.split)
+        if loaded.tokenizer is not None:
+            same = corpus.tokenizer().identity() == loaded.tokenizer.identity()
+            refuse(not same, f"{path} was prepared with another tokenizer than {loaded.name} has")
+        size, known = corpus.vocab_size, loaded.model.config.vocab_size
+        refuse(size > known, f"{path} has ids up to {size - 1}, the model knows {known}: they do not belong together")
+        return corpus
+
+    def _print(self, results: "list[Perplexity]", title: str) -> None:
+        from rich.console import Console
+        from rich.table import Table
+
+        from hgrn2.perplexity import MEANING
+
+        table = Table("name", "nats/token", "perplexity", "bits/byte", "predicted tokens", "what it is")
+        for column in table.columns[1:5]:
+            column.justify = "right"
+        for result in results:
+            bits = "-" if result.bits_per_byte is None else f"{result.bits_per_byte:.4f}"
+            meaning = MEANING[result.name].format(**self._settings(result.name))
+            meaning += ", dropped at each document" if result.name == "carried" and self.reset_documents else ""
+            numbers = (f"{result.nats_per_token:.4f}", f"{result.perplexity:.3f}", bits, f"{result.tokens:,}")
+            table.add_row(result.name, *numbers, meaning)
+        print(title)
+        Console().print(table)
+        print("Every token but the first is predicted once. Compare a number only with others of the same name.")
+
+
+def _source(loaded: "Loaded") -> str:
+    """What the run was trained on, as its settings name it."""
+    config = loaded.run_config() or {}
+    data = config.get("data")
+    source = data.get("source") if isinstance(data, dict) else None
+    if not isinstance(source, str):
+        raise UserError(f"{loaded.name} does not say what it was trained on: give --data")
+    return source
+
+
+def _embedded(loaded: "Loaded", split: str) -> "Corpus":
+    from hgrn2.data.samples import shakespeare_corpora
+
+    sample = shakespeare_corpora(loaded.tokenizer)
+    refuse(split not in ("train", "valid"), f"the embedded sample has no split {split!r}; it has train, valid")
+    size, known = sample.tokenizer.vocab_size, loaded.model.config.vocab_size
+    refuse(size > known, f"the embedded sample has {size} characters, the model knows {known} ids: give --data")
+    return sample.train if split == "train" else sample.valid
+
+
+def _from_file(path: Path, loaded: "Loaded") -> "Corpus":
+    """A text or JSONL file in memory; its documents are those of `hgrn2 data prepare`."""
+    from hgrn2.data.corpus import Corpus
+    from hgrn2.data.sources import Sources
+
+    documents, parts = [], []
+    for piece in Sources([path]).pieces():
+        parts.append(piece.text)
+        if piece.ends:
+            documents.append("".join(parts))
+            parts = []
+    return Corpus.from_documents(documents, loaded.need_tokenizer(), name=str(path))
+
+
+def _finite(values: dict[str, Any]) -> dict[str, Any]:
+    """JSON has no NaN and no infinity: null stands for them."""
+    bad = [name for name, value in values.items() if isinstance(value, float) and not math.isfinite(value)]
+    return values | dict.fromkeys(bad)
+
+
+@contextlib.contextmanager
+def _bar(name: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on standard error, so that standard output stays for the result."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(name, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -1,0 +1,234 @@
+"""`hgrn2 generate`: continue a text with a trained model, from a prompt or from where a saved state stands."""
+
+import contextlib
+import io
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from hgrn2.errors import UserError
+from hgrn2.settings import refuse
+
+if TYPE_CHECKING:
+    from hgrn2.generate.config import GenerationConfig
+    from hgrn2.generate.generator import Generator, Piece
+    from hgrn2.generate.snapshots import Snapshot
+
+Flag = tyro.conf.FlagCreatePairsOff[bool]
+LONG_PROMPT = 16_384  # tokens from which on a bar shows how far the reading is
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generate:
+    """Continue a text with a trained model; the text streams to standard output as it is made.
+
+    A saved state is a small file whatever the length of the text: it continues that text exactly, without reading it
+    again.
+
+    Example: hgrn2 generate runs/demo --prompt "ROMEO:" --max-tokens 300 --temperature 0.8
+    """
+
+    model: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="RUN_OR_MODEL")]]
+    """A run folder (its newest checkpoint), a checkpoint folder, or a model folder."""
+    prompt: str | None = None
+    """The text to continue; - reads standard input."""
+    prompt_file: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """A UTF-8 file to continue; - reads standard input."""
+    max_tokens: int = 200
+    """Tokens of each sample at most; 0 only reads the prompt (see --save-state)."""
+    greedy: Flag = False
+    """Take the most probable token every time."""
+    temperature: float = 1.0
+    """Below 1 sharper, above 1 more varied."""
+    top_k: int = 0
+    """Choose among the k most probable tokens; 0: off."""
+    top_p: float = 1.0
+    """Choose among the fewest tokens that together have this probability; 1: off."""
+    min_p: float = 0.0
+    """Choose among tokens at least this fraction as probable as the best; 0: off."""
+    repetition_penalty: float = 1.0
+    """Above 1: tokens that occurred become less likely; 1: off."""
+    seed: int | None = None
+    """The same seed gives the same text; sample n has seed + n. Without one, a random seed is taken and shown."""
+    stop: Annotated[tuple[str, ...], tyro.conf.arg(metavar="TEXT [TEXT ...]", help_behavior_hint="(optional)")] = ()
+    """End before the first of these texts."""
+    samples: int = 1
+    """How many continuations; several are printed whole, each as it ends."""
+    state: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """Continue the text of this saved state; a prompt is then optional and comes after that text."""
+    save_state: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """Write the state after the last token, prompt and generated text included."""
+    overwrite: Flag = False
+    """Let --save-state replace a file."""
+    json: Flag = False
+    """Print the result as JSON once it is complete."""
+    device: str = "auto"
+    """cpu, cuda or cuda:N; auto takes a GPU where there is one."""
+
+    def run(self) -> None:
+        config = self._config()
+        prompt = self._prompt()
+        self._check_saving()
+        from hgrn2.generate.generator import Generator
+        from hgrn2.generate.loading import load
+        from hgrn2.generate.snapshots import load_snapshot, save_snapshot
+
+        loaded = load(self.model, self.device, warn=_warn)
+        generator = Generator(loaded.model, loaded.need_tokenizer())
+        start = None if self.state is None else load_snapshot(self.state, generator.model, generator.tokenizer)
+        report = _Report(self, loaded.name, config)
+        last = self._show(generator, prompt, config, start, report)
+        if self.save_state is not None and last is not None:
+            save_snapshot(self.save_state, last, generator.model, generator.tokenizer, overwrite=self.overwrite)
+        report.finish()
+
+    def _config(self) -> "GenerationConfig":
+        import secrets
+
+        from hgrn2.generate.config import GenerationConfig, SamplingConfig
+
+        sampling = SamplingConfig(
+            greedy=self.greedy,
+            repetition_penalty=self.repetition_penalty,
+            temperature=self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            min_p=self.min_p,
+            seed=secrets.randbelow(2**31) if self.seed is None else self.seed,
+        )
+        return GenerationConfig(max_tokens=self.max_tokens, stop=self.stop, samples=self.samples, sampling=sampling)
+
+    def _prompt(self) -> str:
+        both = self.prompt is not None and self.prompt_file is not None
+        refuse(both, "give --prompt or --prompt-file, not both")
+        if self.prompt_file is not None:
+            return _read_text(self.prompt_file)
+        if self.prompt == "-":
+            return _read_text(Path("-"))
+        refuse(self.prompt is None and self.state is None, "give --prompt, --prompt-file or --state")
+        return self.prompt or ""
+
+    def _check_saving(self) -> None:
+        """Before the model is loaded, and again when the file is written."""
+        if self.save_state is None:
+            return
+        refuse(self.samples > 1, "--save-state keeps one text; it does not go with --samples above 1")
+        blocked = self.save_state.exists() and not self.overwrite
+        refuse(blocked, f"{self.save_state} already exists; add --overwrite to replace it")
+
+    def _show(
+        self,
+        generator: "Generator",
+        prompt: str,
+        config: "GenerationConfig",
+        start: "Snapshot | None",
+        report: "_Report",
+    ) -> "Snapshot | None":
+        """Generate and print; returns where the last sample to end stands."""
+        report.prompt_tokens = len(generator.prompt_ids(prompt, start)) - (start is not None)
+        snapshot = None
+        with _reading_bar(report.prompt_tokens) as on_prompt:
+            for piece in generator.stream(prompt, config, start, on_prompt=on_prompt):
+                report.take(piece)
+                snapshot = piece.snapshot or snapshot
+        return snapshot
+
+
+class _Report:
+    """What is printed: the text while it comes, then one line of figures on standard error, or JSON."""
+
+    def __init__(self, options: Generate, model: str, config: "GenerationConfig") -> None:
+        self.options, self.model = options, model
+        self.seed = None if options.greedy else config.sampling.seed
+        self.prompt_tokens = 0
+        self.samples: list[dict[str, Any]] = [
+            {"text": "", "tokens": 0, "finished": None} for _ in range(config.samples)
+        ]
+        self.began = time.perf_counter()
+        self.first: float | None = None
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="replace")  # a terminal that cannot show a character shows a mark instead
+
+    def take(self, piece: "Piece") -> None:
+        self.first = self.first or time.perf_counter()
+        sample = self.samples[piece.sample]
+        sample["text"] += piece.text
+        sample["tokens"] += piece.token is not None
+        sample["finished"] = piece.finished
+        if self.options.json:
+            return
+        if len(self.samples) == 1:
+            print(piece.text, end="", flush=True)
+        elif piece.finished:
+            print(f"--- sample {piece.sample} ---\n{sample['text']}", flush=True)
+
+    def finish(self) -> None:
+        first = self.first or self.began
+        reading, making = first - self.began, time.perf_counter() - first
+        tokens = sum(sample["tokens"] for sample in self.samples)
+        steps = tokens - len(self.samples)  # the first token of each sample came with the prompt
+        speed = steps / making if steps > 0 and making > 0 else None
+        if self.options.json:
+            result = {
+                "model": self.model,
+                "seed": self.seed,
+                "prompt_tokens": self.prompt_tokens,
+                "prompt_seconds": reading,
+                "tokens_per_second": speed,
+                "samples": self.samples,
+            }
+            return print(json.dumps(result, indent=2, ensure_ascii=False))
+        if len(self.samples) == 1 and tokens and sys.stdout.isatty():
+            print()
+        parts = [f"{self.prompt_tokens:,} prompt tokens in {reading:.2f} s", f"{tokens:,} new tokens"]
+        parts += [f"{speed:,.0f} tokens/s"] if speed else []
+        parts += [f"seed {self.seed}"] if self.seed is not None and tokens else []
+        parts += [f"state saved to {self.options.save_state}"] if self.options.save_state else []
+        sys.stdout.flush()
+        print(", ".join(parts), file=sys.stderr)
+
+
+def _read_text(path: Path) -> str:
+    name = "standard input" if str(path) == "-" else str(path)
+    try:
+        data = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{name} cannot be read: {error.strerror or error}") from None
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{name} is not UTF-8 at byte {error.start}; convert it first") from None
+
+
+def _warn(message: str) -> None:
+    print(f"warning: {message}", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def _reading_bar(tokens: int) -> Iterator[Callable[[int, int], None] | None]:
+    """A bar on standard error while a long prompt is read; it is gone before the text begins."""
+    if tokens < LONG_PROMPT:
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    bar = Progress(console=Console(stderr=True), transient=True)
+    task = bar.add_task("reading the prompt", total=tokens)
+
+    def advance(done: int, total: int) -> None:
+        bar.update(task, completed=done, total=total)
+        if done >= total:
+            bar.stop()
+
+    bar.start()
+    try:
+        yield advance
+    finally:
+        bar.stop()

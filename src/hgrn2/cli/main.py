@@ -1,0 +1,119 @@
+"""The command line: verbs parse, call and print. Each verb's module is loaded when it is asked for, torch later still."""
+
+import os
+import sys
+from collections.abc import Sequence
+from difflib import get_close_matches
+from importlib import import_module
+
+from hgrn2 import __version__
+from hgrn2.errors import UserError
+
+# verb -> (one line, task -> module:class); verbs without tasks have the one task "".
+VERBS: dict[str, tuple[str, dict[str, str]]] = {
+    "train": ("train a model, or go on with an interrupted run", {"lm": "train:TrainLM"}),
+    "eval": ("measure perplexity, in three ways that are told apart", {"": "eval:Eval"}),
+    "generate": ("continue a text; save and restore the model's state", {"": "generate:Generate"}),
+    "data": (
+        "turn text into token shards, look at them, check them",
+        {"prepare": "data:Prepare", "info": "data:Info", "verify": "data:Verify"},
+    ),
+    "bench": (
+        "measure speed on this machine, side by side with others",
+        {"ops": "bench:BenchOps", "train": "bench:BenchTrain", "decode": "bench:BenchDecode"},
+    ),
+}
+EXAMPLES = """\
+examples:
+  hgrn2 train lm demo --out runs/demo
+  hgrn2 generate runs/demo --prompt 'ROMEO:'
+  hgrn2 data prepare my-texts/ --out corpora/mine --tokenizer bytes
+  hgrn2 train lm small --data corpora/mine --out runs/mine"""
+
+
+def entry(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code: 0, 2 for the user's mistakes, 130 after Ctrl-C.
+
+    Installed as `hgrn2`, whose exit code this is.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return _run(arguments)
+    except UserError as error:
+        return _fail(str(error))
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader left: nothing more to say
+        return 0
+    except OSError as error:
+        return _fail(f"{error.filename or 'file'}: {error.strerror or error}")
+    except KeyboardInterrupt:
+        return 130
+    except SystemExit as exit_:  # the argument parser: 0 after --help, 2 after a mistake
+        return exit_.code if isinstance(exit_.code, int) else 2
+
+
+def _run(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_overview())
+        return 0
+    if arguments[0] in ("-V", "--version"):
+        print(__version__)
+        return 0
+    name, rest = arguments[0], arguments[1:]
+    if name not in VERBS:
+        raise UserError(_unknown("verb", name, list(VERBS)))
+    _, tasks = VERBS[name]
+    place, program = tasks.get(""), f"hgrn2 {name}"
+    if place is None:
+        if not rest or rest[0] in ("-h", "--help"):
+            print(_tasks(name))
+            return 0
+        if rest[0] not in tasks:
+            raise UserError(_unknown(f"task of hgrn2 {name}", rest[0], list(tasks)))
+        place, program, rest = tasks[rest[0]], f"{program} {rest[0]}", rest[1:]
+    return _call(place, program, rest)
+
+
+def _call(place: str, program: str, arguments: list[str]) -> int:
+    import tyro
+
+    module, _, kind = place.partition(":")
+    verb = getattr(import_module(f"hgrn2.cli.{module}"), kind)
+    return tyro.cli(verb, prog=program, args=arguments).run() or 0
+
+
+def _overview() -> str:
+    lines = [
+        f"hgrn2 {__version__}: gated linear recurrent networks with state expansion",
+        "",
+        "usage: hgrn2 VERB ...",
+        "",
+    ]
+    for name, (text, tasks) in VERBS.items():
+        choice = " " + "|".join(tasks) if "" not in tasks else ""
+        lines.append(f"  {name + choice:<26}{text}")
+    return "\n".join([*lines, "", "hgrn2 VERB --help says more, with an example.", "", EXAMPLES])
+
+
+def _tasks(name: str) -> str:
+    text, tasks = VERBS[name]
+    lines = [f"hgrn2 {name}: {text}", "", f"usage: hgrn2 {name} {'|'.join(tasks)} ...", ""]
+    for task, place in tasks.items():
+        module, _, kind = place.partition(":")
+        about = getattr(import_module(f"hgrn2.cli.{module}"), kind).__doc__ or ""
+        lines.append(f"  {task:<10}{about.strip().splitlines()[0]}")
+    examples = [line.strip() for line in EXAMPLES.splitlines() if f"hgrn2 {name} " in line]
+    return "\n".join(
+        [*lines, "", *(f"example: {line}" for line in examples[:1]), f"hgrn2 {name} TASK --help says more."]
+    )
+
+
+def _unknown(noun: str, name: str, known: list[str]) -> str:
+    near = get_close_matches(name, known, 1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    return f"there is no {noun} {name!r}{hint} (choose from {', '.join(known)})"
+
+
+def _fail(message: str) -> int:
+    print(f"hgrn2: error: {' '.join(message.split())}", file=sys.stderr)
+    return 2

@@ -1,0 +1,244 @@
+"""Text from a model: the prompt is read in segments, then one token a step; memory does not grow with either.
+
+generator = Generator(model, tokenizer)
+for piece in generator.stream("To be, ", GenerationConfig(max_tokens=50)):
+    print(piece.text, end="", flush=True)
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hgrn2.data.tokenizer import Tokenizer
+from hgrn2.errors import UserError
+from hgrn2.generate import sampling
+from hgrn2.generate.config import GenerationConfig
+from hgrn2.generate.snapshots import Snapshot
+from hgrn2.generate.text import CONTEXT, StopFinder, TextStream
+from hgrn2.layers.state import ModelState
+from hgrn2.models.language import LanguageModel
+from hgrn2.models.modes import reading
+from hgrn2.settings import refuse
+
+Finished = Literal["stop", "eot", "length"]
+OnPrompt = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One step of one sample."""
+
+    sample: int
+    """Which of the samples, from 0."""
+    token: int | None
+    """The new token; None where only the prompt was read (max_tokens 0)."""
+    text: str
+    """The text that is certain now: whole characters, no part of a stop text; often none, sometimes several tokens'."""
+    finished: Finished | None = None
+    """Why the sample ends with this piece: a stop text, the end of document, max_tokens; None while it goes on."""
+    snapshot: Snapshot | None = None
+    """On the last piece of a sample, where its text stands. It includes all tokens of a stop text."""
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A whole sample."""
+
+    sample: int
+    text: str
+    ids: tuple[int, ...]
+    """All new tokens, those of a stop text or the end of document included."""
+    finished: Finished
+    snapshot: Snapshot
+
+
+@dataclass
+class _Row:
+    """A sample while it grows."""
+
+    sample: int
+    stream: TextStream
+    stops: StopFinder
+    random: torch.Generator
+    count: int = 0
+
+    def take(self, token: int, eot: int | None, max_tokens: int) -> tuple[str, Finished | None]:
+        """Add a token: (text that can be shown, why it ends)."""
+        self.count += 1
+        ended = token == eot
+        text, stopped = ("", False) if ended else self.stops.push(self.stream.push(token))
+        if stopped:
+            return text, "stop"
+        if not ended and self.count < max_tokens:
+            return text, None
+        rest, stopped = self.stops.push(self.stream.finish())
+        if stopped:
+            return text + rest, "stop"
+        return text + rest + self.stops.finish(), "eot" if ended else "length"
+
+
+@dataclass
+class _Batch:
+    """The samples that still grow, row by row: `last` [R,1] is what the state has not read yet."""
+
+    rows: list[_Row]
+    last: Tensor
+    state: ModelState
+    seen: Tensor | None = field(default=None)
+
+    def keep(self, places: list[int]) -> None:
+        self.rows = [self.rows[place] for place in places]
+        self.last, self.state = self.last[places], self.state.select(places)
+        self.seen = None if self.seen is None else self.seen[places]
+
+
+class Generator:
+    """Continues texts with a language model and the tokenizer that its training text had."""
+
+    def __init__(self, model: LanguageModel, tokenizer: Tokenizer) -> None:
+        size, known = tokenizer.vocab_size, model.config.vocab_size
+        refuse(size > known, f"the tokenizer has {size} ids, the model knows {known}: they do not belong together")
+        self.model = model
+        self.tokenizer = tokenizer
+
+    def stream(
+        self,
+        prompt: str | Sequence[int] | np.ndarray,
+        config: GenerationConfig | None = None,
+        state: Snapshot | None = None,
+        *,
+        on_prompt: OnPrompt | None = None,
+    ) -> Iterator[Piece]:
+        """Continue a text piece by piece; the last piece of each sample carries its snapshot.
+
+        Args:
+            prompt: text, or token ids. It may be empty after a snapshot, or where the tokenizer has an end of document,
+                after which a new one begins.
+            config: what to generate.
+            state: a snapshot to go on from; the prompt comes after its text. The seed and the repetition penalty start
+                afresh: a snapshot holds no random numbers and no list of tokens.
+            on_prompt: told (prompt tokens read, all of them).
+
+        Raises:
+            UserError: at once, for an empty prompt with nothing to continue, text or ids outside the vocabulary; while
+                generating, for logits that are not finite.
+        """
+        config = config or GenerationConfig()
+        ids = self.prompt_ids(prompt, state)
+        tokens = len(ids) if state is None else state.tokens + len(ids) - 1
+        return self._run(ids, tokens, config, state, on_prompt)
+
+    def generate(
+        self,
+        prompt: str | Sequence[int] | np.ndarray,
+        config: GenerationConfig | None = None,
+        state: Snapshot | None = None,
+    ) -> list[Completion]:
+        """All samples of `stream`, whole, in order."""
+        pieces: dict[int, list[Piece]] = {}
+        for piece in self.stream(prompt, config, state):
+            pieces.setdefault(piece.sample, []).append(piece)
+        made = []
+        for sample, parts in sorted(pieces.items()):
+            text = "".join(part.text for part in parts)
+            ids = tuple(part.token for part in parts if part.token is not None)
+            end = parts[-1]
+            assert end.finished is not None
+            assert end.snapshot is not None
+            made.append(Completion(sample, text, ids, end.finished, end.snapshot))
+        return made
+
+    def prompt_ids(self, prompt: str | Sequence[int] | np.ndarray, state: Snapshot | None = None) -> np.ndarray:
+        """The ids that the model has to read, int64: the prompt's, after the one that a snapshot left unread."""
+        ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else np.asarray(prompt)
+        refuse(ids.size > 0 and ids.dtype.kind not in "iu", f"token ids must be whole numbers, not {ids.dtype}")
+        ids = ids.reshape(-1).astype(np.int64)
+        bad = ids[(ids < 0) | (ids >= self.tokenizer.vocab_size)]
+        if bad.size:
+            raise UserError(f"token id {bad[0]} is outside the vocabulary of {self.tokenizer.vocab_size}")
+        if state is not None:
+            return np.concatenate([[state.last], ids])
+        if ids.size == 0 and self.tokenizer.eot is None:
+            raise UserError("empty prompt: give at least one character, or a saved state to continue")
+        return ids if ids.size else np.array([self.tokenizer.eot])
+
+    def _run(
+        self, ids: np.ndarray, tokens: int, config: GenerationConfig, start: Snapshot | None, on_prompt: OnPrompt | None
+    ) -> Iterator[Piece]:
+        state = self._read_prompt(ids, start, config.segment, on_prompt)
+        if config.max_tokens == 0:
+            for sample in range(config.samples):
+                yield Piece(sample, None, "", "length", Snapshot(state, int(ids[-1]), tokens))
+            return
+        batch = self._begin(ids, state, config)
+        eot = self.tokenizer.eot if config.stop_at_eot else None
+        while batch.rows:
+            chosen = self._step(batch, config)
+            going = []
+            for place, (row, token) in enumerate(zip(batch.rows, chosen, strict=True)):
+                text, finished = row.take(token, eot, config.max_tokens)
+                if finished is None:
+                    going.append(place)
+                    yield Piece(row.sample, token, text)
+                else:
+                    end = Snapshot(batch.state.select([place]), token, tokens + row.count)
+                    yield Piece(row.sample, token, text, finished, end)
+            if not going:
+                return
+            if len(going) < len(batch.rows):
+                batch.keep(going)
+
+    # The two methods below enter inference mode by themselves: around a `yield` it would leak into the caller.
+
+    def _read_prompt(
+        self, ids: np.ndarray, start: Snapshot | None, segment: int, on_prompt: OnPrompt | None
+    ) -> ModelState:
+        """The state after all ids but the last; it holds one sequence."""
+        with reading(self.model):
+            device = self.model.embedding.weight.device
+            state = self.model.zeros(1) if start is None else start.state.to(device)
+            end = len(ids) - 1
+            for first in range(0, end, segment):
+                part = torch.from_numpy(ids[first : min(first + segment, end)]).to(device)
+                _, state = self.model.hidden(part.unsqueeze(0), state)  # no logits: nothing is predicted here
+                assert state is not None  # asked for, as `output_state` is by default
+                if on_prompt:
+                    on_prompt(min(first + segment, end) + 1, len(ids))
+        return state
+
+    def _begin(self, ids: np.ndarray, state: ModelState, config: GenerationConfig) -> _Batch:
+        device = self.model.embedding.weight.device
+        seed = config.sampling.seed
+        seed = torch.Generator().seed() % 2**62 if seed is None else seed
+        rows = [
+            _Row(
+                sample,
+                TextStream(self.tokenizer, ids[-CONTEXT:].tolist()),
+                StopFinder(config.stop),
+                torch.Generator().manual_seed(seed + sample),
+            )
+            for sample in range(config.samples)
+        ]
+        last = torch.full((config.samples, 1), int(ids[-1]), device=device)
+        seen = None
+        if config.sampling.repetition_penalty != 1:
+            seen = torch.zeros(config.samples, self.tokenizer.vocab_size, dtype=torch.bool, device=device)
+            seen[:, torch.from_numpy(np.unique(ids)).to(device)] = True
+        return _Batch(rows, last, state.select([0] * config.samples), seen)
+
+    def _step(self, batch: _Batch, config: GenerationConfig) -> list[int]:
+        """Read the last token of every row and choose the next one."""
+        with reading(self.model):
+            features, state = self.model.hidden(batch.last, batch.state)
+            assert state is not None  # asked for, as `output_state` is by default
+            # A model's vocabulary may be padded: ids that the tokenizer does not have are never chosen.
+            logits = self.model.logits(features[:, 0])[:, : self.tokenizer.vocab_size]
+            chosen = sampling.choose(logits, config.sampling, [row.random for row in batch.rows], batch.seen)
+            batch.last, batch.state = chosen.unsqueeze(1), state
+            if batch.seen is not None:
+                batch.seen.scatter_(1, batch.last, True)
+            return chosen.tolist()

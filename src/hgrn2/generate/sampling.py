@@ -1,0 +1,96 @@
+"""From logits to a token, as pure functions on logits [B,V]; what is filtered out becomes -inf.
+
+    repetition penalty -> temperature -> top-k -> top-p -> min-p -> draw
+
+Each filter sees what the ones before it left, as in the transformers library, so equal settings mean the same there.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from hgrn2.errors import UserError
+from hgrn2.generate.config import SamplingConfig
+
+
+def penalise_repetition(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
+    """Logits of ids that occurred (seen [B,V] bool): divided by the penalty where positive, multiplied where negative.
+
+    Keskar et al. 2019, arXiv 1909.05858, section 4.1, with the sign repair that implementations make.
+    """
+    moved = torch.where(logits > 0, logits / penalty, logits * penalty)
+    return torch.where(seen, moved, logits)
+
+
+def top_k(logits: Tensor, k: int) -> Tensor:
+    """Keep the k largest logits of each row, and those equal to the k-th."""
+    if k >= logits.shape[-1]:
+        return logits
+    edge = logits.topk(k, dim=-1).values[..., -1:]
+    return logits.masked_fill(logits < edge, -math.inf)
+
+
+def top_p(logits: Tensor, p: float) -> Tensor:
+    """Keep the fewest most probable tokens whose probabilities sum to at least p (arXiv 1904.09751)."""
+    ordered, order = logits.sort(dim=-1, descending=True, stable=True)
+    probabilities = ordered.double().softmax(-1)
+    before = probabilities.cumsum(-1) - probabilities
+    dropped = before >= p
+    dropped[..., 0] = False
+    return logits.masked_fill(torch.zeros_like(dropped).scatter(-1, order, dropped), -math.inf)
+
+
+def min_p(logits: Tensor, p: float) -> Tensor:
+    """Keep tokens at least p times as probable as the most probable one (arXiv 2407.01082)."""
+    edge = logits.amax(-1, keepdim=True) + math.log(p)
+    return logits.masked_fill(logits < edge, -math.inf)
+
+
+def filtered(logits: Tensor, config: SamplingConfig, seen: Tensor | None = None) -> Tensor:
+    """Logits [B,V] after every step of the settings that is on."""
+    if seen is not None and config.repetition_penalty != 1:
+        logits = penalise_repetition(logits, seen, config.repetition_penalty)
+    if config.greedy:
+        return logits
+    logits = logits / config.temperature
+    if config.top_k:
+        logits = top_k(logits, config.top_k)
+    if config.top_p < 1:
+        logits = top_p(logits, config.top_p)
+    return min_p(logits, config.min_p) if config.min_p else logits
+
+
+def draw(logits: Tensor, uniforms: Tensor) -> Tensor:
+    """One id a row [B] from softmax(logits): the first whose cumulative probability exceeds the row's uniform [0,1).
+
+    A token of probability 0 is never drawn. One number decides a row, so a seed means the same on every device.
+    """
+    sums = logits.double().softmax(-1).cumsum(-1)
+    sums = sums / sums[..., -1:]  # ends at exactly 1, which is above every uniform
+    return torch.searchsorted(sums, uniforms.to(sums).unsqueeze(-1), right=True).squeeze(-1)
+
+
+def choose(
+    logits: Tensor, config: SamplingConfig, generators: Sequence[torch.Generator] = (), seen: Tensor | None = None
+) -> Tensor:
+    """The next token of each row, [B] int64.
+
+    Args:
+        logits: [B,V].
+        config: the settings.
+        generators: one a row, on the CPU, each advanced by one number; not needed for greedy.
+        seen: [B,V] bool, ids that occurred already; needed for the repetition penalty only.
+
+    Raises:
+        UserError: logits that are NaN or infinite, as a damaged or diverged model gives.
+    """
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    if not torch.isfinite(logits.amax(-1)).all():  # NaN wins every maximum
+        raise UserError("the model's output is not a finite number; its weights are damaged or training diverged")
+    logits = filtered(logits, config, seen)
+    if config.greedy:
+        return logits.argmax(-1)
+    uniforms = torch.cat([torch.rand(1, dtype=torch.float64, generator=generator) for generator in generators])
+    return draw(logits, uniforms)

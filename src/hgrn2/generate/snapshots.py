@@ -1,0 +1,126 @@
+"""A text in progress as a value, and as a file: what it takes to go on exactly where it stood.
+
+The state of a snapshot has read every token but the last, and the last token is kept beside it: predicting needs that
+token's output, which a state alone does not hold. So a text can be continued with or without further prompt, and no
+token is ever read twice or left out, be it the last one of the prompt or one that was just generated.
+
+    file: safetensors with the state's tensors; metadata {format, model_hash, tokenizer_hash, tokens, last, dtype,
+    batch, checksum}. Two numbers and hashes: nothing in it grows with the text, and nothing of the text can be read.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from hgrn2.data.tokenizer import Tokenizer
+from hgrn2.errors import UserError
+from hgrn2.files import atomic_path
+from hgrn2.layers.state import ModelState
+from hgrn2.models.language import LanguageModel
+from hgrn2.models.saved import add_tensors, model_hash, opened, reported
+from hgrn2.settings import refuse
+
+FORMAT = "hgrn2-state-1"
+_KEYS = ("model_hash", "tokenizer_hash", "tokens", "last", "dtype", "batch", "checksum")
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Where one text stands."""
+
+    state: ModelState
+    """After every token but the last; of one sequence."""
+    last: int
+    """The last token, which the state has not read yet."""
+    tokens: int
+    """Length of the text in tokens, the last one included."""
+
+
+def save_snapshot(
+    path: str | Path, snapshot: Snapshot, model: LanguageModel, tokenizer: Tokenizer, *, overwrite: bool = False
+) -> None:
+    """Write a snapshot to a file that is whole or absent; a file that is there already is refused unless asked."""
+    path = Path(path)
+    refuse(path.exists() and not overwrite, f"{path} already exists; it is not overwritten")
+    refuse(snapshot.state.batch != 1, f"a snapshot holds one sequence, not {snapshot.state.batch}")
+    tensors = {name: _plain(tensor) for name, tensor in snapshot.state.tensors().items()}
+    metadata = {
+        "format": FORMAT,
+        "model_hash": model_hash(model),
+        "tokenizer_hash": tokenizer.sha256,
+        "tokens": str(snapshot.tokens),
+        "last": str(snapshot.last),
+        "dtype": _dtype(model),
+        "batch": str(snapshot.state.batch),
+    }
+    metadata["checksum"] = _checksum(tensors, metadata)
+    with reported(path), atomic_path(path) as temporary:
+        save_file(tensors, temporary, metadata)
+
+
+def load_snapshot(path: str | Path, model: LanguageModel, tokenizer: Tokenizer) -> Snapshot:
+    """Read a snapshot of this model and tokenizer onto the model's device.
+
+    Raises:
+        UserError: no such file, a damaged one, one of another format, model, dtype, tokenizer or batch.
+    """
+    path = Path(path)
+    refuse(path.is_dir(), f"{path} is a folder, not a saved state")
+    like = model.zeros(1)
+    with opened(path) as file:
+        metadata = file.metadata() or {}
+        refuse("format" not in metadata, f"{path} is not a saved state")
+        refuse(metadata["format"] != FORMAT, f"{path} has format {metadata['format']!r}; this program reads {FORMAT!r}")
+        lacking = [key for key in _KEYS if key not in metadata]
+        refuse(bool(lacking), f"{path} is damaged: it lacks {', '.join(lacking)}")
+        _check_origin(path, metadata, model, tokenizer)
+        # Shapes first: a file that fits is as small as the state, and any other is not read.
+        wanted = {name: list(_plain(tensor).shape) for name, tensor in like.tensors().items()}
+        stored = {name: file.get_slice(name).get_shape() for name in list(file.keys())}
+        refuse(stored != wanted, f"{path} is damaged: its tensors are not those of this model's state")
+        tensors = {name: file.get_tensor(name) for name in stored}
+    refuse(_checksum(tensors, metadata) != metadata["checksum"], f"{path} is damaged: its checksum differs")
+    last, tokens = _whole(path, metadata, "last"), _whole(path, metadata, "tokens")
+    model.check_tokens(torch.tensor([last]))
+    named = {name: _like(tensors[name], tensor) for name, tensor in like.tensors().items()}
+    return Snapshot(ModelState.from_tensors(named, like), last, tokens)
+
+
+def _check_origin(path: Path, metadata: dict[str, str], model: LanguageModel, tokenizer: Tokenizer) -> None:
+    batch, dtype = metadata["batch"], metadata["dtype"]
+    refuse(batch != "1", f"{path} holds {batch} sequences; this program continues one")
+    refuse(dtype != _dtype(model), f"{path} was made by a model in {dtype}, this one is in {_dtype(model)}")
+    refuse(metadata["model_hash"] != model_hash(model), f"{path} is a state of another model")
+    refuse(metadata["tokenizer_hash"] != tokenizer.sha256, f"{path} is a state of a text with another tokenizer")
+
+
+def _dtype(model: LanguageModel) -> str:
+    return str(model.embedding.weight.dtype).removeprefix("torch.")
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """On the CPU; complex numbers as pairs of real ones [...,2], which every reader of the format knows."""
+    tensor = tensor.detach().cpu().contiguous()
+    return torch.view_as_real(tensor).contiguous() if tensor.is_complex() else tensor
+
+
+def _like(stored: Tensor, like: Tensor) -> Tensor:
+    tensor = torch.view_as_complex(stored) if like.is_complex() else stored
+    return tensor.to(like.device)
+
+
+def _checksum(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
+    stated = {key: value for key, value in sorted(metadata.items()) if key != "checksum"}
+    digest = hashlib.sha256(repr(stated).encode())
+    add_tensors(digest, tensors)
+    return digest.hexdigest()
+
+
+def _whole(path: Path, metadata: dict[str, str], key: str) -> int:
+    if not metadata[key].isdecimal() or len(metadata[key]) > 18:
+        raise UserError(f"{path} is damaged: {key} is {metadata[key][:30]!r}")
+    return int(metadata[key])

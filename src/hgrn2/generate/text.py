@@ -1,0 +1,66 @@
+"""Ids to text while they come: whole characters only, and a stop text that never shows, not even in part."""
+
+import codecs
+from collections.abc import Sequence
+
+from hgrn2.data.tokenizer import Tokenizer
+
+CONTEXT = 8  # ids before a new one that its text may depend on: spaces and joined pieces reach back by one or two
+
+
+class TextStream:
+    """The text of ids one by one. Bytes are held until they make a character; what never does becomes U+FFFD."""
+
+    def __init__(self, tokenizer: Tokenizer, before: Sequence[int] = ()) -> None:
+        """`before`: the ids that come first and whose text is known already; the last few are enough."""
+        self._tokenizer = tokenizer
+        self._context = [int(index) for index in before[-CONTEXT:]]
+        self._known = len(tokenizer.decode_bytes(self._context))
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, index: int) -> str:
+        """The characters that this id completes."""
+        # Decoded with what stands before it: some vocabularies join tokens by rules over neighbours.
+        self._context.append(index)
+        fresh = self._tokenizer.decode_bytes(self._context)[self._known :]
+        del self._context[:-CONTEXT]
+        self._known = len(self._tokenizer.decode_bytes(self._context))
+        return self._decoder.decode(fresh)
+
+    def finish(self) -> str:
+        """What the bytes still held decode to: nothing, or U+FFFD for the beginning of a character."""
+        return self._decoder.decode(b"", final=True)
+
+
+class StopFinder:
+    """Passes text on up to the first stop text, however it is cut into pieces.
+
+    The first stop text is the one that is complete first, reading character by character; of several that are complete
+    at the same character, the longest. Held back is only what may still become one.
+    """
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._stops = tuple(stops)
+        self._held = ""
+
+    def push(self, text: str) -> tuple[str, bool]:
+        """(text that can be shown, whether a stop text was found: then nothing may follow)."""
+        self._held += text
+        found = [(begin + len(stop), begin) for stop in self._stops if (begin := self._held.find(stop)) >= 0]
+        if found:
+            shown, self._held = self._held[: min(found)[1]], ""
+            return shown, True
+        keep = max((_overlap(self._held, stop) for stop in self._stops), default=0)
+        cut = len(self._held) - keep
+        shown, self._held = self._held[:cut], self._held[cut:]
+        return shown, False
+
+    def finish(self) -> str:
+        """What was held back and is no stop text after all."""
+        shown, self._held = self._held, ""
+        return shown
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of the text that a stop text begins with, the whole stop text excluded."""
+    return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)

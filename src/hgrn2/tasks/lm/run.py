@@ -1,0 +1,161 @@
+"""A language-model run from beginning to end: folder, resume, training, last measurements, samples, report."""
+
+import shutil
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hgrn2 import cpu, perplexity
+from hgrn2.data.corpus import Corpus
+from hgrn2.errors import UserError
+from hgrn2.files import read_json, write_json
+from hgrn2.generate.config import GenerationConfig, SamplingConfig
+from hgrn2.generate.generator import Generator
+from hgrn2.models.gates import gate_statistics
+from hgrn2.models.language import LanguageModel
+from hgrn2.models.saved import usable_device
+from hgrn2.perplexity import Perplexity
+from hgrn2.settings import from_dict, to_dict
+from hgrn2.tasks.lm.task import LanguageTask, open_corpora
+from hgrn2.train import checkpoint
+from hgrn2.train.config import RunConfig
+from hgrn2.train.environment import environment
+from hgrn2.train.metrics import read_metrics
+from hgrn2.train.report import LayerGates, Sample, write_report
+from hgrn2.train.trainer import Trainer, refuse_other_run
+from hgrn2.train.view import TrainView
+
+PROMPT_TOKENS = 48  # of held-out text, before each sample of the report
+GATE_TOKENS = 4096  # of held-out text, over which gates are averaged
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run ended with."""
+
+    folder: Path
+    interrupted: bool
+    step: int
+    summary: dict[str, Any]
+    """As in summary.json: parameters, steps, tokens, seconds, and the held-out measurements by name."""
+    samples: tuple[Sample, ...] = ()
+
+
+def train_language(
+    run: RunConfig, folder: Path, *, device: str = "auto", restart: bool = False, quiet: bool = False
+) -> RunResult:
+    """Train in `folder`, or go on where an interrupted run stopped.
+
+    Args:
+        run: what to train; a folder that holds another run is refused.
+        device: auto, cpu, cuda, …
+        restart: drop what the folder holds of an earlier run and begin anew.
+        quiet: no live view.
+    """
+    place = usable_device(device)
+    if place.type == "cpu":
+        cpu.keep_freed_memory()
+    train, valid = open_corpora(run.data)
+    task = LanguageTask(run, train, valid, place)
+    _prepare_folder(folder, run, restart)
+    task.save_assets(folder)
+    torch.manual_seed(run.train.seed)
+    model = LanguageModel(run.model).to(place)
+    trainer = Trainer(run, task, model, folder)
+    view = TrainView(
+        f"hgrn2 {folder.name}", total_steps=run.train.steps if not run.train.budget_s else None,
+        budget_s=run.train.budget_s or None, quiet=quiet,
+    )  # fmt: skip
+    with view:
+        _resume(trainer, folder, view)
+        trainer.fit(view)
+        view.finish("interrupted: a checkpoint was saved" if trainer.interrupted else "trained")
+    if trainer.interrupted:
+        return RunResult(folder, True, trainer.step, {})
+    return _finish(run, trainer, task, folder, quiet)
+
+
+def _prepare_folder(folder: Path, run: RunConfig, restart: bool) -> None:
+    config = folder / "config.json"
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file; --out must name a folder")
+    if restart and config.exists():
+        for name in ("checkpoints", "figures", "tokenizer"):
+            shutil.rmtree(folder / name, ignore_errors=True)
+        for name in ("config.json", "metrics.jsonl", "summary.json", "report.html", "environment.json"):
+            (folder / name).unlink(missing_ok=True)
+    if not config.exists() and folder.exists() and any(folder.iterdir()):
+        raise UserError(f"{folder} holds other files; choose an empty or new folder for --out")
+    if config.exists():
+        refuse_other_run(folder, run, from_dict(RunConfig, read_json(config), str(config)))
+    write_json(config, to_dict(run))
+    write_json(folder / "environment.json", environment())
+
+
+def _resume(trainer: Trainer, folder: Path, view: TrainView) -> None:
+    newest, problems = checkpoint.newest_whole(folder)
+    for problem in problems:
+        view.event(problem)
+    if newest is None:
+        if problems:
+            raise UserError(f"{problems[0]}; no whole checkpoint is left, use --restart to begin anew")
+        return
+    trainer.resume(newest)
+    view.event(f"resumed from step {trainer.step}")
+
+
+def _finish(run: RunConfig, trainer: Trainer, task: LanguageTask, folder: Path, quiet: bool) -> RunResult:
+    """Measure on the whole held-out part, draw samples, write summary.json and report.html."""
+    model, valid = trainer.model, task.valid
+    assert isinstance(model, LanguageModel)
+    began = time.perf_counter()
+    window = run.train.sequence_length
+    found = [
+        perplexity.carried(model, valid, reset_documents=run.data.reset_at_documents),
+        perplexity.windows(model, valid, window=window),
+    ]
+    samples = _samples(model, task.train, valid)
+    summary = {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "steps": trainer.step,
+        "tokens": trainer.step * task.tokens_per_step,
+        "train_seconds": round(trainer.elapsed_s, 1),
+        "eval_seconds": round(time.perf_counter() - began, 1),
+        "held_out": {_label(p, window): to_dict(p) for p in found},
+    }
+    write_json(folder / "summary.json", summary)
+    tokens = torch.from_numpy(valid.read(0, min(GATE_TOKENS, valid.n_tokens))).to(next(model.parameters()).device)
+    gates = [LayerGates(lower_bound=g.lower_bound.numpy(), mean_log_forget=g.mean_log_forget.numpy())
+             for g in gate_statistics(model, tokens[None])]  # fmt: skip
+    write_report(
+        folder, config=to_dict(run), environment=read_json(folder / "environment.json"),
+        metrics=read_metrics(folder / "metrics.jsonl"), summary=summary, samples=list(samples), gates=gates,
+    )  # fmt: skip
+    return RunResult(folder, False, trainer.step, summary, samples)
+
+
+def _label(found: Perplexity, window: int) -> str:
+    return "carried state" if found.name == "carried" else f"windows of {window}"
+
+
+def _samples(model: LanguageModel, train: Corpus, valid: Corpus) -> tuple[Sample, ...]:
+    """Two continuations of held-out text, with fixed seeds."""
+    tokenizer = train.tokenizer()
+    generator = Generator(model, tokenizer)
+    made = []
+    for n in range(2):
+        start = n * (valid.n_tokens // 2)
+        prompt = valid.read(start, min(PROMPT_TOKENS, valid.n_tokens - start))
+        config = GenerationConfig(max_tokens=300, sampling=SamplingConfig(temperature=0.8, top_k=200, seed=n))
+        text = generator.generate(prompt, config)[0].text
+        made.append(Sample(prompt=tokenizer.decode(prompt), text=text))
+    return tuple(made)
+
+
+def fit_vocabulary(run: RunConfig) -> RunConfig:
+    """The run with the model's vocabulary set to that of its data."""
+    train, _ = open_corpora(run.data)
+    return replace(run, model=replace(run.model, vocab_size=train.vocab_size))

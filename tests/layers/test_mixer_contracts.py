@@ -1,0 +1,149 @@
+"""What every token mixer promises: any way of cutting the tokens gives the same outputs and the same states."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from hgrn2.layers.block import token_mixer
+from hgrn2.layers.config import MixerConfig
+from hgrn2.layers.state import LayerState
+
+WIDTH, TOKENS = 16, 37
+CONFIGS = {
+    "hgru2": MixerConfig(head_size=8, bias=True),
+    "hgru2 silu scaled": MixerConfig(head_size=4, input_activation="silu", scale_scores=True, norm="head_rms"),
+    "hgru2 conv 4": MixerConfig(head_size=8, conv_width=4),
+    "hgru2 conv 2": MixerConfig(head_size=8, conv_width=2),
+    "hgru1": MixerConfig(kind="hgru1", input_activation="silu", norm="layer", bias=True),
+    "hgru1_real": MixerConfig(kind="hgru1_real", input_activation="silu"),
+}
+every = pytest.mark.parametrize("name", CONFIGS)
+
+
+@pytest.fixture
+def mixer(name: str, randomised: Callable) -> Any:
+    return randomised(token_mixer(WIDTH, CONFIGS[name]))
+
+
+def inputs(batch: int = 2, tokens: int = TOKENS) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(7)
+    x = torch.randn(batch, tokens, WIDTH, generator=generator, dtype=torch.float64)
+    return x, torch.rand(WIDTH, generator=generator, dtype=torch.float64)
+
+
+def tensors(state: LayerState) -> list[Tensor]:
+    return [state.recurrent] if state.conv is None else [state.recurrent, state.conv]
+
+
+def start(mixer: nn.Module, batch: int) -> LayerState:
+    """A state that is nowhere zero, as after earlier tokens."""
+    generator = torch.Generator().manual_seed(8)
+    zeros = mixer.zeros(batch, None, torch.float64)
+    return zeros.map(lambda x: torch.randn(x.shape, generator=generator, dtype=x.dtype))
+
+
+@every
+@pytest.mark.parametrize("begun", [False, True], ids=["from zero", "from a state"])
+@pytest.mark.parametrize("grad", [False, True], ids=["inference", "training"])
+def test_step_by_step_is_the_whole(name: str, grad: bool, begun: bool, mixer: Any, same: Callable) -> None:
+    """One token at a time: the step operators without gradients, scans of one token with them."""
+    x, gamma = inputs()
+    state = start(mixer, 2) if begun else None
+    truth, final = mixer(x, gamma, state)
+    outputs = []
+    with torch.set_grad_enabled(grad):
+        state = state or mixer.zeros(2, None, torch.float64)
+        for token in x.split(1, 1):
+            y, state = mixer(token, gamma, state)
+            outputs.append(y)
+    same(torch.cat(outputs, 1), truth)
+    for mine, theirs in zip(tensors(state), tensors(final), strict=True):
+        same(mine, theirs)
+
+
+@every
+@pytest.mark.parametrize("at", [1, 2, 3, 17, 36])
+def test_split_anywhere_is_the_whole(name: str, at: int, mixer: Any, same: Callable) -> None:
+    x, gamma = inputs()
+    truth, final = mixer(x, gamma, start(mixer, 2))
+    left, middle = mixer(x[:, :at], gamma, start(mixer, 2))
+    right, state = mixer(x[:, at:], gamma, middle)
+    same(torch.cat((left, right), 1), truth)
+    for mine, theirs in zip(tensors(state), tensors(final), strict=True):
+        same(mine, theirs)
+
+
+@every
+def test_gradients_flow_through_the_state_between_parts(name: str, mixer: Any, same: Callable) -> None:
+    x, gamma = inputs()
+    leaves = [x.requires_grad_(), gamma.requires_grad_(), *mixer.parameters()]
+    begin = start(mixer, 2).map(lambda y: y.requires_grad_())
+    leaves += tensors(begin)
+    weights = torch.randn(x.shape, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
+    truth = torch.autograd.grad((mixer(x, gamma, begin)[0] * weights).sum(), leaves)
+    left, middle = mixer(x[:, :15], gamma, begin)
+    right, _ = mixer(x[:, 15:], gamma, middle)
+    for mine, theirs in zip(
+        torch.autograd.grad((torch.cat((left, right), 1) * weights).sum(), leaves), truth, strict=True
+    ):
+        same(mine, theirs, 3000)
+
+
+@every
+def test_packed_documents_are_separate_ones(name: str, mixer: Any, same: Callable) -> None:
+    """Documents shorter than the convolution, of one token and of none among them; each begins with a state of its own."""
+    x, gamma = inputs(batch=1)
+    ends = [0, 9, 9, 10, 12, 30, 37]
+    begin = start(mixer, len(ends) - 1)
+    packed, finals = mixer(x, gamma, begin, cu_seqlens=torch.tensor(ends))
+    for n, (a, b) in enumerate(zip(ends, ends[1:], strict=False)):
+        own = begin.map(lambda y, n=n: y[n : n + 1])
+        alone, final = mixer(x[:, a:b], gamma, own) if b > a else (packed[:, a:b], own)
+        same(packed[:, a:b], alone)
+        for mine, theirs in zip(tensors(finals), tensors(final), strict=True):
+            same(mine[n : n + 1], theirs)
+
+
+@every
+def test_states_given_are_left_alone(name: str, mixer: Any) -> None:
+    x, gamma = inputs()
+    begin = start(mixer, 2)
+    for tokens in (1, TOKENS):
+        with torch.no_grad():
+            mixer(x[:, :tokens], gamma, begin)
+        assert all(torch.equal(a, b) for a, b in zip(tensors(begin), tensors(start(mixer, 2)), strict=True))
+
+
+@every
+def test_no_state_when_none_is_asked_for(name: str, mixer: Any, same: Callable) -> None:
+    x, gamma = inputs()
+    y, state = mixer(x, gamma, output_state=False)
+    assert state is None
+    same(y, mixer(x, gamma)[0])
+    with torch.no_grad():
+        assert mixer(x[:, :1], gamma, start(mixer, 2), output_state=False)[1] is None
+
+
+@every
+def test_a_gate_held_open_remembers_and_one_held_shut_forgets(name: str, mixer: Any, same: Callable) -> None:
+    """γ near 1 keeps the state whatever the input; weights that shut the gate leave only the last token's trace."""
+    x, gamma = inputs()
+    begin = start(mixer, 2)
+    kept = mixer(x, torch.ones_like(gamma), begin)[1].recurrent
+    if name == "hgru1":
+        same(kept, begin.recurrent * torch.polar(torch.ones_like(gamma), TOKENS * mixer.theta))
+    else:
+        same(kept, begin.recurrent)
+    with torch.no_grad():
+        weight = mixer.in_proj.weight
+        weight[-WIDTH:] = 0
+        weight[-WIDTH:, 0] = -1e4
+        if getattr(mixer, "conv", None) is not None:
+            mixer.conv[-WIDTH:] = 1
+    shut = x.clone()
+    shut[..., 0] = 1
+    whole = mixer(shut, None, begin)[1].recurrent
+    same(whole, mixer(shut[:, -4:], None, None)[1].recurrent)

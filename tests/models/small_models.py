@@ -1,0 +1,30 @@
+"""Small models of every kind that the tests of the models go through."""
+
+from typing import Any
+
+from hgrn2.layers.config import MixerConfig
+from hgrn2.models.config import ModelConfig
+
+VOCABULARY = 23
+CONFIGS: dict[str, dict[str, Any]] = {
+    "hgru2": {"mixer": MixerConfig(head_size=8)},
+    "hgru2 conv": {"mixer": MixerConfig(head_size=8, conv_width=4), "tie_embeddings": True},
+    "hgru2 modules": {
+        "mixer": MixerConfig(
+            head_size=4, input_activation="silu", output_activation="sigmoid", norm="layer", bias=True
+        ),
+        "norm": "layer",
+        "glu_activation": "none",
+        "glu_bias": True,
+        "lower_bound": "exclusive",
+        "scale_embeddings": True,
+    },
+    "hgru2 without bounds": {"mixer": MixerConfig(head_size=16, norm="head_rms"), "lower_bound": "none"},
+    "hgru1": {"mixer": MixerConfig(kind="hgru1", input_activation="silu", norm="layer", bias=True), "glu_bias": True},
+    "hgru1_real": {"mixer": MixerConfig(kind="hgru1_real", input_activation="silu"), "norm": "simple_rms"},
+}
+
+
+def config_of(name: str, **changes: Any) -> ModelConfig:
+    """A model of three layers of 16 channels."""
+    return ModelConfig(**{"vocab_size": VOCABULARY, "width": 16, "layers": 3, "glu_width": 24} | CONFIGS[name] | changes)
