@@ -71,7 +71,8 @@ def coerce(value: Any, hint: Any, where: str) -> Any:
 def _coerce_bool(value: Any, where: str) -> bool:
     if isinstance(value, str) and value.lower() in ("true", "false"):
         return value.lower() == "true"
-    refuse(not isinstance(value, bool), f"{where} must be true or false, not {value!r}")
+    if not isinstance(value, bool):
+        raise UserError(f"{where} must be true or false, not {value!r}")
     return value
 
 

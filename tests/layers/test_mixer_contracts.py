@@ -1,6 +1,7 @@
 """What every token mixer promises: any way of cutting the tokens gives the same outputs and the same states."""
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -94,12 +95,12 @@ def test_gradients_flow_through_the_state_between_parts(name: str, mixer: Any, s
 
 @every
 def test_packed_documents_are_separate_ones(name: str, mixer: Any, same: Callable) -> None:
-    """Documents shorter than the convolution, of one token and of none among them; each begins with a state of its own."""
+    """Documents shorter than the convolution, of one token and of none; each begins with a state of its own."""
     x, gamma = inputs(batch=1)
     ends = [0, 9, 9, 10, 12, 30, 37]
     begin = start(mixer, len(ends) - 1)
     packed, finals = mixer(x, gamma, begin, cu_seqlens=torch.tensor(ends))
-    for n, (a, b) in enumerate(zip(ends, ends[1:], strict=False)):
+    for n, (a, b) in enumerate(pairwise(ends)):
         own = begin.map(lambda y, n=n: y[n : n + 1])
         alone, final = mixer(x[:, a:b], gamma, own) if b > a else (packed[:, a:b], own)
         same(packed[:, a:b], alone)
@@ -147,3 +148,22 @@ def test_a_gate_held_open_remembers_and_one_held_shut_forgets(name: str, mixer: 
     shut[..., 0] = 1
     whole = mixer(shut, None, begin)[1].recurrent
     same(whole, mixer(shut[:, -4:], None, None)[1].recurrent)
+
+
+@every
+def test_float32_keeps_what_a_nearly_open_gate_lets_in(name: str, mixer: Any) -> None:
+    """At a gate of 1 - 1e-11, 1 - f is zero in float32; the complement (1-γ)σ(-x) keeps all its digits."""
+    x, _ = inputs(tokens=6)
+    gamma = torch.full((WIDTH,), 0.25, dtype=torch.float64)
+    with torch.no_grad():
+        mixer.in_proj.weight[-WIDTH:] = 0
+        mixer.in_proj.weight[-WIDTH:, 0] = 25
+        if getattr(mixer, "conv", None) is not None:
+            mixer.conv[-WIDTH:] = 1
+        if mixer.in_proj.bias is not None:
+            mixer.in_proj.bias.zero_()
+        x[..., 0] = 1
+        truth = mixer(x, gamma)[1].recurrent
+        single = mixer.float()(x.float(), gamma.float())[1].recurrent
+    assert 1e-12 < float(truth.abs().max()) < 1e-8
+    assert float((single - truth).abs().max()) <= 300 * torch.finfo(torch.float32).eps * float(truth.abs().max())

@@ -44,6 +44,7 @@ def test_parameters_and_their_start(kind: NormKind, tensors: int) -> None:
     assert norm.bias is None or torch.equal(norm.bias, torch.zeros(8))
 
 
+@torch.no_grad()
 @pytest.mark.parametrize("kind", KINDS)
 def test_bfloat16_loses_no_more_than_its_output_must(kind: NormKind, randomised: Callable) -> None:
     """The sums run in float32: the error is a few roundings of the values themselves, not of a thousand additions."""

@@ -20,7 +20,7 @@ def name(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def make() -> Callable[..., LanguageModel]:
-    """Builds a model in which no parameter has a neutral value: matrices by their fan-in, the rest around their start."""
+    """Builds a model in which no parameter has a neutral value: matrices by fan-in, the rest around their start."""
 
     def build(name: str, seed: int = 0, **changes: Any) -> LanguageModel:
         model = LanguageModel(config_of(name, **changes))

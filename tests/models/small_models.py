@@ -27,4 +27,6 @@ CONFIGS: dict[str, dict[str, Any]] = {
 
 def config_of(name: str, **changes: Any) -> ModelConfig:
     """A model of three layers of 16 channels."""
-    return ModelConfig(**{"vocab_size": VOCABULARY, "width": 16, "layers": 3, "glu_width": 24} | CONFIGS[name] | changes)
+    return ModelConfig(
+        **{"vocab_size": VOCABULARY, "width": 16, "layers": 3, "glu_width": 24} | CONFIGS[name] | changes
+    )

@@ -153,11 +153,10 @@ def recurrence(kind: str, width: int, n: int) -> int:
     if kind == "hgru2":
         for _ in range(width // n):
             read = [x] * n
-            for row in range(n):
+            for _ in range(n):
                 for column in range(n):
                     state = x * x + x * x  # f S + k i
                     read[column] = read[column] + x * state
-            assert len(read) == n > row
     else:
         for _ in range(width):
             if kind == "hgru1":

@@ -1,4 +1,4 @@
-"""The command line: verbs parse, call and print. Each verb's module is loaded when it is asked for, torch later still."""
+"""The command line: verbs parse, call and print. A verb's module is loaded when it is asked for, torch later still."""
 
 import os
 import sys

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from hgrn2.layers.block import Block
 from hgrn2.models.backbone import Backbone
 from hgrn2.ops.hgru2.chunked import gates
 
@@ -30,7 +31,8 @@ def gate_statistics(model: Any, tokens: Tensor) -> list[GateStatistics]:
         gamma = logits.new_zeros(logits.shape[1]) if bound is None else bound.float()
         found.append(GateStatistics(gamma.cpu(), gates(logits, gamma).log_forget.mean(0).cpu()))
 
-    handles = [block.mixer.register_forward_pre_hook(watch) for block in backbone.blocks]
+    mixers = [module.mixer for module in backbone.blocks if isinstance(module, Block)]
+    handles = [mixer.register_forward_pre_hook(watch) for mixer in mixers]
     training = model.training
     model.eval()
     try:

@@ -135,7 +135,7 @@ def _fla_hgrn1(layers: int, width: int, glu_width: int) -> ModelConfig:
 
 
 def _hgrn1_150m() -> ModelConfig:
-    """The complex HGRN1 of the authors' release HGRN-150M (its configuration file): LayerNorm, SiLU in the GLU, no bias.
+    """Complex HGRN1 of the authors' release HGRN-150M, by its config file: LayerNorm, SiLU in the GLU, no bias.
 
     Tied embeddings are inferred: 146.1 M parameters with them, 184.7 M without.
     """

@@ -185,8 +185,7 @@ def read_model(folder: Path, device: torch.device | str = "cpu", dtype: torch.dt
         refuse(
             config.layers > len(names), f"{path} does not fit {CONFIG}: {len(names)} tensors, {config.layers} layers"
         )
-        with torch.device("meta"):
-            model = LanguageModel(config)
+        model = _without_weights(config, folder / CONFIG)
         own = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
         stored = {name: file.get_slice(name) for name in sorted(names)}
         _refuse_names(path, "lacks", sorted(set(own) - names))
@@ -198,6 +197,14 @@ def read_model(folder: Path, device: torch.device | str = "cpu", dtype: torch.dt
         weights = {name: file.get_tensor(name).to(device=place, dtype=dtype) for name in stored}
     model.load_state_dict(weights, assign=True)
     return model.eval()
+
+
+def _without_weights(config: ModelConfig, path: Path) -> LanguageModel:
+    try:
+        with torch.device("meta"):
+            return LanguageModel(config)
+    except RuntimeError as error:  # sizes beyond what torch can count
+        raise UserError(f"{path}: {str(error).splitlines()[0]}") from None
 
 
 def _refuse_names(path: Path, fault: str, names: list[str]) -> None:

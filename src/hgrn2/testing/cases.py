@@ -24,7 +24,7 @@ class Operator:
     run: Callable[..., tuple[Tensor, Tensor | None]]
     """The public function: tensors and options by keyword -> (output, final state)."""
     step: Callable[..., tuple[Tensor, Tensor]]
-    """One token: the same tensors without the token axis, a state that is not None."""
+    """One token: the same tensors without the token axis, and a state."""
     per_token: tuple[str, ...]
     """Names of the tensors with a token axis, which is axis 1."""
     shared: tuple[str, ...] = ()
@@ -32,27 +32,30 @@ class Operator:
     reversible: bool = True
 
 
-OPERATORS = {
-    op.name: op
-    for op in (
-        Operator(name="hgru2", run=ops.hgru2, step=ops.hgru2_step, per_token=("q", "f", "i"), shared=("lower_bound",)),
-        Operator(
-            name="gated_outer_scan",
-            run=ops.gated_outer_scan,
-            step=ops.gated_outer_step,
-            per_token=("q", "k", "v", "log_f"),
-        ),
-        Operator(name="gated_scan", run=ops.gated_scan, step=ops.gated_step, per_token=("x", "f")),
-        Operator(
-            name="causal_conv",
-            run=ops.causal_conv,
-            step=ops.causal_conv_step,
-            per_token=("x",),
-            shared=("weight",),
-            reversible=False,
-        ),
-    )
-}
+def _any_backend(step: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., tuple[Tensor, Tensor]]:
+    """A step that has one implementation, called like one that has several."""
+    return lambda *, backend, **arguments: step(**arguments)
+
+
+_KNOWN = (
+    Operator(name="hgru2", run=ops.hgru2, step=ops.hgru2_step, per_token=("q", "f", "i"), shared=("lower_bound",)),
+    Operator(
+        name="gated_outer_scan",
+        run=ops.gated_outer_scan,
+        step=_any_backend(ops.gated_outer_step),
+        per_token=("q", "k", "v", "log_f"),
+    ),
+    Operator(name="gated_scan", run=ops.gated_scan, step=_any_backend(ops.gated_step), per_token=("x", "f")),
+    Operator(
+        name="causal_conv",
+        run=ops.causal_conv,
+        step=_any_backend(ops.causal_conv_step),
+        per_token=("x",),
+        shared=("weight",),
+        reversible=False,
+    ),
+)
+OPERATORS = {operator.name: operator for operator in _KNOWN}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,6 +31,7 @@ _VARIABLES = {INK: "ink", FAINT: "faint", GRID: "grid", BLUE: "blue", ORANGE: "o
 
 WIDE, SMALL = (6.6, 3.5), (4.1, 2.6)  # inches; 72 SVG units an inch
 _MAX_POINTS = 1500  # a curve: more cannot be seen and only makes the page heavy
+_LATE_STEPS = 40  # from so many steps on, a picture of the end of the curve shows more than the whole one
 _TAU_LIMITS = (0.1, 1e7)  # tokens; float32 cannot tell longer time scales from never forgetting
 
 
@@ -84,6 +85,8 @@ def draw(folder: Path, metrics: list[dict[str, Any]], gates: list[LayerGates] | 
     plans: dict[str, Callable[[], Figure]] = {}
     if steps or evals:
         plans["loss"] = lambda: _loss(steps, evals)
+    if len(steps) >= _LATE_STEPS:
+        plans["late_loss"] = lambda: _late_loss(steps, evals)
     if steps:
         plans["learning_rate"] = lambda: _small(steps, "lr", "learning rate", GREEN)
         plans["gradient_norm"] = lambda: _small(steps, "grad_norm", "gradient norm", ORANGE, log=True)
@@ -182,21 +185,35 @@ def thin(x: np.ndarray, y: np.ndarray, points: int = _MAX_POINTS) -> tuple[np.nd
 
 
 def _loss(steps: list[dict[str, Any]], evals: list[dict[str, Any]]) -> "Figure":
+    """The whole curve, logarithmic so that the end can be seen beside the fall at the start; time on a second axis."""
     with _axes(WIDE) as (figure, axes):
-        if steps:
-            tokens, loss = _column(steps, "tokens"), _column(steps, "loss")
-            axes.plot(*thin(tokens, loss), color=BLUE, alpha=0.25, linewidth=0.7, label="training, each step")
-            axes.plot(*thin(tokens, smooth(loss)), color=BLUE, linewidth=1.6, label="training, smoothed")
-        if evals:
-            x, y = _column(evals, "tokens"), _column(evals, "loss")
-            axes.plot(x, y, "o-", color=ORANGE, markersize=4.5, linewidth=0.8, label="held-out")
-        axes.set_ylabel("loss (nats per token)")
-        _token_axis(axes, "tokens seen")
+        _loss_lines(axes, steps, evals)
         _log_axis(axes)
         _time_axis(axes, steps or evals)
         if axes.lines:
             axes.legend(loc="upper right")
     return figure
+
+
+def _late_loss(steps: list[dict[str, Any]], evals: list[dict[str, Any]]) -> "Figure":
+    """The last three quarters by themselves, where runs differ."""
+    start = steps[-1]["tokens"] / 4
+    with _axes(SMALL) as (figure, axes):
+        _loss_lines(axes, [r for r in steps if r["tokens"] >= start], [r for r in evals if r["tokens"] >= start])
+        axes.set_xlim(left=start)
+    return figure
+
+
+def _loss_lines(axes: "Axes", steps: list[dict[str, Any]], evals: list[dict[str, Any]]) -> None:
+    if steps:
+        tokens, loss = _column(steps, "tokens"), _column(steps, "loss")
+        axes.plot(*thin(tokens, loss), color=BLUE, alpha=0.25, linewidth=0.7, label="training, each step")
+        axes.plot(*thin(tokens, smooth(loss)), color=BLUE, linewidth=1.6, label="training, smoothed")
+    if evals:
+        x, y = _column(evals, "tokens"), _column(evals, "loss")
+        axes.plot(x, y, "o-", color=ORANGE, markersize=4, linewidth=0.8, label="held-out")
+    axes.set_ylabel("loss (nats per token)")
+    _token_axis(axes)
 
 
 def _small(steps: list[dict[str, Any]], field: str, label: str, colour: str, log: bool = False) -> "Figure":
@@ -208,7 +225,7 @@ def _small(steps: list[dict[str, Any]], field: str, label: str, colour: str, log
             axes.plot(*thin(tokens, values), color=colour, alpha=0.25, linewidth=0.7)
             axes.plot(*thin(tokens, smooth(values)), color=colour, linewidth=1.6)
         axes.set_ylabel(label)
-        _token_axis(axes, "tokens seen")
+        _token_axis(axes)
         if log:
             _log_axis(axes)
         else:
@@ -217,9 +234,10 @@ def _small(steps: list[dict[str, Any]], field: str, label: str, colour: str, log
     return figure
 
 
-def _token_axis(axes: "Axes", label: str) -> None:
-    axes.set_xlabel(label)
-    axes.set_xlim(left=0)
+def _token_axis(axes: "Axes") -> None:
+    axes.set_xlabel("tokens seen")
+    last = axes.dataLim.x1
+    axes.set_xlim(0, last * 1.02 if math.isfinite(last) and last > 0 else 1)
     axes.xaxis.set_major_formatter(lambda value, _: _tick(value))
 
 
@@ -298,7 +316,7 @@ def _gates(gates: list[LayerGates]) -> "Figure":
         axes.xaxis.set_major_locator(_integer_locator())
         axes.grid(False, axis="x")
         _log_axis(axes)
-        _gate_legend(axes)
+        _gate_legend(figure)
     return figure
 
 
@@ -322,9 +340,9 @@ def _half_violin(axes: "Axes", x: float, side: int, scales: np.ndarray, colour: 
     axes.plot([x + side * 0.05], [middle], "o", color=colour, markersize=4)
 
 
-def _gate_legend(axes: "Axes") -> None:
+def _gate_legend(figure: "Figure") -> None:
     from matplotlib.patches import Patch
 
-    right = Patch(facecolor=BLUE, alpha=0.6, label="measured on text")
     left = Patch(facecolor=ORANGE, alpha=0.6, label="guaranteed by the lower bound")
-    axes.legend(handles=[left, right], loc="upper left")
+    right = Patch(facecolor=BLUE, alpha=0.6, label="measured on text")
+    figure.legend(handles=[left, right], loc="outside upper left", ncols=2)

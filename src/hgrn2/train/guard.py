@@ -17,11 +17,15 @@ class LossGuard:
         self.accepted: deque[float] = deque(maxlen=memory)
         self.high = 0
 
-    def check(self, step: int, loss: float, grad_norm: float, last_good: str) -> None:
-        """Raise `UserError` with one clear line where the run must stop; `last_good` names what can be resumed."""
+    def check_finite(self, step: int, loss: float, grad_norm: float, last_good: str) -> None:
+        """Raise `UserError` where a value is not finite; `last_good` says what can be resumed."""
         for name, value in (("loss", loss), ("gradient norm", grad_norm)):
             if not math.isfinite(value):
                 raise UserError(f"the {name} became {value} at step {step}; {last_good}; try a lower learning rate")
+
+    def check(self, step: int, loss: float, grad_norm: float, last_good: str) -> None:
+        """Take in a logged step; raise `UserError` with one clear line where the run must stop."""
+        self.check_finite(step, loss, grad_norm, last_good)
         usual = sorted(self.accepted)[len(self.accepted) // 2] if len(self.accepted) >= self.patience else math.inf
         if self.spike and loss > usual + self.spike:
             self.high += 1

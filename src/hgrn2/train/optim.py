@@ -10,7 +10,7 @@ from hgrn2.train.config import OptimConfig
 
 
 class Optimizers:
-    """One or two torch optimisers that step together; parameters keep their names, so that states can be saved by name."""
+    """One or two torch optimisers that step together; their states are saved and loaded by parameter name."""
 
     def __init__(self, model: nn.Module, config: OptimConfig) -> None:
         self.config = config

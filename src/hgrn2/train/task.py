@@ -1,10 +1,9 @@
 """What a trainer needs to know of a task. Language, images and long-range tasks each bring one."""
 
+from pathlib import Path
 from typing import Any, Protocol
 
-from torch import Tensor, nn
-
-from hgrn2.files import Path
+from torch import Tensor
 
 
 class Task(Protocol):
@@ -16,11 +15,11 @@ class Task(Protocol):
         """The tensors of one accumulation part of a step, on the run's device."""
         ...
 
-    def loss(self, model: nn.Module, batch: Any) -> Tensor:
+    def loss(self, model: Any, batch: Any) -> Tensor:
         """Mean loss of a part, in nats where it is a likelihood."""
         ...
 
-    def evaluate(self, model: nn.Module) -> dict[str, float | None]:
+    def evaluate(self, model: Any) -> dict[str, float | None]:
         """A quick measurement on held-out data: `loss` and, where bytes are known, `bits_per_byte`."""
         ...
 

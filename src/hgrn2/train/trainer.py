@@ -10,12 +10,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from hgrn2.errors import UserError
+from hgrn2.models.language import LanguageModel
 from hgrn2.train import checkpoint
 from hgrn2.train.config import RunConfig
 from hgrn2.train.guard import LossGuard
@@ -26,10 +27,18 @@ from hgrn2.train.task import Task
 from hgrn2.train.view import TrainView
 
 
+class _Step(NamedTuple):
+    loss: torch.Tensor
+    grad_norm: torch.Tensor
+    """Before clipping."""
+    lr_share: float
+    """Of the peak learning rate."""
+
+
 class Trainer:
     """Trains `model` on `task` and keeps the run folder: metrics.jsonl and checkpoints/."""
 
-    def __init__(self, run: RunConfig, task: Task, model: nn.Module, folder: Path) -> None:
+    def __init__(self, run: RunConfig, task: Task, model: LanguageModel, folder: Path) -> None:
         self.run, self.task, self.model, self.folder = run, task, model, folder
         self.optimizers = Optimizers(model, run.optim)
         self.guard = LossGuard(run.train.spike)
@@ -38,6 +47,8 @@ class Trainer:
         self.interrupted = False
         self._clock = time.perf_counter()
         self._saved: Path | None = None
+        self._now: _Step | None = None  # the step just taken; None before the first of this process
+        self._mark = (0, 0.0)  # step and seconds of the last record
         self._loss = torch.compile(task.loss) if run.train.compile else task.loss
 
     def resume(self, folder: Path) -> None:
@@ -46,37 +57,24 @@ class Trainer:
         self.optimizers.load_tensors(tensors)
         self.guard.load(values["guard"])
         self.step, self.elapsed_s, self._saved = values["step"], values["elapsed_s"], folder
+        self._mark = (self.step, self.elapsed_s)
 
     def fit(self, view: TrainView) -> None:
         """Train to the end, or to Ctrl-C: then a checkpoint is written and `interrupted` is set."""
         config = self.run.train
-        writer = MetricsWriter(self.folder / "metrics.jsonl", resume_step=self.step)
         self._clock = time.perf_counter() - self.elapsed_s
-        with writer, _stop_signals(self):
+        with MetricsWriter(self.folder / "metrics.jsonl", resume_step=self.step) as writer, _stop_signals(self):
             self.model.train()
-            since, tokens = self.elapsed_s, 0
             while not self.finished and not self.interrupted:
-                loss, norm, share = self._train_step()
-                self.step += 1
-                tokens += self.task.tokens_per_step
-                self.elapsed_s = time.perf_counter() - self._clock
+                self._train_step()
                 if self._due(config.log_every) or self.finished:
-                    self.guard.check(self.step, float(loss), float(norm), self._last_good())
-                    speed = tokens / max(self.elapsed_s - since, 1e-9)
-                    view.update(writer.step(
-                        step=self.step, tokens=self.step * self.task.tokens_per_step, loss=loss, grad_norm=norm,
-                        lr=share * self.run.optim.lr, tokens_per_s=speed, elapsed_s=self.elapsed_s,
-                    ))  # fmt: skip
-                    since, tokens = self.elapsed_s, 0
-                if config.eval_every and self._due(config.eval_every) and not self.finished:
+                    self._log(writer, view)
+                if self._due(config.eval_every) and not self.finished:
                     self._evaluate(writer, view)
-                    since, tokens = time.perf_counter() - self._clock, 0
-                if config.save_every and self._due(config.save_every) and not self.finished:
-                    self._check_finite(loss, norm)
+                if self._due(config.save_every) and not self.finished:
                     self.save()
-            self._check_finite(loss if self.step else None, norm if self.step else None) if tokens else None
             self.save()
-            if not self.interrupted:
+            if not self.interrupted and self._now is not None:
                 self._evaluate(writer, view)
 
     @property
@@ -86,21 +84,23 @@ class Trainer:
         return self.step >= self.run.train.steps or bool(budget and self.elapsed_s >= budget)
 
     def save(self) -> None:
-        """Write a checkpoint of this moment and drop the oldest."""
+        """Write a checkpoint of this moment, unless the run has gone wrong, and drop the oldest."""
+        if self._now is not None:
+            self.guard.check_finite(self.step, float(self._now.loss), float(self._now.grad_norm), self._last_good())
         values = {"elapsed_s": self.elapsed_s, "guard": self.guard.state()}
         self._saved = checkpoint.save(self.folder, self.step, self.model, self.optimizers.tensors(), values)
         checkpoint.retain(self.folder, self.run.train.keep)
 
     def _due(self, every: int) -> bool:
-        return self.step % every == 0
+        return every > 0 and self.step % every == 0
 
     def _progress(self) -> float:
         by_steps = self.step / self.run.train.steps
         budget = self.run.train.budget_s
         return max(by_steps, self.elapsed_s / budget) if budget else by_steps
 
-    def _train_step(self) -> tuple[torch.Tensor, torch.Tensor, float]:
-        """One optimiser step: mean loss, norm of the gradient before clipping, share of the peak learning rate."""
+    def _train_step(self) -> None:
+        """One optimiser step over all accumulation parts."""
         config = self.run
         share = lr_share(config.optim, self.step, self._progress())
         self.optimizers.set_share(share)
@@ -111,13 +111,30 @@ class Trainer:
             with torch.autocast(device, torch.bfloat16, enabled=config.train.precision == "bfloat16"):
                 loss = self._loss(self.model, batch) / parts
             loss.backward()
-            total = total + loss.detach().cpu()
+            total = total.to(loss.device) + loss.detach()
         limit = config.optim.clip or float("inf")
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), limit)
         self.optimizers.step()
-        return total, norm, share
+        self.step += 1
+        self.elapsed_s = time.perf_counter() - self._clock
+        self._now = _Step(total, norm, share)
+
+    def _log(self, writer: MetricsWriter, view: TrainView) -> None:
+        """Record the step at hand; speed is the mean since the last record, pauses for measuring left out."""
+        assert self._now is not None
+        self.guard.check(self.step, float(self._now.loss), float(self._now.grad_norm), self._last_good())
+        since_step, since_s = self._mark
+        seconds = max(time.perf_counter() - self._clock - since_s, 1e-9)
+        tokens = self.task.tokens_per_step
+        view.update(writer.step(
+            step=self.step, tokens=self.step * tokens, loss=self._now.loss, grad_norm=self._now.grad_norm,
+            lr=self._now.lr_share * self.run.optim.lr, tokens_per_s=(self.step - since_step) * tokens / seconds,
+            elapsed_s=self.elapsed_s,
+        ))  # fmt: skip
+        self._mark = (self.step, time.perf_counter() - self._clock)
 
     def _evaluate(self, writer: MetricsWriter, view: TrainView) -> None:
+        began = time.perf_counter()
         self.model.eval()
         with torch.inference_mode():
             found: dict[str, Any] = self.task.evaluate(self.model)
@@ -125,10 +142,8 @@ class Trainer:
         self.elapsed_s = time.perf_counter() - self._clock
         tokens = self.step * self.task.tokens_per_step
         view.update(writer.eval(step=self.step, tokens=tokens, elapsed_s=self.elapsed_s, **found))
-
-    def _check_finite(self, loss: Any, norm: Any) -> None:
-        if loss is not None and not torch.isfinite(loss + norm.cpu()):
-            self.guard.check(self.step, float(loss), float(norm), self._last_good())
+        since_step, since_s = self._mark
+        self._mark = (since_step, since_s + time.perf_counter() - began)
 
     def _last_good(self) -> str:
         return "nothing was saved yet" if self._saved is None else f"the last good checkpoint is {self._saved.name}"
@@ -157,9 +172,10 @@ def _stop_signals(trainer: Trainer) -> Iterator[None]:
 
 
 def refuse_other_run(folder: Path, run: RunConfig, saved: RunConfig) -> None:
-    """A resumed run must be the run that was started: model, data and optimiser may not differ."""
-    for part in ("kind", "model", "data", "optim"):
-        if getattr(run, part) != getattr(saved, part):
-            raise UserError(
-                f"{folder} holds a run with another {part} configuration; choose another --out or --restart"
-            )
+    """A resumed run must be the run that was started; only its length and how often it reports may change."""
+    parts = [(name, getattr(run, name), getattr(saved, name)) for name in ("kind", "model", "data", "optim")]
+    for name in ("seed", "sequence_length", "batch_size", "precision"):
+        parts.append((f"train.{name}", getattr(run.train, name), getattr(saved.train, name)))
+    for name, mine, theirs in parts:
+        if mine != theirs:
+            raise UserError(f"{folder} holds a run with another {name} configuration; use another --out or --restart")

@@ -110,7 +110,6 @@ def _resume(trainer: Trainer, folder: Path, view: TrainView) -> None:
 def _finish(run: RunConfig, trainer: Trainer, task: LanguageTask, folder: Path, quiet: bool) -> RunResult:
     """Measure on the whole held-out part, draw samples, write summary.json and report.html."""
     model, valid = trainer.model, task.valid
-    assert isinstance(model, LanguageModel)
     began = time.perf_counter()
     window = run.train.sequence_length
     found = [

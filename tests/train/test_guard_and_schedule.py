@@ -1,0 +1,91 @@
+"""Runs that go wrong stop with one line and keep the last good checkpoint; learning rates follow their statement."""
+
+import math
+from pathlib import Path
+
+import pytest
+
+from hgrn2.cli.main import entry
+from hgrn2.errors import UserError
+from hgrn2.train.config import OptimConfig, TrainConfig
+from hgrn2.train.guard import LossGuard
+from hgrn2.train.schedule import lr_share
+
+TINY = (
+    "train.budget_s=0", "train.sequence_length=16", "train.batch_size=2", "train.log_every=1", "train.eval_every=0",
+    "train.eval_tokens=100", "model.width=16", "model.layers=1", "model.glu_width=16", "model.mixer.head_size=16",
+)  # fmt: skip
+
+
+def test_nan_stops_at_once() -> None:
+    guard = LossGuard(spike=2.0)
+    guard.check(1, 3.0, 1.0, "x")
+    with pytest.raises(UserError, match=r"loss became nan at step 2; the last good checkpoint is step-1"):
+        guard.check(2, math.nan, 1.0, "the last good checkpoint is step-1")
+    with pytest.raises(UserError, match="gradient norm became inf"):
+        guard.check(3, 3.0, math.inf, "x")
+
+
+def test_one_spike_passes_and_a_plateau_stops() -> None:
+    guard = LossGuard(spike=2.0, patience=5)
+    for step in range(10):
+        guard.check(step, 2.0, 1.0, "x")
+    guard.check(10, 9.0, 1.0, "x")
+    guard.check(11, 2.0, 1.0, "x")
+    with pytest.raises(UserError, match="stayed more than 2 nats above its usual 2.000"):
+        for step in range(12, 30):
+            guard.check(step, 9.0, 1.0, "x")
+    assert guard.accepted.count(9.0) == 0
+
+
+def test_guard_state_survives() -> None:
+    guard, copy = LossGuard(spike=1.0), LossGuard(spike=1.0)
+    for step in range(30):
+        guard.check(step, 1.0 + 3.0 * (step > 25), 1.0, "x")
+    copy.load(guard.state())
+    assert copy.high == guard.high == 4
+    assert list(copy.accepted) == list(guard.accepted)
+
+
+def test_divergence_keeps_the_last_good_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "run"
+    first = ["train", "lm", "demo", "--out", str(folder), "--set", *TINY, "train.steps=400", "train.save_every=2"]
+    code = entry([*first, "optim.lr=1e30", "optim.matrix_lr=1e30", "optim.warmup_steps=4", "optim.clip=0"])
+    error = capsys.readouterr().err
+    assert code == 2
+    assert "became" in error or "stayed" in error
+    kept = sorted(path.name for path in (folder / "checkpoints").glob("step-*"))
+    assert kept, "no checkpoint was kept"
+    assert kept[-1] in error
+    assert entry(
+        ["eval", str(folder / "checkpoints" / kept[-1]), "--limit-tokens", "200", "--data", "shakespeare"]
+    ) in (0, 2)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "step", "progress", "share"),
+    [
+        ("cosine", 0, 0.0, 0.1),
+        ("cosine", 9, 0.0, 1.0),
+        ("cosine", 50, 0.5, 0.55),
+        ("cosine", 99, 1.0, 0.1),
+        ("linear", 50, 0.5, 0.55),
+        ("linear", 99, 1.0, 0.1),
+        ("constant", 99, 1.0, 1.0),
+        ("inverse_sqrt", 39, 0.4, 0.5),
+        ("inverse_sqrt", 4, 0.0, 0.5),
+    ],
+)
+def test_learning_rate(schedule: str, step: int, progress: float, share: float) -> None:
+    config = OptimConfig(schedule=schedule, warmup_steps=10, final_lr_ratio=0.1)  # type: ignore[arg-type]
+    assert lr_share(config, step, progress) == pytest.approx(share, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"steps": 0}, {"batch_size": 6, "accumulate": 4}, {"budget_s": -1.0}, {"precision": "float8"}, {"keep": 0}],
+)
+def test_impossible_settings_are_refused(wrong: dict) -> None:  # type: ignore[type-arg]
+    with pytest.raises(UserError) as error:
+        TrainConfig(**wrong)
+    assert "\n" not in str(error.value)
