@@ -28,7 +28,7 @@ class Row:
         self.longest = 0
 
     def read(self, start: int, length: int) -> np.ndarray:
-        assert 0 <= start
+        assert start >= 0
         assert start + length <= self.n_tokens
         self.longest = max(self.longest, length)
         return self.tokens[start : start + length].astype(np.int64)

@@ -64,15 +64,14 @@ def saved(tmp_path: Path, make_model: Callable[..., LanguageModel]) -> Callable[
 
 @pytest.fixture(scope="session")
 def bpe() -> Tokenizer:
-    """A byte-level BPE in which one token can be half a character, two characters, or the end of one and another."""
+    """A byte-level BPE whose tokens are bytes, é, ab, and two of the three bytes of 日."""
     pytest.importorskip("tokenizers")
     from hgrn2.data.vocabulary import JsonTokenizer
 
     spelt = {byte: character for character, byte in byte_alphabet().items()}
-    merged = ["é", "ab", "日"[:1]]
     merges = [[spelt[a], spelt[b]] for a, b in ("é".encode(), b"ab", "日".encode()[:2])]
-    vocabulary = {character: index for index, character in enumerate([*byte_alphabet(), *("".join(m) for m in merges)])}
-    assert len(vocabulary) == 256 + len(merged)
+    tokens = [*byte_alphabet(), *("".join(pair) for pair in merges)]
+    vocabulary = {token: index for index, token in enumerate(tokens)}
     content = {
         "model": {"type": "BPE", "vocab": vocabulary, "merges": merges},
         "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},

@@ -96,18 +96,18 @@ def test_pieces_of_a_byte_model_are_whole_characters(bytewise: Generator) -> Non
 
 
 def test_end_of_document(bytewise: Generator) -> None:
-    found = [bytewise.generate("x", config(max_tokens=400, sampling=SamplingConfig(seed=s)))[0] for s in range(8)]
+    found = bytewise.generate("x", config(max_tokens=300, samples=8))
     ended = [made for made in found if made.finished == "eot"]
     assert ended
     for made in ended:
         assert made.ids[-1] == 256
         assert 256 not in made.ids[:-1]
         assert made.text == bytewise.tokenizer.decode(made.ids)
-    going_on = bytewise.generate(
-        "x", config(max_tokens=400, stop_at_eot=False, sampling=SamplingConfig(seed=found.index(ended[0])))
-    )[0]
+    first = min(ended, key=lambda made: len(made.ids))
+    longer = config(max_tokens=len(first.ids) + 3, stop_at_eot=False, sampling=SamplingConfig(seed=5 + first.sample))
+    going_on = bytewise.generate("x", longer)[0]
     assert going_on.finished == "length"
-    assert going_on.ids[: len(ended[0].ids)] == ended[0].ids
+    assert going_on.ids[:-3] == first.ids
 
 
 def test_ids_that_the_tokenizer_lacks_are_never_chosen(make_model: Callable[..., LanguageModel]) -> None:
@@ -123,7 +123,8 @@ def test_ids_that_the_tokenizer_lacks_are_never_chosen(make_model: Callable[...,
 def test_repetition_penalty_counts_prompt_and_output(chars: Generator) -> None:
     strong = SamplingConfig(greedy=True, repetition_penalty=1e6)
     made = chars.generate("a", config(max_tokens=5, sampling=strong))[0]
-    logits, _ = chars.model(torch.from_numpy(chars.tokenizer.encode("a")).long()[None])
+    with torch.no_grad():
+        logits, _ = chars.model(torch.from_numpy(chars.tokenizer.encode("a")).long()[None])
     seen = {int(chars.tokenizer.encode("a")[0])}
     allowed = [n for n in range(11) if logits[0, -1, n] > 0 and n not in seen]
     assert made.ids[0] in allowed
@@ -149,9 +150,9 @@ def test_progress_over_the_prompt(chars: Generator) -> None:
 
 
 def test_empty_prompts(chars: Generator, bytewise: Generator) -> None:
-    with pytest.raises(UserError, match="^empty prompt: give at least one character"):
+    with pytest.raises(UserError, match=r"^empty prompt: give at least one character"):
         chars.stream("")
-    with pytest.raises(UserError, match="^empty prompt"):
+    with pytest.raises(UserError, match=r"^empty prompt"):
         chars.stream([])
     made = bytewise.generate("", config(sampling=GREEDY, stop_at_eot=False))[0]
     assert list(made.ids) == greedy_by_definition(bytewise.model, [256], 24)

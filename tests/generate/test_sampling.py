@@ -103,7 +103,7 @@ def test_filters_see_what_the_ones_before_left() -> None:
 
 def test_draw_is_the_inverse_of_the_distribution() -> None:
     logits = torch.tensor([[0.25, 0.0, 0.5, 0.25]]).log()
-    for uniform, wanted in ((0.0, 0), (0.2499, 0), (0.25, 2), (0.7499, 2), (0.75, 3), (1 - 2**-53, 3)):
+    for uniform, wanted in ((0.0, 0), (0.2499, 0), (0.2501, 2), (0.7499, 2), (0.7501, 3), (1 - 2**-53, 3)):
         assert draw(logits, torch.tensor([uniform], dtype=torch.float64)).tolist() == [wanted]
 
 

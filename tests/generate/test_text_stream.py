@@ -50,7 +50,7 @@ def test_random_ids_stream_to_what_they_decode_to(kind: str, bpe: Tokenizer) -> 
 
 
 def test_a_character_that_never_ends() -> None:
-    ids = [*"ab".encode(), *"日".encode()[:2]]
+    ids = [*b"ab", *"日".encode()[:2]]
     assert streamed(ByteTokenizer(), ids) == ["a", "b", "", "", "\ufffd"]
 
 
@@ -101,16 +101,15 @@ def cut_by_definition(text: str, stops: tuple[str, ...]) -> str:
 def found(pieces: list[str], stops: tuple[str, ...]) -> tuple[str, bool]:
     finder = StopFinder(stops)
     shown = ""
-    for piece in pieces:
+    for count, piece in enumerate(pieces, start=1):
         text, stopped = finder.push(piece)
         shown += text
         if stopped:
             return shown, True
-        # Never anything of a stop text that is still possible, and nothing held back that is not.
-        held = "".join(pieces[: pieces.index(piece) + 1]) if len(set(pieces)) == len(pieces) else None
-        if held is not None:
-            possible = [s[:n] for s in stops for n in range(1, len(s)) if held.endswith(s[:n])]
-            assert len(held) - len(shown) == max(map(len, possible), default=0)
+        # Nothing of a stop text that is still possible is shown, and nothing else is held back.
+        come = "".join(pieces[:count])
+        possible = [n for stop in stops for n in range(1, len(stop)) if come.endswith(stop[:n])]
+        assert len(come) - len(shown) == max(possible, default=0)
     return shown + finder.finish(), False
 
 

@@ -260,12 +260,29 @@ def test_loss_is_the_mean_over_all_tokens(make: Callable, tokens: Callable, same
 
 
 @torch.no_grad()
-def test_dropout_acts_in_training_alone(make: Callable, tokens: Callable) -> None:
-    model, ids = make("hgru2", dropout=0.3), tokens()
-    assert not torch.equal(model(ids)[0], model(ids)[0])
-    model.eval()
-    assert torch.equal(model(ids)[0], model(ids)[0])
+def test_loss_of_a_bfloat16_model_is_float32(make: Callable, tokens: Callable) -> None:
+    """To the bit the float32 cross-entropy of its logits; in bfloat16 the mean would keep three digits."""
+    model, ids, targets = make("hgru2").bfloat16(), tokens(), tokens(seed=2)
+    truth = nn.functional.cross_entropy(model(ids)[0].float().flatten(0, 1), targets.flatten())
+    assert torch.equal(model.loss(ids, targets), truth)
+
+
+@torch.no_grad()
+def test_dropout_is_absent_in_evaluation(make: Callable, tokens: Callable) -> None:
+    model, ids = make("hgru2", dropout=0.3).eval(), tokens()
     assert torch.equal(model(ids)[0], make("hgru2")(ids)[0])
+
+
+@pytest.mark.parametrize("place", ["embedding", "mixer", "glu"])
+@torch.no_grad()
+def test_dropout_acts_at_each_of_its_places(place: str, make: Callable, tokens: Callable) -> None:
+    """With the other two silenced or skipped, each one alone makes two passes differ."""
+    model, ids = make("hgru2", dropout=0.3), tokens()
+    model.dropout.p = 0.3 if place == "embedding" else 0.0
+    for block in model.backbone.blocks:
+        for writer, kept in ((block.mixer.out_proj, place == "mixer"), (block.glu.out_proj, place == "glu")):
+            writer.weight.mul_(kept)
+    assert not torch.equal(model(ids)[0], model(ids)[0])
 
 
 def test_no_state_when_none_is_asked_for(name: str, make: Callable, tokens: Callable) -> None:

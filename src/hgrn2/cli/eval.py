@@ -43,15 +43,15 @@ class Eval:
     """Which of the numbers."""
     window: int = 256
     """Tokens of a window (strided, windows)."""
-    stride: int | None = None
-    """Tokens from one window of strided to the next; default: half a window."""
+    stride: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: half a window)")] = None
+    """Tokens from one window of strided to the next."""
     segment: int = 1024
     """Tokens read at a time (carried); changes speed and memory, not the number."""
     batch_size: int = 8
     """Windows read side by side (strided, windows); changes speed and memory, not the number."""
     reset_documents: Flag = False
     """Carried starts from a zero state at each document."""
-    limit_tokens: int | None = None
+    limit_tokens: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: all)")] = None
     """Only the first N tokens of the text."""
     json: Flag = False
     """Print the result as JSON."""
@@ -118,17 +118,19 @@ class Eval:
 
         from hgrn2.perplexity import MEANING
 
-        table = Table("name", "nats/token", "perplexity", "bits/byte", "predicted tokens", "what it is")
-        for column in table.columns[1:5]:
+        table = Table("name", "nats/token", "perplexity", "bits/byte", "predicted tokens")
+        for column in table.columns[1:]:
             column.justify = "right"
         for result in results:
             bits = "-" if result.bits_per_byte is None else f"{result.bits_per_byte:.4f}"
-            meaning = MEANING[result.name].format(**self._settings(result.name))
-            meaning += ", dropped at each document" if result.name == "carried" and self.reset_documents else ""
             numbers = (f"{result.nats_per_token:.4f}", f"{result.perplexity:.3f}", bits, f"{result.tokens:,}")
-            table.add_row(result.name, *numbers, meaning)
+            table.add_row(result.name, *numbers)
         print(title)
         Console().print(table)
+        for result in results:
+            meaning = MEANING[result.name].format(**self._settings(result.name))
+            dropped = ", dropped at each document" if result.name == "carried" and self.reset_documents else ""
+            print(f"{result.name}: {meaning}{dropped}")
         print("Every token but the first is predicted once. Compare a number only with others of the same name.")
 
 
@@ -178,6 +180,7 @@ def _bar(name: str) -> Iterator[Callable[[int, int], None]]:
     from rich.console import Console
     from rich.progress import Progress
 
-    with Progress(console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(name, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)

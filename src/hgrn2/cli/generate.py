@@ -36,9 +36,9 @@ class Generate:
 
     model: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="RUN_OR_MODEL")]]
     """A run folder (its newest checkpoint), a checkpoint folder, or a model folder."""
-    prompt: str | None = None
+    prompt: Annotated[str | None, tyro.conf.arg(metavar="TEXT", help_behavior_hint="(optional)")] = None
     """The text to continue; - reads standard input."""
-    prompt_file: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    prompt_file: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(optional)")] = None
     """A UTF-8 file to continue; - reads standard input."""
     max_tokens: int = 200
     """Tokens of each sample at most; 0 only reads the prompt (see --save-state)."""
@@ -54,15 +54,15 @@ class Generate:
     """Choose among tokens at least this fraction as probable as the best; 0: off."""
     repetition_penalty: float = 1.0
     """Above 1: tokens that occurred become less likely; 1: off."""
-    seed: int | None = None
-    """The same seed gives the same text; sample n has seed + n. Without one, a random seed is taken and shown."""
+    seed: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: random)")] = None
+    """The same seed gives the same text; sample n has seed + n. A random one is shown."""
     stop: Annotated[tuple[str, ...], tyro.conf.arg(metavar="TEXT [TEXT ...]", help_behavior_hint="(optional)")] = ()
     """End before the first of these texts."""
     samples: int = 1
     """How many continuations; several are printed whole, each as it ends."""
-    state: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    state: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(optional)")] = None
     """Continue the text of this saved state; a prompt is then optional and comes after that text."""
-    save_state: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    save_state: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(optional)")] = None
     """Write the state after the last token, prompt and generated text included."""
     overwrite: Flag = False
     """Let --save-state replace a file."""
@@ -219,7 +219,8 @@ def _reading_bar(tokens: int) -> Iterator[Callable[[int, int], None] | None]:
     from rich.console import Console
     from rich.progress import Progress
 
-    bar = Progress(console=Console(stderr=True), transient=True)
+    console = Console(stderr=True)
+    bar = Progress(console=console, transient=True, disable=not console.is_terminal)
     task = bar.add_task("reading the prompt", total=tokens)
 
     def advance(done: int, total: int) -> None:

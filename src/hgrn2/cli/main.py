@@ -20,7 +20,12 @@ VERBS: dict[str, tuple[str, dict[str, str]]] = {
     ),
     "bench": (
         "measure speed on this machine, side by side with others",
-        {"ops": "bench:BenchOps", "train": "bench:BenchTrain", "decode": "bench:BenchDecode"},
+        {
+            "ops": "bench:BenchOps",
+            "train": "bench:BenchTrain",
+            "decode": "bench:BenchDecode",
+            "table": "bench:BenchTable",
+        },
     ),
 }
 EXAMPLES = """\

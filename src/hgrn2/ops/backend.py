@@ -9,6 +9,7 @@ Backends, in the order in which `auto` prefers them:
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from hgrn2.errors import UserError
 
@@ -45,6 +46,24 @@ def choose(device: torch.device, backend: str = "auto") -> Choice:
             raise UserError(f"backend native cannot serve this call: {why}")
         return Choice("native", why)
     return Choice(backend, "asked for by name")
+
+
+def choose_step(x: Tensor, state: Tensor, backend: str = "auto") -> Choice:
+    """Resolve a request for one token of `hgru2`; native keeps states in the working dtype of the input x only."""
+    choice, wanted = choose(x.device, backend), work_dtype(x.dtype)
+    if choice.backend != "native" or state.dtype == wanted:
+        return choice
+    why = f"native steps keep the state in {wanted}, this one is {state.dtype}"
+    if backend == "native":
+        raise UserError(f"backend native cannot serve this call: {why}")
+    return Choice("chunked", f"plain PyTorch on {x.device.type}; {why}")
+
+
+def check_floating(**tensors: Tensor | None) -> None:
+    """Refuse integers and complex numbers."""
+    for name, x in tensors.items():
+        if x is not None and not x.is_floating_point():
+            raise UserError(f"{name} must hold real floating-point numbers, not {x.dtype}")
 
 
 def full_precision(device: torch.device) -> torch.autocast:

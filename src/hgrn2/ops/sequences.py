@@ -14,7 +14,7 @@ from torch import Tensor
 from hgrn2.errors import UserError
 
 
-def check_cu_seqlens(cu_seqlens: Tensor | None, batch: int, tokens: int) -> None:
+def check_cu_seqlens(cu_seqlens: Tensor | None, batch: int) -> None:
     """Refuse boundaries that do not cover a batch of one sequence; reads no device memory."""
     if cu_seqlens is None:
         return

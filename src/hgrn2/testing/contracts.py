@@ -2,11 +2,10 @@
 
 A contract takes (case, backend, dtype, operator) and returns findings; `compare.failures` says which are broken. The
 results compared are the output, the final state and the gradient of every tensor argument. Tolerances are measured on
-the spot: `loss` is what the reference backend, a plain PyTorch loop over tokens, loses in the same dtype on the same
-inputs against itself in float64.
+the spot: `evaluation.loss` is what the reference backend, a plain PyTorch loop over tokens, loses in the same dtype on
+the same inputs against itself in float64.
 """
 
-import functools
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -14,71 +13,20 @@ import torch
 from torch import Tensor
 
 from hgrn2.ops.hgru2.chunked import one_product
-from hgrn2.testing.cases import Case, Operator, Problem, build
+from hgrn2.testing.cases import OPERATORS, Case, Operator, Problem, build
 from hgrn2.testing.compare import FLOOR, ONE_PRODUCT_FLOOR, Finding, allowed, different_bits, relative_error
+from hgrn2.testing.evaluation import (
+    Results,
+    Tensors,
+    differentiate,
+    evaluate,
+    leaves,
+    loss,
+    problem_of,
+    run,
+    truth,
+)
 from hgrn2.testing.poison import poisoned
-
-Tensors = dict[str, Tensor | None]
-Results = dict[str, Tensor]
-"""`output`, `state`, and `d NAME` for the gradient of each tensor argument."""
-
-
-def run(problem: Problem, backend: str, tensors: Tensors | None = None) -> tuple[Tensor, Tensor]:
-    """(output, final state) of a problem, or of other tensors with its options."""
-    chosen = problem.tensors if tensors is None else tensors
-    packing = {} if problem.cu_seqlens is None else {"cu_seqlens": problem.cu_seqlens}
-    output, state = problem.operator.run(**chosen, **packing, **problem.options, backend=backend)
-    assert state is not None
-    return output, state
-
-
-def leaves(problem: Problem) -> Tensors:
-    """The tensors of a problem as fresh leaves that collect gradients."""
-    return {k: None if x is None else x.detach().clone().requires_grad_() for k, x in problem.tensors.items()}
-
-
-def differentiate(problem: Problem, tensors: Tensors, output: Tensor, state: Tensor) -> Results:
-    """Results with the gradients of `tensors` for the problem's gradients of output and state."""
-    named = {name: x for name, x in tensors.items() if x is not None}
-    ends = [(x, g) for x, g in ((output, problem.grad_output), (state, problem.grad_state)) if x.requires_grad]
-    found = torch.autograd.grad(
-        [x for x, _ in ends], list(named.values()), [g for _, g in ends], allow_unused=True, materialize_grads=True
-    )
-    grads = {f"d {name}": g for name, g in zip(named, found, strict=True)}
-    return {"output": output.detach(), "state": state.detach()} | grads
-
-
-def evaluate(problem: Problem, backend: str) -> Results:
-    """Output, final state and all gradients on a backend."""
-    tensors = leaves(problem)
-    return differentiate(problem, tensors, *run(problem, backend, tensors))
-
-
-@functools.lru_cache(maxsize=64)
-def truth(case: Case, dtype: torch.dtype) -> Results:
-    """The reference in float64 on the inputs as rounded to `dtype`."""
-    results = evaluate(build(case, dtype).to(torch.float64), "reference")
-    assert all(x.isfinite().all() for x in results.values()), f"the float64 reference is not finite for {case}"
-    return results
-
-
-@functools.lru_cache(maxsize=64)
-def loss(case: Case, dtype: torch.dtype) -> dict[str, float]:
-    """What the plain token loop in `dtype` loses against the truth, for each result.
-
-    In float64 the loop is the truth and cannot be measured against itself: it loses as many epsilons as in float32.
-    """
-    if dtype == torch.float64:
-        ratio = torch.finfo(torch.float64).eps / torch.finfo(torch.float32).eps
-        return {name: ratio * lost for name, lost in loss(case, torch.float32).items()}
-    results = evaluate(build(case, dtype), "reference")
-    return {name: relative_error(x, truth(case, dtype)[name]) for name, x in results.items()}
-
-
-def problem_of(case: Case, dtype: torch.dtype, operator: Operator | None) -> Problem:
-    """The case's problem, for the given operator in place of its own (a test of the contracts passes a broken one)."""
-    problem = build(case, dtype)
-    return problem if operator is None else replace(problem, operator=operator)
 
 
 def near(case: Case, backend: str, dtype: torch.dtype, got: Results, want: Results, where: str = "") -> list[Finding]:
@@ -196,15 +144,16 @@ def _changed(problem: Problem, tokens: slice) -> Problem:
     for name in problem.operator.per_token:
         x = problem.tensors[name]
         assert x is not None
-        tensors[name] = x.clone()
-        tensors[name][:, tokens] = x.roll(1, 1)[:, tokens]
+        changed = x.clone()
+        changed[:, tokens] = x.roll(1, 1)[:, tokens]
+        tensors[name] = changed
     return replace(problem, tensors=tensors)
 
 
 def future_does_not_leak(
     case: Case, backend: str, dtype: torch.dtype, operator: Operator | None = None
 ) -> list[Finding]:
-    """Changing a token, or all from it on, leaves earlier outputs the same to the bit, and does reach its own output."""
+    """Changing a token, or all from it on, keeps earlier outputs to the bit; and it does reach its own output."""
     problem = problem_of(case, dtype, operator)
     backward = problem.options.get("reverse", False)
     output, _ = run(problem, backend)
@@ -261,9 +210,10 @@ def outputs_are_fresh(case: Case, backend: str, dtype: torch.dtype, operator: Op
     evaluate(problem, backend)
     output, state = run(problem, backend)
     findings = []
-    for name, x in before.items():
-        findings.append(Finding(f"values of {name} that were changed", different_bits(problem.tensors[name], x), 0))
-    taken = {x.untyped_storage().data_ptr() for x in problem.tensors.values() if x is not None and x.numel()}
+    inputs = {name: x for name, x in problem.tensors.items() if x is not None}
+    for name, x in inputs.items():
+        findings.append(Finding(f"values of {name} that were changed", different_bits(x, before[name]), 0))
+    taken = {x.untyped_storage().data_ptr() for x in inputs.values() if x.numel()}
     for name, x in (("output", output), ("state", state)):
         place = x.untyped_storage().data_ptr()
         findings.append(Finding(f"{name} shares memory", x.numel() > 0 and place in taken, 0))
@@ -294,3 +244,28 @@ def layout_does_not_matter(
         got = differentiate(incoming, tensors, *run(problem, backend, arranged))
         findings += near(case, backend, dtype, got, want, f" ({name})")
     return findings
+
+
+Contract = Callable[..., list[Finding]]
+_ANY: tuple[Contract, ...] = (
+    matches_reference,
+    repeats_bitwise,
+    writes_all_its_memory,
+    outputs_are_fresh,
+    layout_does_not_matter,
+)
+
+
+def contracts_for(case: Case, dtype: torch.dtype) -> dict[str, Contract]:
+    """The contracts that say something about a case, by name."""
+    chosen = list(_ANY)
+    if torch.finfo(dtype).bits < 32:
+        chosen.append(rounds_once)
+    if case.lengths:
+        chosen += [packed_equals_separate, documents_do_not_mix]
+    elif case.tokens > 2:
+        chosen += [split_equals_whole, future_does_not_leak]
+        if not dict(case.options).get("reverse", False):
+            chosen.append(steps_equal_whole)
+            chosen += [reverse_equals_flipped] if OPERATORS[case.op].reversible else []
+    return {contract.__name__: contract for contract in chosen}

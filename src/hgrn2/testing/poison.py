@@ -8,9 +8,9 @@ import torch
 
 @contextmanager
 def poisoned() -> Iterator[None]:
-    """Inside, every tensor that PyTorch makes without values (empty, empty_like, new_empty) starts as NaN, integers at their maximum.
+    """Inside, every tensor made without values (empty, empty_like, new_empty) starts as NaN, or the largest integer.
 
-    This is PyTorch's own switch for deterministic runs, so it reaches allocations inside custom operators too.
+    PyTorch's own switch for deterministic runs does it, so it reaches allocations inside custom operators too.
     """
     mode, warn_only = (
         torch.are_deterministic_algorithms_enabled(),

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from hgrn2.errors import UserError
 from hgrn2.files import atomic_folder, read_json, sha256, write_json
 from hgrn2.models.language import LanguageModel
-from hgrn2.models.saved import check_files, checkpoints, save_model
+from hgrn2.models.saved import check_files, checkpoints, reported, save_model
 
 _RANDOM = "random/"
 
@@ -29,7 +29,7 @@ def save(
     target = run / "checkpoints" / f"step-{step:08d}"
     if target.exists():
         return target
-    with atomic_folder(target) as folder:
+    with reported(target), atomic_folder(target) as folder:
         save_model(folder, model)
         tensors = {name: value.detach().cpu().contiguous() for name, value in optimizer.items()}
         tensors |= {_RANDOM + name: value for name, value in _random_states().items()}

@@ -42,7 +42,7 @@ class MetricsWriter:
         if self.path.exists():
             _mend(self.path, resume_step)
         # Unbuffered and in append mode: one write a line, so a kill can tear the last line but no earlier one.
-        self._stream = open(self.path, "ab", buffering=0)
+        self._stream = open(self.path, "ab", buffering=0)  # noqa: SIM115 (closed by close)
 
     def step(
         self,

@@ -61,8 +61,6 @@ class Progress:
 
     def fraction(self) -> float:
         """How much of the run is done, 0 to 1."""
-        if self.finished:
-            return 1.0
         shares = [0.0]
         if self.total_steps:
             shares.append(self.step / self.total_steps)

@@ -1,8 +1,9 @@
-"""A training run in the terminal: one calm panel that is redrawn in place, or plain lines where there is no terminal."""
+"""A training run in the terminal: a panel that is redrawn in place, or plain lines where there is no terminal."""
 
 import math
 import sys
 import time
+from itertools import pairwise
 from types import TracebackType
 from typing import Any
 
@@ -30,7 +31,8 @@ class TrainView:
     `total_steps` and `budget_s` (seconds of training) say where the run ends; with both, whichever comes first.
     `quiet` shows nothing, for programs that read the output and for all ranks but the first.
     Nothing runs in the background: the panel is redrawn inside `update`, for steps at most four times a second and for
-    about 1 % of the time, for evaluations and events at once. On leaving the block, by an error or Ctrl-C too, the last panel stays on the screen.
+    about 1 % of the time, for evaluations and events at once. On leaving the block, by an error or Ctrl-C too, the last
+    panel stays on the screen.
     """
 
     def __init__(
@@ -85,7 +87,7 @@ class TrainView:
         self.update({"kind": "event", "step": self.progress.step, "elapsed_s": None, "text": text})
 
     def finish(self, text: str = "") -> None:
-        """The run is complete: show it for the last time, with `text` as the last line. Later calls do nothing."""
+        """The run has ended: show it for the last time, with `text` as the last event. Later calls do nothing."""
         if self.progress.finished:
             return
         self.progress.finished = True
@@ -93,7 +95,7 @@ class TrainView:
         if self._live is not None:
             self._stop()
         elif not self.quiet:
-            self._say(_finish_line(self.progress) + (f"  {text}" if text else ""))
+            self._say(_finish_line(self.progress, text or "finished"))
 
     def panel(self) -> Panel:
         """The whole picture, as wide as the console up to 100 columns."""
@@ -190,7 +192,7 @@ def sparkline(values: list[float], width: int, bars: str = _BARS) -> str:
     """
     width = min(width, len(values))
     edges = [index * len(values) // width for index in range(width + 1)]
-    means = [sum(values[a:b]) / (b - a) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    means = [sum(values[a:b]) / (b - a) for a, b in pairwise(edges)]
     if min(means) > 0:
         means = [math.log(value) for value in means]
     low, high = min(means), max(means)
@@ -227,8 +229,8 @@ def _eval_line(progress: Progress) -> str:
     return "  ".join(part for part in parts if part)
 
 
-def _finish_line(progress: Progress) -> str:
-    best = ""
+def _finish_line(progress: Progress, text: str) -> str:
+    line = f"{text}  step {progress.step:,}  {duration(progress.elapsed_s)} elapsed"
     if progress.best_loss is not None:
-        best = f"  best held-out loss {number(progress.best_loss, 4)} at step {progress.best_step:,}"
-    return f"finished {progress.step:,} steps in {duration(progress.elapsed_s)}{best}"
+        line += f"  best held-out loss {number(progress.best_loss, 4)} at step {progress.best_step:,}"
+    return line

@@ -29,12 +29,7 @@ def causal_conv(
     Returns:
         y [B,T,D] in x's dtype, and the last W-1 inputs of each sequence (zeros where it was shorter) or None.
     """
-    if x.dim() != 3 or weight.dim() != 2 or weight.shape[0] != x.shape[2] or weight.shape[1] < 1:
-        raise UserError(f"x must be [B,T,D] and weight [D,W]; got {list(x.shape)} and {list(weight.shape)}")
-    check_cu_seqlens(cu_seqlens, x.shape[0], x.shape[1])
-    wanted = (x.shape[0] if cu_seqlens is None else cu_seqlens.numel() - 1, weight.shape[1] - 1, x.shape[2])
-    if state is not None and state.shape != wanted:
-        raise UserError(f"state must be {list(wanted)}; got {list(state.shape)}")
+    _check(x, weight, state, cu_seqlens)
     choice = backends.choose(x.device, backend).backend
     if choice == "native":
         y, final = registration.forward(x, weight, state, cu_seqlens)
@@ -50,8 +45,19 @@ def causal_conv(
 
 def causal_conv_step(x: Tensor, weight: Tensor, *, state: Tensor) -> tuple[Tensor, Tensor]:
     """One token: x [B,D], state [B,W-1,D] -> (y [B,D], new state); no gradient."""
+    _check(x[:, None], weight, state, None)
     with torch.no_grad():
         work = backends.work_dtype(x.dtype)
         window = torch.cat((state.to(work), x.to(work).unsqueeze(1)), 1)
         y = (window * weight.flip(1).T.to(work)).sum(1)
         return y.to(x.dtype), window[:, 1:].to(state.dtype, copy=True)
+
+
+def _check(x: Tensor, weight: Tensor, state: Tensor | None, cu: Tensor | None) -> None:
+    if x.dim() != 3 or weight.dim() != 2 or weight.shape[0] != x.shape[2] or weight.shape[1] < 1:
+        raise UserError(f"x must be [B,T,D] and weight [D,W]; got {list(x.shape)} and {list(weight.shape)}")
+    backends.check_floating(x=x, weight=weight, state=state)
+    check_cu_seqlens(cu, x.shape[0])
+    wanted = (x.shape[0] if cu is None else cu.numel() - 1, weight.shape[1] - 1, x.shape[2])
+    if state is not None and state.shape != wanted:
+        raise UserError(f"state must be {list(wanted)}; got {list(state.shape)}")

@@ -61,8 +61,9 @@ def _check(q: Tensor, k: Tensor, v: Tensor, log_f: Tensor, state: Tensor | None,
     if q.dim() != 4 or not q.shape == k.shape == log_f.shape or v.dim() != 4 or v.shape[:3] != q.shape[:3]:
         shapes = ", ".join(str(list(x.shape)) for x in (q, k, log_f, v))
         raise UserError(f"q, k, log_f must be [B,T,H,K] and v [B,T,H,V]; got {shapes}")
-    batch, tokens, heads, width = q.shape
-    check_cu_seqlens(cu, batch, tokens)
+    backends.check_floating(q=q, k=k, v=v, log_f=log_f, state=state)
+    batch, _, heads, width = q.shape
+    check_cu_seqlens(cu, batch)
     wanted = (batch if cu is None else cu.numel() - 1, heads, width, v.shape[3])
     if state is not None and state.shape != wanted:
         raise UserError(f"state must be {list(wanted)}; got {list(state.shape)}")

@@ -16,7 +16,8 @@ def gated_outer_scan(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Arguments and results of `hgrn2.ops.gated_outer_scan`; computes in the dtype of v."""
     if cu_seqlens is None:
-        start = None if state is None else state.to(v.dtype)
+        start = None if state is None else state.to(v.dtype, copy=True)
+        q, k, log_f = (x.to(v.dtype) for x in (q, k, log_f))
         o, final = scan_with_gates(q, k, v, log_f.exp(), start, reverse=reverse, scale=scale)
         return o, final.to(work_dtype(v.dtype))
     pieces = []

@@ -38,7 +38,7 @@ def gated_scan(
         h, final = reference.gated_scan(x, f, state, cu_seqlens, reverse)
     else:
         h, final = registration.forward(x, f, state, cu_seqlens, reverse, choice)
-        h, final = h.to(x.dtype), final.clone()
+        h = h.to(x.dtype)
     return h, final if output_final_state else None
 
 
@@ -56,7 +56,9 @@ def _check(x: Tensor, f: Tensor, state: Tensor | None, cu: Tensor | None) -> Non
         raise UserError(f"x and f must be [B,T,D]; got {list(x.shape)} and {list(f.shape)}")
     if x.is_complex() != f.is_complex():
         raise UserError("x and f must both be real or both be complex")
-    check_cu_seqlens(cu, x.shape[0], x.shape[1])
+    if not x.is_complex():
+        backends.check_floating(x=x, f=f, state=state)
+    check_cu_seqlens(cu, x.shape[0])
     wanted = (x.shape[0] if cu is None else cu.numel() - 1, x.shape[2])
     if state is not None and (state.shape != wanted or state.is_complex() != x.is_complex()):
         raise UserError(f"state must be {list(wanted)} and {'complex' if x.is_complex() else 'real'} like x")

@@ -16,8 +16,8 @@ def gated_scan(
         for cut, first in documents(cu_seqlens, x.shape[1], state):
             pieces.append(gated_scan(x[:, cut], f[:, cut], first, None, reverse))
         return torch.cat([h for h, _ in pieces], 1), torch.cat([s for _, s in pieces])
-    tokens = x.shape[1]
-    s = x.new_zeros(x.shape[0], x.shape[2]) if state is None else state.to(x.dtype)
+    tokens, f = x.shape[1], f.to(x.dtype)
+    s = x.new_zeros(x.shape[0], x.shape[2]) if state is None else state.to(x.dtype, copy=True)
     h: list[Tensor] = [s] * tokens
     for t in reversed(range(tokens)) if reverse else range(tokens):
         s = f[:, t] * s + x[:, t]

@@ -61,8 +61,9 @@ def backward(
 
 
 def _chunked_backward(f, h, start, grad, grad_state, offsets, reverse):  # type: ignore[no-untyped-def]
+    # conj_physical throughout: PyTorch switches lazy conjugation off while it traces, and x.conj() would then be x
     plan = plan_chunks(offsets, chunked.CHUNK, not reverse, f.device)
-    following = chunked.shift_gates(f.unsqueeze(1), offsets, reverse).conj().resolve_conj()
+    following = chunked.shift_gates(f.unsqueeze(1), offsets, reverse).conj_physical()
     g, _ = chunked.forward(plan, grad.unsqueeze(1), following, grad_state)
     g = g.squeeze(1)
     first = (offsets[1:] - 1 if reverse else offsets[:-1])[offsets.diff() > 0].to(f.device)
@@ -70,8 +71,8 @@ def _chunked_backward(f, h, start, grad, grad_state, offsets, reverse):  # type:
     before = h.roll(-1 if reverse else 1, 0)
     before[first] = 0 if start is None else start[some]
     d_start = grad_state.clone()
-    d_start[some] = f[first].conj() * g[first]
-    return g, g * before.conj(), d_start
+    d_start[some] = f[first].conj_physical() * g[first]
+    return g, g * before.conj_physical(), d_start
 
 
 @backward.register_fake

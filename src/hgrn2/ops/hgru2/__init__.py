@@ -92,9 +92,9 @@ def hgru2_step(
     rows = pool if slots is None else pool.index_select(0, slots)
     _check(q[:, None], f[:, None], i[:, None], lower_bound, heads, rows, None)
     names = (activations.name_of(input_activation), activations.name_of(output_activation))
-    choice = backends.choose(q.device, backend).backend
+    choice = backends.choose_step(i, state, backend).backend
     with torch.no_grad(), backends.full_precision(q.device):
-        if choice == "native" and rows.dtype == backends.work_dtype(i.dtype) and rows.is_contiguous():
+        if choice == "native":
             o = registration.native_step(q, f, i, lower_bound, rows, heads, *names, scale)
         else:
             o = reference.step(q, f, i, lower_bound, rows, heads, *names, scale)
@@ -110,12 +110,13 @@ def _check(
         raise UserError(
             f"q and f must be [B,T,H*K] and i [B,T,H*V]; got {list(q.shape)}, {list(f.shape)}, {list(i.shape)}"
         )
-    batch, tokens, width = q.shape
+    backends.check_floating(q=q, f=f, i=i, lower_bound=bound, state=state)
+    batch, _, width = q.shape
     if heads < 1 or width % heads or i.shape[2] % heads:
         raise UserError(f"{width} and {i.shape[2]} channels do not divide into {heads} heads")
     if bound is not None and bound.shape != (width,):
         raise UserError(f"lower_bound must be [{width}], one value a channel; got {list(bound.shape)}")
-    check_cu_seqlens(cu, batch, tokens)
+    check_cu_seqlens(cu, batch)
     wanted = (batch if cu is None else cu.numel() - 1, heads, width // heads, i.shape[2] // heads)
     if state is not None and state.shape != wanted:
         raise UserError(f"state must be {list(wanted)}; got {list(state.shape)}")

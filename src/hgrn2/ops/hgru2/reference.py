@@ -34,6 +34,7 @@ def hgru2(
         for cut, first in documents(cu_seqlens, q.shape[1], state):
             pieces.append(hgru2(q[:, cut], f[:, cut], i[:, cut], lower_bound, first, None, *options))
         return torch.cat([o for o, _ in pieces], 1), torch.cat([s for _, s in pieces])
+    q, f = q.to(i.dtype), f.to(i.dtype)
     forget, key = gates(f, lower_bound)
     split = (-1, q.shape[2] // heads)
     o, final = outer.scan_with_gates(

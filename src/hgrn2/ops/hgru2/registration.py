@@ -109,15 +109,17 @@ def native_step(
     q: Tensor, f: Tensor, i: Tensor, lower_bound: Tensor | None, state: Tensor, heads: int,
     input_activation: str, output_activation: str, scale: float,
 ) -> Tensor:  # fmt: skip
-    """One token on the native backend; updates the contiguous `state` in place and returns o [B,H*V] in i's dtype."""
+    """One token on the native backend; updates `state` in place and returns o [B,H*V] in i's dtype."""
     from hgrn2.ops.native import call
 
-    work = state.dtype
+    work, rows = state.dtype, state.contiguous()
     q, f, i_work = (call.rows(x, work) for x in (q, f, i))
     bound = None if lower_bound is None else lower_bound.to(work).contiguous()
     o = i_work.new_empty(i_work.shape)
     offsets = torch.arange(q.shape[0] + 1)
     p = call.problem(q.shape[0], heads, q, f, None, i_work, raw=True, reverse=False, scale=scale,
                      input_activation=input_activation, output_activation=output_activation)  # fmt: skip
-    call.outer_forward(p, offsets, (q, f, None, i_work, bound, state), o, state)
+    call.outer_forward(p, offsets, (q, f, None, i_work, bound, rows), o, rows)
+    if rows is not state:
+        state.copy_(rows)
     return o.to(i.dtype)

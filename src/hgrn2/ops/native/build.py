@@ -50,7 +50,8 @@ def _fingerprint(compiler: str, flags: tuple[str, ...]) -> str:
     digest = hashlib.sha256("\0".join(flags).encode())
     for name in SOURCES + HEADERS:
         digest.update((_HERE / name).read_bytes())
-    digest.update(subprocess.run([compiler, "--version"], capture_output=True, check=True, timeout=30).stdout)
+    version = subprocess.run([compiler, "--version"], capture_output=True, check=True, text=True, timeout=30)
+    digest.update(version.stdout.encode())
     features = Path("/proc/cpuinfo")
     if features.exists():  # -march=native means another binary on another processor
         lines = features.read_text(errors="replace").splitlines()

@@ -1,0 +1,57 @@
+"""How much memory a piece of work needs at its peak, as the operating system sees it (Linux; elsewhere unknown)."""
+
+import ctypes
+import gc
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+_RESET_PEAK = "5"  # proc(5), clear_refs: the peak resident set begins again at the current one
+
+
+@dataclass
+class Peak:
+    """Filled when the block ends."""
+
+    extra_bytes: int | None = None
+    """Most resident memory inside the block, less what was resident before it; None where it cannot be found out."""
+
+
+@contextmanager
+def peak_memory() -> Iterator[Peak]:
+    """Measure the block: everything counts that it touches, scratch of kernels and kept results included.
+
+    Freed memory that the allocator still holds is handed back first; otherwise the block could use it unseen.
+    """
+    peak, before = Peak(), None
+    gc.collect()
+    _hand_back()
+    try:
+        _CLEAR.write_text(_RESET_PEAK)
+        before = _status("VmRSS")
+    except (OSError, KeyError, ValueError):
+        pass
+    yield peak
+    if before is not None:
+        peak.extra_bytes = max(0, _status("VmHWM") - before)
+
+
+def _status(name: str) -> int:
+    """A line of /proc/self/status in bytes."""
+    for line in _STATUS.read_text().splitlines():
+        key, _, value = line.partition(":")
+        if key == name:
+            return int(value.split()[0]) * 1024
+    raise KeyError(name)
+
+
+def _hand_back() -> None:
+    if not sys.platform.startswith("linux"):
+        return
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (OSError, AttributeError):
+        pass  # not glibc: freed memory stays where it is, and the peak may come out too small

@@ -1,0 +1,153 @@
+"""Rows as tables: for the terminal, and as the Markdown of docs/benchmarks.md."""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from hgrn2.bench.record import Row
+
+if TYPE_CHECKING:
+    from rich.table import Table as RichTable
+
+TITLES = {"ops": "Operators", "train": "Training steps", "decode": "Decoding, one token at a time"}
+BETTER = {"ms": "less is better", "tokens/s": "more is better"}
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of one bench on one machine."""
+
+    title: str
+    machine: str
+    shared: str
+    """What all rows have in common."""
+    head: tuple[str, ...]
+    lines: tuple[tuple[str, ...], ...]
+    texts: int
+    """How many leading columns hold text; the others hold numbers."""
+
+
+def tables(rows: Iterable[Row]) -> list[Table]:
+    """One table a bench and machine. Of the same measurement taken twice on one machine the later one counts."""
+    groups: dict[tuple[str, str], dict[str, Row]] = {}
+    for row in rows:
+        identity = _identity(row.case, row.subject, row.backend, row.unit)
+        groups.setdefault((row.bench, _machine(row.machine)), {})[identity] = row
+    order = list(TITLES)
+    known = sorted(groups, key=lambda key: order.index(key[0]) if key[0] in order else len(order))
+    return [_table(bench, machine, list(groups[bench, machine].values())) for bench, machine in known]
+
+
+def markdown(rows: Iterable[Row]) -> str:
+    """The page of all measurements."""
+    parts = [
+        "# Benchmarks",
+        "Made from the rows in `results/` by `hgrn2 bench table --out docs/benchmarks.md`; do not edit. `hgrn2 bench "
+        "ops|train|decode` adds rows. Numbers are medians; the range holds the middle 60 % of the repeats. Subjects in "
+        "one table and case ran in the same process in turn; `relative` compares with the first line of a case.",
+    ]
+    for table in tables(rows):
+        rule = ["---"] * table.texts + ["---:"] * (len(table.head) - table.texts)
+        lines = ["| " + " | ".join(cells) + " |" for cells in (table.head, rule, *table.lines)]
+        parts += [f"## {table.title}", f"{table.machine}.  \n{table.shared}.", "\n".join(lines)]
+    return "\n\n".join(parts) + "\n"
+
+
+def rich_tables(rows: Iterable[Row]) -> "list[RichTable]":
+    """The same for a terminal."""
+    from rich.table import Table as RichTable
+
+    made = []
+    for table in tables(rows):
+        drawn = RichTable(title=table.title, caption=f"{table.shared}\n{table.machine}", caption_justify="left")
+        for place, name in enumerate(table.head):
+            drawn.add_column(name, justify="left" if place < table.texts else "right")
+        for line in table.lines:
+            drawn.add_row(*line)
+        made.append(drawn)
+    return made
+
+
+def _table(bench: str, machine: str, rows: list[Row]) -> Table:
+    same_case, cases = _split([row.case for row in rows])
+    same_details, details = _split([row.details for row in rows])
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(_identity(row.case, row.unit), []).append(row)
+    lines = [_line(row, group[0], cases, details) for group in groups.values() for row in group]
+    head = (*cases, "subject", "backend", "unit", "median", "20–80 %", "repeats", "relative", *details)
+    shared = [f"{_spoken(name)} {_shown(name, value)}" for name, value in {**same_case, **same_details}.items()]
+    shared += [f"{unit}: {BETTER[unit]}" for unit in sorted({row.unit for row in rows}) if unit in BETTER]
+    return Table(
+        title=TITLES.get(bench, bench),
+        machine=f"{machine}; {_when(rows)}",
+        shared=", ".join(shared),
+        head=tuple(_spoken(name) for name in head),
+        lines=tuple(lines),
+        texts=len(cases) + 3,
+    )
+
+
+def _line(row: Row, base: Row, cases: list[str], details: list[str]) -> tuple[str, ...]:
+    relative = f"{row.value / base.value:.2f}" if base.value else "–"
+    spread = f"{number(row.low)} – {number(row.high)}"
+    return (
+        *(_shown(name, row.case.get(name)) for name in cases),
+        *(row.subject, row.backend, row.unit, number(row.value), spread, str(row.repeats), relative),
+        *(_shown(name, row.details.get(name)) for name in details),
+    )
+
+
+def _split(values: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], list[str]]:
+    """What all of them share, and the names of the rest in the order of their first use."""
+    names = list(dict.fromkeys(name for each in values for name in each))
+    varying = [name for name in names if len({json.dumps(each.get(name)) for each in values}) > 1]
+    return {name: values[0][name] for name in names if name not in varying}, varying
+
+
+def _identity(*parts: Any) -> str:
+    return json.dumps(parts, sort_keys=True)
+
+
+def _machine(machine: dict[str, Any]) -> str:
+    """What makes numbers comparable, as one phrase."""
+    device = machine.get("gpu") or machine.get("cpu") or "unknown processor"
+    return (
+        f"{device}, {machine.get('cores')} cores, {machine.get('threads')} threads, torch {machine.get('torch')}, "
+        f"{machine.get('platform')}"
+    )
+
+
+def _when(rows: Sequence[Row]) -> str:
+    """Days and commits of the rows."""
+    days = sorted({row.date[:10] for row in rows})
+    commits = sorted({_commit(row.machine) for row in rows})
+    return f"{days[0] if len(days) == 1 else f'{days[0]} to {days[-1]}'}, commit {', '.join(commits)}"
+
+
+def _commit(machine: dict[str, Any]) -> str:
+    name = str(machine.get("commit") or "unknown")[:9]
+    return f"{name} with changes" if machine.get("dirty") else name
+
+
+def _spoken(name: str) -> str:
+    return name.replace("_bytes", "").replace("_", " ")
+
+
+def _shown(name: str, value: Any) -> str:
+    """A case or detail as people read it; `*_bytes` in MiB."""
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if name.endswith("_bytes"):
+        return f"{value / 2**20:,.2f} MiB"
+    return number(value) if isinstance(value, (int, float)) else str(value).replace("|", "/")
+
+
+def number(value: float) -> str:
+    """Four significant digits, thousands separated; whole numbers in full."""
+    if isinstance(value, int) or abs(value) >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.4g}"

@@ -1,0 +1,20 @@
+"""Fixtures for tests that go through the command line."""
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def tiny_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A prepared byte corpus of about 6,000 tokens in a dozen documents, so that runs on it end in a second."""
+    from hgrn2.cli.main import entry
+
+    folder = tmp_path_factory.mktemp("tiny")
+    for n in range(12):
+        words = " ".join(f"line {n} word {(n * 7 + k * k) % 23}" for k in range(40))
+        (folder / f"{n:02d}.txt").write_text(f"Document {n}.\n{words}\n")
+    out = folder / "corpus"
+    command = ["data", "prepare", *(str(p) for p in sorted(folder.glob("*.txt"))), "--out", str(out)]
+    assert entry([*command, "--tokenizer", "bytes", "--valid-fraction", "0.2"]) == 0
+    return out

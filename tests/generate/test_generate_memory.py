@@ -1,0 +1,55 @@
+"""A prompt of any length costs the same memory: the state has one size, and reading goes by segments."""
+
+import subprocess
+import sys
+
+import pytest
+
+from hgrn2.generate.config import GenerationConfig
+from hgrn2.generate.generator import Generator
+
+# Peak resident memory never falls, so each step of the script tells what it added to the steps before it.
+SCRIPT = """
+import resource, sys
+import torch
+from hgrn2.data.tokenizer import ByteTokenizer
+from hgrn2.generate.config import GenerationConfig
+from hgrn2.generate.generator import Generator
+from hgrn2.layers.config import MixerConfig
+from hgrn2.models.config import ModelConfig
+from hgrn2.models.language import LanguageModel
+
+torch.set_num_threads(1)
+mixer = MixerConfig(head_size=16)
+model = LanguageModel(ModelConfig(vocab_size=257, width=64, layers=2, glu_width=128, mixer=mixer))
+generator = Generator(model, ByteTokenizer())
+
+def peak(length, segment):
+    ids = torch.arange(length).numpy() % 256
+    made = generator.generate(ids, GenerationConfig(max_tokens=8, segment=segment, stop_at_eot=False))[0]
+    assert made.snapshot.tokens == length + 8
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, made.snapshot.state.nbytes
+
+for length, segment in ((2_048, 512), (32_768, 512), (32_768, 32_768)):
+    print(*peak(length, segment))
+"""
+
+
+def test_peak_memory_does_not_grow_with_the_prompt() -> None:
+    pytest.importorskip("resource")
+    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    (short, size), (long, same), (whole, _) = (map(int, line.split()) for line in done.stdout.splitlines())
+    assert size == same == 2 * 4 * 16 * 16 * 4
+    # 30,720 more tokens: their ids alone are 0.25 MB, and one activation of the residual width would be 8 MB.
+    assert long - short < 4 * 2**20
+    assert whole - long > 16 * 2**20  # the measurement sees what reading at once would cost
+
+
+def test_state_size_is_that_of_the_model(chars: Generator) -> None:
+    sizes = set()
+    for length in (1, 10, 2_000):
+        made = chars.generate([0] * length, GenerationConfig(max_tokens=2))[0]
+        sizes.add(made.snapshot.state.nbytes)
+    assert sizes == {chars.model.zeros(1).nbytes}
