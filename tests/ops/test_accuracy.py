@@ -1,4 +1,4 @@
-"""Every backend equals the float64 token loop: output, final state and all gradients, for every kind of gate and shape."""
+"""Every backend equals the float64 token loop: output, final state, all gradients; every kind of gate and shape."""
 
 import pytest
 import torch

@@ -65,8 +65,7 @@ def draws_lots(**call: Any) -> Outputs:
 
 def leaves_memory_unwritten(**call: Any) -> Outputs:
     output, state = ops.hgru2(**call)
-    extra = torch.empty_like(output).nan_to_num(1e-3, 1e-3, 1e-3).clamp(-1e-3, 1e-3)
-    return output + extra - extra.detach() * (extra.detach() != 1e-3), state
+    return output + 0 * torch.empty_like(output), state
 
 
 def returns_its_input(**call: Any) -> Outputs:
@@ -75,7 +74,7 @@ def returns_its_input(**call: Any) -> Outputs:
 
 def writes_to_its_input(**call: Any) -> Outputs:
     results = ops.hgru2(**call)
-    call["q"].detach().mul_(2)
+    call["q"].data.mul_(2)
     return results
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hgrn2.bench.size import Size
+from hgrn2.bench.settings import Size
 from hgrn2.bench.subjects import Subject
 from hgrn2.errors import UserError
 

@@ -4,7 +4,7 @@ import ctypes
 import gc
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,11 +29,9 @@ def peak_memory() -> Iterator[Peak]:
     peak, before = Peak(), None
     gc.collect()
     _hand_back()
-    try:
+    with suppress(OSError, KeyError, ValueError):  # no such files: not Linux, or a container that hides them
         _CLEAR.write_text(_RESET_PEAK)
         before = _status("VmRSS")
-    except (OSError, KeyError, ValueError):
-        pass
     yield peak
     if before is not None:
         peak.extra_bytes = max(0, _status("VmHWM") - before)
@@ -49,9 +47,6 @@ def _status(name: str) -> int:
 
 
 def _hand_back() -> None:
-    if not sys.platform.startswith("linux"):
-        return
-    try:
-        ctypes.CDLL(None).malloc_trim(0)
-    except (OSError, AttributeError):
-        pass  # not glibc: freed memory stays where it is, and the peak may come out too small
+    if sys.platform.startswith("linux"):
+        with suppress(OSError, AttributeError):  # not glibc: freed memory stays, and the peak may come out too small
+            ctypes.CDLL(None).malloc_trim(0)

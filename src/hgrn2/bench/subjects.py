@@ -1,14 +1,13 @@
 """Language models under one description, so that every measurement treats them alike; here is our own."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from hgrn2.bench.size import Size, check_same_size
-from hgrn2.errors import UserError
+from hgrn2.bench.settings import Size
 from hgrn2.layers.state import ModelState
 from hgrn2.models.language import LanguageModel
 from hgrn2.ops import backend as backends
@@ -53,23 +52,22 @@ def build(name: str, size: Size, seed: int, *, layers: int | None = None) -> Sub
     torch.manual_seed(seed)
     subject = makers[name](size, layers)
     if layers is None:
-        check_same_size(name, subject.parameters, size)
+        size.check(name, subject.parameters)
     return subject
 
 
 def hgrn2(size: Size, layers: int | None = None) -> Subject:
     """HGRN2; its state is a value, so going on from one changes nothing."""
-    config = (size if layers is None else Size(**{**vars(size), "layers": layers})).config()
-    model = LanguageModel(config)
+    model = LanguageModel(replace(size.config(), layers=layers or size.layers))
 
     def logits(tokens: Tensor) -> Tensor:
         return model(tokens, output_state=False)[0]
 
     def prefill(prompt: Tensor, following: int) -> tuple[Tensor, ModelState]:
-        state, features = model.zeros(1), None
+        features, state = torch.empty(0), model.zeros(1)
         for part in prompt.split(SEGMENT, 1):
             features, state = model.hidden(part, state)
-        assert features is not None
+            assert state is not None  # asked for, as `output_state` is by default
         return model.logits(features[:, -1]), state
 
     def step(token: Tensor, state: ModelState) -> tuple[Tensor, ModelState]:
@@ -87,20 +85,3 @@ def hgrn2(size: Size, layers: int | None = None) -> Subject:
         fork=lambda state: state,
         state_bytes=lambda state: state.nbytes,
     )
-
-
-def use_threads(threads: int | None) -> None:
-    """Let PyTorch and the native kernels compute with this many threads; None leaves it to PyTorch."""
-    if threads is None:
-        return
-    if threads < 1:
-        raise UserError(f"--threads is {threads}; it must be at least 1")
-    torch.set_num_threads(threads)
-
-
-def check_distinct(what: str, values: Sequence[Any]) -> None:
-    """Refuse an empty list or a repeated value."""
-    if not values:
-        raise UserError(f"{what}: name at least one")
-    if len(set(values)) < len(values):
-        raise UserError(f"{what}: a value is repeated")

@@ -12,6 +12,10 @@ if TYPE_CHECKING:
 
 TITLES = {"ops": "Operators", "train": "Training steps", "decode": "Decoding, one token at a time"}
 BETTER = {"ms": "less is better", "tokens/s": "more is better"}
+INTRODUCTION = """\
+Made from the rows in `results/` by `hgrn2 bench table --out docs/benchmarks.md`; do not edit. `hgrn2 bench ops`,
+`train` and `decode` add rows. Numbers are medians of the repeats, beside the range from the 20 % to the 80 % quantile.
+The subjects of a case took turns in one process; `relative` is a number divided by that of its case's first line."""
 
 
 @dataclass(frozen=True)
@@ -22,10 +26,13 @@ class Table:
     machine: str
     shared: str
     """What all rows have in common."""
-    head: tuple[str, ...]
+    cases: tuple[str, ...]
+    """Names of the leading columns, with the subject as the last of them: who and what."""
+    speeds: tuple[str, ...]
+    """Names of the columns of the measurement."""
+    details: tuple[str, ...]
+    """Names of what else is known."""
     lines: tuple[tuple[str, ...], ...]
-    texts: int
-    """How many leading columns hold text; the others hold numbers."""
 
 
 def tables(rows: Iterable[Row]) -> list[Table]:
@@ -41,60 +48,69 @@ def tables(rows: Iterable[Row]) -> list[Table]:
 
 def markdown(rows: Iterable[Row]) -> str:
     """The page of all measurements."""
-    parts = [
-        "# Benchmarks",
-        "Made from the rows in `results/` by `hgrn2 bench table --out docs/benchmarks.md`; do not edit. `hgrn2 bench "
-        "ops|train|decode` adds rows. Numbers are medians; the range holds the middle 60 % of the repeats. Subjects in "
-        "one table and case ran in the same process in turn; `relative` compares with the first line of a case.",
-    ]
+    parts = ["# Benchmarks", INTRODUCTION]
     for table in tables(rows):
-        rule = ["---"] * table.texts + ["---:"] * (len(table.head) - table.texts)
-        lines = ["| " + " | ".join(cells) + " |" for cells in (table.head, rule, *table.lines)]
+        head = (*table.cases, *table.speeds, *table.details)
+        rule = ["---" if name in table.cases else "---:" for name in head]
+        lines = ["| " + " | ".join(cells) + " |" for cells in (head, rule, *table.lines)]
         parts += [f"## {table.title}", f"{table.machine}.  \n{table.shared}.", "\n".join(lines)]
     return "\n\n".join(parts) + "\n"
 
 
 def rich_tables(rows: Iterable[Row]) -> "list[RichTable]":
-    """The same for a terminal."""
-    from rich.table import Table as RichTable
-
+    """The same for a terminal, where details have a table of their own: lines of both would be too long for one."""
     made = []
     for table in tables(rows):
-        drawn = RichTable(title=table.title, caption=f"{table.shared}\n{table.machine}", caption_justify="left")
-        for place, name in enumerate(table.head):
-            drawn.add_column(name, justify="left" if place < table.texts else "right")
-        for line in table.lines:
-            drawn.add_row(*line)
-        made.append(drawn)
+        speeds_end = len(table.cases) + len(table.speeds)
+        caption = f"{table.shared}\n{table.machine}"
+        made.append(_drawn(table, slice(len(table.cases), speeds_end), table.title, caption))
+        if table.details:
+            made.append(_drawn(table, slice(speeds_end, None), "", ""))
     return made
+
+
+def _drawn(table: Table, columns: slice, title: str, caption: str) -> "RichTable":
+    from rich.table import Table as RichTable
+
+    drawn = RichTable(title=title or None, caption=caption or None, caption_justify="left")
+    for name in table.cases:
+        drawn.add_column(name)
+    for name in (*table.cases, *table.speeds, *table.details)[columns]:
+        drawn.add_column(name, justify="right")
+    for line in table.lines:
+        drawn.add_row(*line[: len(table.cases)], *line[columns])
+    return drawn
 
 
 def _table(bench: str, machine: str, rows: list[Row]) -> Table:
     same_case, cases = _split([row.case for row in rows])
     same_details, details = _split([row.details for row in rows])
+    units = sorted({row.unit for row in rows})
     groups: dict[str, list[Row]] = {}
     for row in rows:
         groups.setdefault(_identity(row.case, row.unit), []).append(row)
-    lines = [_line(row, group[0], cases, details) for group in groups.values() for row in group]
-    head = (*cases, "subject", "backend", "unit", "median", "20–80 %", "repeats", "relative", *details)
     shared = [f"{_spoken(name)} {_shown(name, value)}" for name, value in {**same_case, **same_details}.items()]
-    shared += [f"{unit}: {BETTER[unit]}" for unit in sorted({row.unit for row in rows}) if unit in BETTER]
+    shared += [f"{unit}: {BETTER[unit]}" for unit in units if unit in BETTER]
+    lines = [_line(row, group[0], cases, details, len(units) > 1) for group in groups.values() for row in group]
     return Table(
         title=TITLES.get(bench, bench),
         machine=f"{machine}; {_when(rows)}",
         shared=", ".join(shared),
-        head=tuple(_spoken(name) for name in head),
+        cases=(*map(_spoken, cases), "subject"),
+        speeds=(units[0] if len(units) == 1 else "median", "20–80 %", "repeats", "relative"),
+        details=tuple(map(_spoken, details)),
         lines=tuple(lines),
-        texts=len(cases) + 3,
     )
 
 
-def _line(row: Row, base: Row, cases: list[str], details: list[str]) -> tuple[str, ...]:
-    relative = f"{row.value / base.value:.2f}" if base.value else "–"
-    spread = f"{number(row.low)} – {number(row.high)}"
+def _line(row: Row, base: Row, cases: list[str], details: list[str], many_units: bool) -> tuple[str, ...]:
     return (
         *(_shown(name, row.case.get(name)) for name in cases),
-        *(row.subject, row.backend, row.unit, number(row.value), spread, str(row.repeats), relative),
+        row.subject if row.backend == "torch" else f"{row.subject}, {row.backend}",
+        number(row.value) + (f" {row.unit}" if many_units else ""),
+        f"{number(row.low)} – {number(row.high)}",
+        str(row.repeats),
+        f"{row.value / base.value:.2f}" if base.value else "–",
         *(_shown(name, row.details.get(name)) for name in details),
     )
 

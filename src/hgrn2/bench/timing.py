@@ -3,7 +3,12 @@
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
+
+import torch
+
+from hgrn2 import cpu
+from hgrn2.bench.settings import Limits
 
 Name = TypeVar("Name", bound=object)
 Sample = Callable[[], float]
@@ -16,15 +21,23 @@ def silent(stage: str, done: int, total: int) -> None:
     """A progress that shows nothing."""
 
 
+def prepare_process(limits: Limits) -> dict[str, Any]:
+    """Set up this process for everything that will be measured in it, and say how, for the rows."""
+    if limits.threads is not None:
+        torch.set_num_threads(limits.threads)  # the native kernels share PyTorch's thread pool
+    return {"freed_memory_kept": cpu.keep_freed_memory(), "interleaved": True}
+
+
 def interleave(
-    samples: Mapping[Name, Sample], *, repeats: int, max_seconds: float, stage: str = "", progress: Progress = silent
+    samples: Mapping[Name, Sample], limits: Limits, stage: str = "", progress: Progress = silent
 ) -> dict[Name, list[float]]:
-    """Take `repeats` samples of every subject, one of each a round, after one round that does not count.
+    """Take samples of every subject, one of each a round, after one round that does not count.
 
     The subject that begins moves on by one every round, so that none always follows the same other one. A subject
-    whose samples have used up `max_seconds` of wall time takes no further ones; it has at least one. Where the round
-    that does not count takes longer than that by itself, it is the one.
+    whose samples have used up `limits.max_seconds` of wall time takes no further ones; it has at least one. Where its
+    part of the round that does not count takes longer than that by itself, it is the one.
     """
+    repeats, max_seconds = limits.repeats, limits.max_seconds
     taken: dict[Name, list[float]] = {name: [] for name in samples}
     used = dict.fromkeys(samples, 0.0)
     names = list(samples)

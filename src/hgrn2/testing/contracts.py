@@ -204,16 +204,19 @@ def writes_all_its_memory(
 
 
 def outputs_are_fresh(case: Case, backend: str, dtype: torch.dtype, operator: Operator | None = None) -> list[Finding]:
-    """Outputs share no memory with inputs or with each other, and inputs keep their values."""
+    """Outputs share no memory with inputs or each other; forward and backward leave all that they read as it was."""
     problem = problem_of(case, dtype, operator)
-    before = {name: x.clone() for name, x in problem.tensors.items() if x is not None}
-    evaluate(problem, backend)
-    output, state = run(problem, backend)
-    findings = []
-    inputs = {name: x for name, x in problem.tensors.items() if x is not None}
-    for name, x in inputs.items():
-        findings.append(Finding(f"values of {name} that were changed", different_bits(x, before[name]), 0))
-    taken = {x.untyped_storage().data_ptr() for x in inputs.values() if x.numel()}
+    tensors = leaves(problem)
+    incoming = replace(problem, grad_output=problem.grad_output.clone(), grad_state=problem.grad_state.clone())
+    output, state = run(problem, backend, tensors)
+    differentiate(incoming, tensors, output, state)
+    now = {**tensors, "the output's gradient": incoming.grad_output, "the state's gradient": incoming.grad_state}
+    before = (*problem.tensors.values(), problem.grad_output, problem.grad_state)
+    findings, taken = [], set()
+    for (name, x), y in zip(now.items(), before, strict=True):
+        if x is not None and y is not None:
+            findings.append(Finding(f"values of {name} that were changed", different_bits(x, y), 0))
+            taken |= {x.untyped_storage().data_ptr()} if x.numel() else set()
     for name, x in (("output", output), ("state", state)):
         place = x.untyped_storage().data_ptr()
         findings.append(Finding(f"{name} shares memory", x.numel() > 0 and place in taken, 0))

@@ -1,4 +1,4 @@
-"""Run a problem on a backend, collect all that contracts compare, know the truth and what the plain loop loses of it."""
+"""Run a problem on a backend, collect all that contracts compare, know the truth and what a plain loop loses."""
 
 import functools
 from dataclasses import replace

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 INK, FAINT, GRID = "#24292e", "#6a737c", "#dde1e5"
 BLUE, ORANGE, GREEN = "#0072b2", "#d55e00", "#009e73"
 _VARIABLES = {INK: "ink", FAINT: "faint", GRID: "grid", BLUE: "blue", ORANGE: "orange", GREEN: "green"}
-RAW = 0.35  # opacity of a curve before smoothing: faint, but there on a dark page too
+RAW = 0.25  # opacity of a curve before smoothing: faint, but there on a dark page too
 
 WIDE, SMALL = (6.0, 3.4), (4.1, 2.6)  # inches; 72 SVG units an inch
 _TIME_UNITS = ((86400.0, "days"), (3600.0, "hours"), (60.0, "minutes"))
@@ -160,7 +160,7 @@ def log_ticks(low: float, high: float) -> list[float]:
         ticks = [tick for tick in ticks if low <= tick <= high]
         if len(ticks) >= 4:
             return ticks[:: max(1, len(ticks) // 8)]
-    return [float(f"{tick:.3g}") for tick in np.geomspace(low, high, 4)]
+    return [float(f"{value:.6g}") for value in np.geomspace(low, high, 4)]  # too narrow for round numbers
 
 
 def time_axis(axes: "Axes", tokens: np.ndarray, seconds: np.ndarray) -> None:

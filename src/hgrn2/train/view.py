@@ -104,7 +104,7 @@ class TrainView:
         body = Group(
             _bar(progress),
             Text(),
-            _numbers(progress, wide=width >= 76),
+            _numbers(progress, wide=width >= 80),
             Text(),
             _curve(progress, width - 6, _BARS_ASCII if self.console.options.ascii_only else _BARS),
             Text(progress.last_event, style="dim", no_wrap=True, overflow="ellipsis"),

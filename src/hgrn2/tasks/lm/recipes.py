@@ -10,7 +10,7 @@ from hgrn2.train.config import DataConfig, OptimConfig, RunConfig, TrainConfig
 
 
 def demo() -> RunConfig:
-    """Characters of the embedded text in five minutes on two CPU cores; docs/log.md tells how its numbers were found."""
+    """Characters of the embedded text, five minutes on two CPU cores; docs/log.md tells how its numbers were found."""
     return RunConfig(
         model=preset("hgrn2_demo"),
         train=TrainConfig(
