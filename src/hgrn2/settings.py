@@ -57,6 +57,7 @@ def coerce(value: Any, hint: Any, where: str) -> Any:
         return coerce(value, next(arm for arm in get_args(hint) if arm is not types.NoneType), where)
     if origin is tuple:
         items = value.split(",") if isinstance(value, str) else value
+        refuse(not isinstance(items, (list, tuple)), f"{where} must be a list, not {value!r}")
         return tuple(coerce(item, get_args(hint)[0], where) for item in items)
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         return from_dict(hint, value, where)
@@ -84,7 +85,7 @@ def _coerce_number(value: Any, kind: type, where: str) -> int | float:
         return value
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise UserError(f"{where} must be {noun}, not {value!r}") from None
     refuse(kind is int and not number.is_integer(), f"{where} must be {noun}, not {value!r}")
     return int(number) if kind is int else number

@@ -88,16 +88,14 @@ def hgru2_step(
     """
     if q.dim() != 2:
         raise UserError(f"hgru2_step takes [B, channels], not {list(q.shape)}")
-    pool = state if inplace else state.clone()
-    rows = pool if slots is None else pool.index_select(0, slots)
-    _check(q[:, None], f[:, None], i[:, None], lower_bound, heads, rows, None)
     names = (activations.name_of(input_activation), activations.name_of(output_activation))
     choice = backends.choose_step(i, state, backend).backend
+    step = registration.native_step if choice == "native" else reference.step
     with torch.no_grad(), backends.full_precision(q.device):
-        if choice == "native":
-            o = registration.native_step(q, f, i, lower_bound, rows, heads, *names, scale)
-        else:
-            o = reference.step(q, f, i, lower_bound, rows, heads, *names, scale)
+        pool = state if inplace else state.clone()
+        rows = pool if slots is None else pool.index_select(0, slots)
+        _check(q[:, None], f[:, None], i[:, None], lower_bound, heads, rows, None)
+        o = step(q, f, i, lower_bound, rows, heads, *names, scale)
         if slots is not None:
             pool.index_copy_(0, slots, rows)
     return o, pool
