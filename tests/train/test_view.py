@@ -192,6 +192,14 @@ def test_an_interrupted_run_is_not_shown_as_complete() -> None:
     assert view.progress.fraction() == 0.25
 
 
+def test_a_resumed_run_stands_where_it_stopped() -> None:
+    view = TrainView("run", total_steps=1000, console=plain())
+    view.event("resumed", step=800, elapsed_s=90.0)
+    assert "step 800 of 1,000" in shown(view)
+    assert "80.0%" in shown(view)
+    assert "1:30 elapsed" in shown(view)
+
+
 def test_time_left_after_a_resume_counts_this_sessions_pace() -> None:
     progress = Progress(total_steps=1000)
     progress.take(step_record(501, elapsed_s=5000.0))

@@ -42,7 +42,8 @@ class Picture:
     svg: str
 
 
-def style() -> dict[str, Any]:
+def style() -> dict[Any, Any]:
+    """matplotlib settings (keys are its own literal type) for all pictures."""
     return {
         "font.family": "sans-serif",
         "font.sans-serif": ["DejaVu Sans"],  # shipped with matplotlib: the same picture on every machine
@@ -68,6 +69,7 @@ def style() -> dict[str, Any]:
 
 
 def save(figure: "Figure", folder: Path, name: str) -> Picture:
+    """Write `folder`/`name`.png and return the same picture as SVG text for a page."""
     with atomic_path(folder / f"{name}.png") as temporary:
         figure.savefig(temporary, format="png", dpi=160, facecolor="white")
     text = io.StringIO()

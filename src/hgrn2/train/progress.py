@@ -56,8 +56,9 @@ class Progress:
             # Divided by the weights so far, the running mean is unbiased from the first step on.
             self._sum = _SMOOTHING * self._sum + loss
             self._weight = _SMOOTHING * self._weight + 1
-            self.loss = self._sum / self._weight
-            self.history.add(self.loss)
+            mean = self._sum / self._weight
+            self.loss = mean
+            self.history.add(mean)
 
     def fraction(self) -> float:
         """How much of the run is done, 0 to 1."""

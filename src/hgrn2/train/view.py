@@ -82,9 +82,13 @@ class TrainView:
             self._last_shown = now
             self._say(_step_line(self.progress))
 
-    def event(self, text: str) -> None:
-        """Show one line about what just happened; it stays until the next one."""
-        self.update({"kind": "event", "step": self.progress.step, "elapsed_s": None, "text": text})
+    def event(self, text: str, *, step: int | None = None, elapsed_s: float | None = None) -> None:
+        """Show one line about what just happened; it stays until the next one.
+
+        A resumed run says with `step` and `elapsed_s` where it stands before its first record.
+        """
+        at = self.progress.step if step is None else step
+        self.update({"kind": "event", "step": at, "elapsed_s": elapsed_s, "text": text})
 
     def finish(self, text: str = "") -> None:
         """The run has ended: show it for the last time, with `text` as the last event. Later calls do nothing."""

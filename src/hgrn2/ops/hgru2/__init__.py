@@ -86,15 +86,16 @@ def hgru2_step(
     Returns:
         o [B,H*V] in i's dtype, and the state: `state` itself if in place, else a new tensor of its shape.
     """
-    if q.dim() != 2:
-        raise UserError(f"hgru2_step takes [B, channels], not {list(q.shape)}")
+    if q.dim() != 2 or q.shape != f.shape or i.dim() != 2 or i.shape[0] != q.shape[0]:
+        shapes = f"{list(q.shape)}, {list(f.shape)}, {list(i.shape)}"
+        raise UserError(f"hgru2_step takes q and f [B,H*K] and i [B,H*V], not {shapes}")
     names = (activations.name_of(input_activation), activations.name_of(output_activation))
     choice = backends.choose_step(i, state, backend).backend
     step = registration.native_step if choice == "native" else reference.step
-    with torch.no_grad(), backends.full_precision(q.device):
+    with torch.no_grad():
         pool = state if inplace else state.clone()
         rows = pool if slots is None else pool.index_select(0, slots)
-        _check(q[:, None], f[:, None], i[:, None], lower_bound, heads, rows, None)
+        _check_sizes(q, f, i, lower_bound, heads, rows, q.shape[0])
         o = step(q, f, i, lower_bound, rows, heads, *names, scale)
         if slots is not None:
             pool.index_copy_(0, slots, rows)
@@ -108,13 +109,19 @@ def _check(
         raise UserError(
             f"q and f must be [B,T,H*K] and i [B,T,H*V]; got {list(q.shape)}, {list(f.shape)}, {list(i.shape)}"
         )
+    check_cu_seqlens(cu, q.shape[0])
+    _check_sizes(q, f, i, bound, heads, state, q.shape[0] if cu is None else cu.numel() - 1)
+
+
+def _check_sizes(
+    q: Tensor, f: Tensor, i: Tensor, bound: Tensor | None, heads: int, state: Tensor | None, sequences: int
+) -> None:
     backends.check_floating(q=q, f=f, i=i, lower_bound=bound, state=state)
-    batch, _, width = q.shape
-    if heads < 1 or width % heads or i.shape[2] % heads:
-        raise UserError(f"{width} and {i.shape[2]} channels do not divide into {heads} heads")
-    if bound is not None and bound.shape != (width,):
-        raise UserError(f"lower_bound must be [{width}], one value a channel; got {list(bound.shape)}")
-    check_cu_seqlens(cu, batch)
-    wanted = (batch if cu is None else cu.numel() - 1, heads, width // heads, i.shape[2] // heads)
+    keys, values = q.shape[-1], i.shape[-1]
+    if heads < 1 or keys % heads or values % heads:
+        raise UserError(f"{keys} and {values} channels do not divide into {heads} heads")
+    if bound is not None and bound.shape != (keys,):
+        raise UserError(f"lower_bound must be [{keys}], one value a channel; got {list(bound.shape)}")
+    wanted = (sequences, heads, keys // heads, values // heads)
     if state is not None and state.shape != wanted:
         raise UserError(f"state must be {list(wanted)}; got {list(state.shape)}")

@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from hgrn2.ops.activations import activate
-from hgrn2.ops.backend import work_dtype
+from hgrn2.ops.backend import full_precision, work_dtype
 from hgrn2.ops.gated_outer_scan import reference as outer
 from hgrn2.ops.sequences import documents
 
@@ -59,4 +59,5 @@ def step(
     value = activate(i.to(state.dtype), input_activation).unflatten(-1, split).unsqueeze(-2)
     query = activate(q.to(state.dtype), output_activation).unflatten(-1, split).unsqueeze(-2)
     state.mul_(forget.unflatten(-1, split).unsqueeze(-1)).add_(key.unflatten(-1, split).unsqueeze(-1) * value)
-    return (scale * (query @ state)).flatten(1).to(i.dtype)
+    with full_precision(state.device):
+        return (scale * (query @ state)).flatten(1).to(i.dtype)

@@ -6,6 +6,7 @@ flags, the compiler and the processor's features. `HGRN2_NATIVE=0` turns it off;
 backend serves and `hgrn2.ops.explain` says so.
 """
 
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -33,8 +34,10 @@ def library() -> tuple[ctypes.CDLL | None, str]:
         return None, "no C++ compiler (g++, c++ or clang++) was found"
     if platform.system() not in ("Linux", "Darwin"):
         return None, f"C++ kernels are not built on {platform.system()}"
+    folder = _trusted_folder()
+    unused = "" if folder else f"; {cache_folder()} is not private to this user, so nothing is kept there"
     try:
-        return ctypes.CDLL(str(_built(compiler))), f"C++ kernels built by {Path(compiler).name} for this processor"
+        return _load(compiler, folder), f"C++ kernels built by {Path(compiler).name} for this processor{unused}"
     except (OSError, subprocess.SubprocessError) as error:
         lines = str(getattr(error, "stderr", "") or error).strip().splitlines() or [type(error).__name__]
         return None, f"{Path(compiler).name} could not build the C++ kernels: {lines[0][:200]}"
@@ -63,38 +66,37 @@ def cache_folder() -> Path:
     """Where built kernels are kept: $HGRN2_CACHE, else the user's cache folder."""
     if named := os.environ.get("HGRN2_CACHE"):
         return Path(named)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hgrn2"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "hgrn2"
 
 
-def _private_folder() -> Path:
-    """The cache folder, if only this user can write to it: what it holds is executed."""
-    folder = cache_folder()
+def _private(path: Path) -> bool:
+    """Whether only this user can write to it: what lies there is executed."""
+    info = path.stat()
+    return info.st_uid == os.getuid() and not info.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+
+
+def _trusted_folder() -> Path | None:
+    """The cache folder, made if need be; None where it cannot be had or others can write to it."""
     try:
+        folder = cache_folder()
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        info = folder.stat()
-        if (
-            info.st_uid == os.getuid()
-            and not info.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-            and os.access(folder, os.W_OK)
-        ):
-            return folder
-    except OSError:
-        pass
-    return Path(tempfile.mkdtemp(prefix="hgrn2-"))
+        return folder if _private(folder) and os.access(folder, os.W_OK) else None
+    except (OSError, RuntimeError):  # RuntimeError: the user has no home
+        return None
 
 
-def _built(compiler: str) -> Path:
+def _load(compiler: str, folder: Path | None) -> ctypes.CDLL:
     flags = FLAGS + _architecture_flags()
-    target = _private_folder() / f"kernels-{_fingerprint(compiler, flags)}.so"
-    if not target.exists():
-        handle, name = tempfile.mkstemp(dir=target.parent, suffix=".so.tmp")
-        os.close(handle)
-        sources = [str(_HERE / source) for source in SOURCES]
-        try:
-            subprocess.run(
-                [compiler, *flags, *sources, "-o", name], capture_output=True, check=True, text=True, timeout=300
-            )
-            os.replace(name, target)
-        finally:
-            Path(name).unlink(missing_ok=True)
-    return target
+    name = f"kernels-{_fingerprint(compiler, flags)}.so"
+    if folder and (folder / name).exists() and _private(folder / name):
+        with contextlib.suppress(OSError):  # cut short by a crash: build it again
+            return ctypes.CDLL(str(folder / name))
+    with tempfile.TemporaryDirectory(prefix="building-", dir=folder) as scratch:
+        built = Path(scratch) / name
+        command = [compiler, *flags, *(str(_HERE / source) for source in SOURCES), "-o", str(built)]
+        subprocess.run(command, capture_output=True, check=True, text=True, timeout=300)
+        kernels = ctypes.CDLL(str(built))  # before it gets its place: what cannot be loaded is never kept
+        if folder:
+            built.chmod(0o700)
+            built.replace(folder / name)
+    return kernels

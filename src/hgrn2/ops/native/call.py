@@ -1,7 +1,8 @@
 """Python side of the C++ kernels: pointers and shapes through ctypes, nothing else."""
 
 import ctypes
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -33,13 +34,18 @@ def _pointers(tensors: Sequence[Tensor | None]) -> ctypes.Array[ctypes.c_void_p]
     return (ctypes.c_void_p * len(tensors))(*(_pointer(x) for x in tensors))
 
 
-def _run(name: str, dtype: torch.dtype, *arguments: object) -> None:
+@functools.cache
+def _kernel(name: str, dtype: torch.dtype) -> Callable[..., None]:
     kernels, why = library()
     if kernels is None:
         raise RuntimeError(f"the native backend is not available: {why}")
     function = getattr(kernels, f"{name}_{_NAMES[dtype]}")
     function.restype = None
-    function(*arguments)
+    return function
+
+
+def _run(name: str, dtype: torch.dtype, *arguments: object) -> None:
+    _kernel(name, dtype)(*arguments)
 
 
 def rows(x: Tensor, dtype: torch.dtype) -> Tensor:

@@ -104,7 +104,7 @@ def _resume(trainer: Trainer, folder: Path, view: TrainView) -> None:
             raise UserError(f"{problems[0]}; no whole checkpoint is left, use --restart to begin anew")
         return
     trainer.resume(newest)
-    view.event(f"resumed from step {trainer.step}")
+    view.event(f"resumed from step {trainer.step}", step=trainer.step, elapsed_s=trainer.elapsed_s)
 
 
 def _finish(run: RunConfig, trainer: Trainer, task: LanguageTask, folder: Path, quiet: bool) -> RunResult:
