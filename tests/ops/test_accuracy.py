@@ -23,15 +23,15 @@ def test_bfloat16_matches_reference(case: Case, backend: str) -> None:
     assert not failures(contracts.matches_reference(case, backend, torch.bfloat16))
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("case", NARROW, ids=str)
-def test_narrow_inputs_are_computed_in_float32_and_rounded_once(case: Case, dtype: torch.dtype, backend: str) -> None:
-    assert not failures(contracts.rounds_once(case, backend, dtype))
+def test_bfloat16_is_computed_in_float32_and_rounded_once(case: Case, backend: str) -> None:
+    assert not failures(contracts.rounds_once(case, backend, torch.bfloat16))
 
 
+@pytest.mark.parametrize("contract", [contracts.matches_reference, contracts.rounds_once])
 @pytest.mark.parametrize("case", [case for case in NARROW if case.gates == "normal" and case.tokens < 70], ids=str)
-def test_float16_matches_reference(case: Case, backend: str) -> None:
-    assert not failures(contracts.matches_reference(case, backend, torch.float16))
+def test_float16(case: Case, contract: contracts.Contract, backend: str) -> None:
+    assert not failures(contract(case, backend, torch.float16))
 
 
 @pytest.mark.full

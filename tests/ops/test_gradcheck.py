@@ -1,4 +1,4 @@
-"""Analytic gradients against finite differences in float64: the reference too, for it is the truth of all other tests."""
+"""Gradients against finite differences in float64: the reference too, for it is the truth of all other tests."""
 
 from dataclasses import replace
 

@@ -14,9 +14,10 @@ from hgrn2.errors import UserError
 from hgrn2.ops import backend as backends
 from hgrn2.testing.cases import Case, Problem, build
 from hgrn2.testing.compare import failures
-from hgrn2.testing.contracts import leaves, matches_reference
+from hgrn2.testing.contracts import matches_reference
+from hgrn2.testing.evaluation import leaves
 
-PASSES = ("forward", "forward+backward")
+PASSES = ("forward", "forward and backward")
 Key = tuple[str, str, str]
 """Operator, subject, backend."""
 GATE_BATCH, GATE_TOKENS = 2, 129  # two chunks and a token

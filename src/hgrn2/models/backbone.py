@@ -41,9 +41,10 @@ class Backbone(nn.Module):
 
     def zeros(self, batch: int) -> ModelState:
         """The state of `batch` sequences before their first token."""
-        weight = self.blocks[0].mixer.in_proj.weight
+        mixers = [block.mixer for block in self.blocks if isinstance(block, Block)]
+        weight = mixers[0].in_proj.weight
         dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
-        return ModelState(tuple(block.mixer.zeros(batch, weight.device, dtype) for block in self.blocks))
+        return ModelState(tuple(mixer.zeros(batch, weight.device, dtype) for mixer in mixers))
 
     def forward(
         self,

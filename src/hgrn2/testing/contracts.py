@@ -6,7 +6,7 @@ the spot: `evaluation.loss` is what the reference backend, a plain PyTorch loop 
 the same inputs against itself in float64.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -59,12 +59,14 @@ def _cuts(tokens: int) -> list[int]:
     return sorted({0, 1, tokens // 2, *(t for t in (63, 64, 65) if t < tokens), tokens - 1, tokens})
 
 
-def split_equals_whole(case: Case, backend: str, dtype: torch.dtype, operator: Operator | None = None) -> list[Finding]:
+def split_equals_whole(
+    case: Case, backend: str, dtype: torch.dtype, operator: Operator | None = None, cuts: Sequence[int] | None = None
+) -> list[Finding]:
     """Two calls with the state passed on equal one call, wherever the cut falls; gradients flow through the state."""
     problem = problem_of(case, dtype, operator)
     whole = evaluate(problem, backend)
     findings = []
-    for cut in _cuts(case.tokens):
+    for cut in _cuts(case.tokens) if cuts is None else cuts:
         tensors = leaves(problem)
         pieces = [slice(0, cut), slice(cut, case.tokens)]
         backward = problem.options.get("reverse", False)

@@ -78,16 +78,13 @@ SMALL = tuple(replace(case, tokens=5, key=3, value=2) for case in DENSE) + tuple
 STRUCTURE = DENSE + PACKED
 """A few problems of every operator: for the contracts that compare a backend with itself."""
 
-FULL = tuple(
-    replace(case, tokens=tokens, key=key, value=value)
-    for case in (
-        *(Case(op="hgru2", gates=gates, bound=bound) for gates in LOGITS for bound in BOUNDS),
-        *(Case(op="gated_outer_scan", gates=gates) for gates in LOGITS),
-    )
-    for tokens, key, value in ((1021, 16, 16), (200, 128, 128))
-) + tuple(
-    Case(op="gated_scan", gates=gates, tokens=4093, key=200, complex=complex_)
-    for gates in LOGITS
-    for complex_ in (False, True)
+_STRONG = (
+    *(Case(op="hgru2", gates=gates, bound=bound) for gates in LOGITS for bound in ("none", "high", "mixed")),
+    *(Case(op="gated_outer_scan", gates=gates) for gates in LOGITS),
+)
+FULL = (
+    *(replace(case, tokens=1021) for case in _STRONG),
+    *(replace(case, batch=1, tokens=200, heads=1, key=128, value=128) for case in _STRONG),
+    *(Case(op="gated_scan", gates=gates, tokens=2039, key=200, complex=c) for gates in LOGITS for c in (False, True)),
 )
 """Long and wide problems; minutes."""

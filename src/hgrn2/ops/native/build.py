@@ -35,12 +35,19 @@ def library() -> tuple[ctypes.CDLL | None, str]:
     if platform.system() not in ("Linux", "Darwin"):
         return None, f"C++ kernels are not built on {platform.system()}"
     folder = _trusted_folder()
-    unused = "" if folder else f"; {cache_folder()} is not private to this user, so nothing is kept there"
+    unused = "" if folder else ", not kept: HGRN2_CACHE must name a folder to which only this user can write"
     try:
         return _load(compiler, folder), f"C++ kernels built by {Path(compiler).name} for this processor{unused}"
     except (OSError, subprocess.SubprocessError) as error:
-        lines = str(getattr(error, "stderr", "") or error).strip().splitlines() or [type(error).__name__]
-        return None, f"{Path(compiler).name} could not build the C++ kernels: {lines[0][:200]}"
+        return None, f"{Path(compiler).name} could not build the C++ kernels: {_first_line(error)[:200]}"
+
+
+def _first_line(error: OSError | subprocess.SubprocessError) -> str:
+    if isinstance(error, subprocess.CalledProcessError):
+        return (error.stderr.strip() or f"exit status {error.returncode} and no message").splitlines()[0]
+    if isinstance(error, subprocess.TimeoutExpired):
+        return f"not done after {error.timeout:.0f} seconds"
+    return str(error).splitlines()[0]
 
 
 def _architecture_flags() -> tuple[str, ...]:
