@@ -42,5 +42,9 @@ bench: $(VENV)/.dev
 	$(BIN)/hgrn2 bench train
 	$(BIN)/hgrn2 bench decode
 
+# docs/benchmarks.md is generated from the rows in results/.
+docs: $(VENV)/.dev
+	$(BIN)/hgrn2 bench table --out docs/benchmarks.md
+
 clean:
 	rm -rf $(VENV)

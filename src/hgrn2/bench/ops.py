@@ -18,6 +18,8 @@ from hgrn2.testing.contracts import matches_reference
 from hgrn2.testing.evaluation import leaves
 
 PASSES = ("forward", "forward and backward")
+OUTER = ("hgru2", "gated_outer_scan")
+"""Operators that do the work of attention; the first one measured has SDPA beside it."""
 Key = tuple[str, str, str]
 """Operator, subject, backend."""
 GATE_BATCH, GATE_TOKENS = 2, 129  # two chunks and a token
@@ -81,7 +83,8 @@ def measure(bench: OpsBench, record: Callable[[Row], None], progress: Progress =
             for op in bench.ops:
                 problem = build(case_of(op, shape), torch.float32)
                 samples |= {(op, "hgrn2", name): repeated(_call(problem, name, direction)) for name in chosen}
-            samples["causal attention", "sdpa", "torch"] = repeated(_sdpa(shape, direction))
+            if peer := next((op for op in OUTER if op in bench.ops), None):
+                samples[peer, "sdpa", "torch"] = repeated(_sdpa(shape, direction))
             taken = interleave(samples, bench.limits, f"{shape} {direction}", progress)
             for row in _rows(shape, direction, taken, conditions):
                 record(row)
@@ -116,6 +119,7 @@ def _call(problem: Problem, backend: str, direction: str) -> Callable[[], object
 
 
 def _sdpa(shape: str, direction: str) -> Callable[[], object]:
+    """Causal attention with as many heads of the same size, no projections on either side."""
     batch, tokens, width, head = parse_shape(shape)
     generator = torch.Generator().manual_seed(0)
     draw = [torch.randn(batch, width // head, tokens, head, generator=generator) for _ in range(4)]

@@ -15,7 +15,8 @@ BETTER = {"ms": "less is better", "tokens/s": "more is better"}
 INTRODUCTION = """\
 Made from the rows in `results/` by `hgrn2 bench table --out docs/benchmarks.md`; do not edit. `hgrn2 bench ops`,
 `train` and `decode` add rows. Numbers are medians of the repeats, beside the range from the 20 % to the 80 % quantile.
-The subjects of a case took turns in one process; `relative` is a number divided by that of its case's first line."""
+What one command measures takes turns in one process; `relative` is a number divided by the first one of hgrn2 in its
+case."""
 
 
 @dataclass(frozen=True)
@@ -74,9 +75,9 @@ def _drawn(table: Table, columns: slice, title: str, caption: str) -> "RichTable
 
     drawn = RichTable(title=title or None, caption=caption or None, caption_justify="left")
     for name in table.cases:
-        drawn.add_column(name)
+        drawn.add_column(name, overflow="fold")
     for name in (*table.cases, *table.speeds, *table.details)[columns]:
-        drawn.add_column(name, justify="right")
+        drawn.add_column(name, justify="right", overflow="fold")
     for line in table.lines:
         drawn.add_row(*line[: len(table.cases)], *line[columns])
     return drawn
@@ -91,7 +92,10 @@ def _table(bench: str, machine: str, rows: list[Row]) -> Table:
         groups.setdefault(_identity(row.case, row.unit), []).append(row)
     shared = [f"{_spoken(name)} {_shown(name, value)}" for name, value in {**same_case, **same_details}.items()]
     shared += [f"{unit}: {BETTER[unit]}" for unit in units if unit in BETTER]
-    lines = [_line(row, group[0], cases, details, len(units) > 1) for group in groups.values() for row in group]
+    lines = []
+    for group in groups.values():
+        base = next((row for row in group if row.subject == "hgrn2"), group[0])
+        lines += [_line(row, base, cases, details, len(units) > 1) for row in group]
     return Table(
         title=TITLES.get(bench, bench),
         machine=f"{machine}; {_when(rows)}",
@@ -110,7 +114,7 @@ def _line(row: Row, base: Row, cases: list[str], details: list[str], many_units:
         number(row.value) + (f" {row.unit}" if many_units else ""),
         f"{number(row.low)} – {number(row.high)}",
         str(row.repeats),
-        f"{row.value / base.value:.2f}" if base.value else "–",
+        f"{row.value / base.value:#.3g}" if base.value else "–",
         *(_shown(name, row.details.get(name)) for name in details),
     )
 

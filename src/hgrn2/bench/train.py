@@ -47,20 +47,20 @@ def measure(bench: TrainBench, record: Callable[[Row], None], progress: Progress
 
 
 def _ready(bench: TrainBench, name: str, length: int) -> _Candidate:
+    """A subject at its full depth; Mamba by its first two layers where the whole would take too long."""
     subject = build(name, bench.size, bench.seed)
     details: dict[str, Any] = {"parameters": subject.parameters}
-    if name == "mamba-hf":
-        layers = mamba_layers(bench.size)
-        shallow = _step(bench, build(name, bench.size, bench.seed, layers=1), length)
-        if layers > 2 and shallow() * layers > bench.limits.max_seconds:
-            deeper = _step(bench, build(name, bench.size, bench.seed, layers=2), length)
+    if name == "mamba-hf" and (layers := mamba_layers(bench.size)) > 2:
+        one, two = (_step(bench, build(name, bench.size, bench.seed, layers=n), length) for n in (1, 2))
+        # Compiling takes longer than any step: minutes for the two, and it grows with depth.
+        if bench.compile or one() * layers > bench.limits.max_seconds:
             details["estimated_from"] = f"1 and 2 of its {layers} layers"
-            return _Candidate(subject.backend, _by_depth(shallow, deeper, layers), details)
+            return _Candidate(subject.backend, _by_depth(one, two, layers), details)
     return _Candidate(subject.backend, _step(bench, subject, length), details)
 
 
 def _by_depth(one: Sample, two: Sample, layers: int) -> Sample:
-    """The step of a model too slow to be run: that of one layer, and as often as needed what the second one adds.
+    """The step of a model too slow to be run: that of one layer, and for each further one what the second one adds.
 
     The library's Mamba differentiates a Python loop over views of whole tensors, which costs B T² a layer.
     """
@@ -97,4 +97,6 @@ def _step(bench: TrainBench, subject: Subject, length: int) -> Sample:
             raise UserError(f"{subject.name} diverged: its loss is {loss.item()}, and its speed would mean nothing")
         return seconds
 
+    if bench.compile:
+        sample()  # compiles; no part of any measurement
     return sample

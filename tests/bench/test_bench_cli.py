@@ -1,0 +1,196 @@
+"""`hgrn2 bench ops | train | decode` through the command line, at tiny sizes."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hgrn2.bench import train
+from hgrn2.bench.settings import Limits, Size, TrainBench
+from hgrn2.ops.backend import choose
+from hgrn2.ops.hgru2 import chunked
+
+Run = Callable[..., Any]
+needs_transformers = pytest.mark.usefixtures("baselines")
+
+
+@needs_transformers
+def test_train_beside_baselines(bench: Run, written: Run, tiny: tuple[str, ...], tmp_path: Path) -> None:
+    arguments = ("train", *tiny, "--lengths", 8, 16, "--tokens", 32, "--repeats", 2, "--threads", 1)
+    done = bench(*arguments, "--out", tmp_path / "new", "--json")
+    assert done.code == 0, done.err
+    rows = written(tmp_path / "new" / "train.jsonl")
+    assert rows == done.rows
+    assert [(row["subject"], row["case"]["tokens"]) for row in rows] == [
+        (subject, length) for length in (8, 16) for subject in ("hgrn2", "llama-hf", "mamba-hf")
+    ]
+    assert [row["case"]["batch"] for row in rows] == [4] * 3 + [2] * 3
+    counts = {row["details"]["parameters"] for row in rows}
+    assert max(counts) / min(counts) < 1.05 * 1.05
+    for row in rows:
+        assert row["unit"] == "tokens/s"
+        assert row["value"] > 0
+        assert row["low"] <= row["median"] <= row["high"]
+        assert row["repeats"] == 2
+        assert row["machine"]["threads"] == 1
+        assert row["details"]["interleaved"]
+        assert "freed_memory_kept" in row["details"]
+    assert "T 16" in done.err
+
+
+@needs_transformers
+def test_decode_beside_baselines(bench: Run, written: Run, tiny: tuple[str, ...], tmp_path: Path) -> None:
+    arguments = ("decode", *tiny, "--contexts", 8, 40, "--tokens", 3, "--repeats", 2, "--out", tmp_path)
+    done = bench(*arguments)
+    assert done.code == 0, done.err
+    assert "hgrn2 after 40 tokens:" in done.out
+    assert "8 rows added" in done.out
+    rows = written(tmp_path / "decode.jsonl")
+    state = {(row["subject"], row["case"]["context"]): row["details"]["state_bytes"] for row in rows}
+    assert state["hgrn2", 8] == state["hgrn2", 40] == 2 * 64 * 16 * 4
+    assert state["mamba-hf", 8] == state["mamba-hf", 40]
+    assert state["llama-hf", 40] == 5 * state["llama-hf", 8]
+    for row in rows:
+        shortest = next(r for r in rows if r["subject"] == row["subject"] and r["case"]["context"] == 8)
+        ratio = row["details"]["of_shortest_context"]
+        assert ratio == pytest.approx(row["median"] / shortest["median"], abs=1e-4)
+        assert {"prefill_seconds", "prefill_peak_bytes", "decode_peak_bytes"} <= set(row["details"])
+
+
+def test_ops_on_every_backend(bench: Run, written: Run, tmp_path: Path) -> None:
+    shape = ("--shapes", "2x70x16x8", "--repeats", 2, "--max-seconds", 0.05)
+    done = bench("ops", *shape, "--out", tmp_path)
+    assert done.code == 0, done.err
+    rows = written(tmp_path / "ops.jsonl")
+    backends = {"chunked", "reference"} | {choose(torch.device("cpu")).backend}
+    for op in ("hgru2", "gated_outer_scan", "gated_scan", "causal_conv"):
+        for direction in ("forward", "forward and backward"):
+            found = {row["backend"] for row in rows if (row["case"]["op"], row["case"]["pass"]) == (op, direction)}
+            assert found - {"torch"} == backends
+    assert sum(row["subject"] == "sdpa" for row in rows) == 2
+    assert all(row["unit"] == "ms" and row["value"] > 0 for row in rows)
+    again = bench("ops", *shape, "--ops", "gated_scan", "--backends", "chunked", "--out", tmp_path, "--json")
+    assert len(again.rows) == 2  # no attention beside an element-wise scan
+    assert written(tmp_path / "ops.jsonl") == rows + again.rows
+
+
+def test_a_wrong_kernel_is_not_timed(bench: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = chunked.forward
+
+    def wrong(*arguments: Any, **options: Any) -> Any:
+        o, final = right(*arguments, **options)
+        return o * 1.001, final
+
+    monkeypatch.setattr(chunked, "forward", wrong)
+    done = bench("ops", "--shapes", "1x70x16x8", "--ops", "gated_scan", "hgru2", "--repeats", 1, "--out", tmp_path)
+    assert done.code == 1
+    assert "hgru2 on chunked" in done.err
+    assert "nothing was recorded" in done.err
+    assert "gated_scan on" not in done.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_hgrn2_alone_needs_no_transformers(
+    bench: Run, tiny: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    sizes = (*tiny, "--tokens", 16, "--repeats", 1, "--out", tmp_path)
+    assert bench("train", "--subjects", "hgrn2", "--lengths", 8, *sizes).code == 0
+    done = bench("train", "--lengths", 8, *sizes)
+    assert done.code == 2
+    assert "hgrn2[bench]" in done.err
+    assert len((tmp_path / "train.jsonl").read_text().splitlines()) == 1
+
+
+@needs_transformers
+def test_a_slow_mamba_is_estimated_from_two_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    depths: list[int] = []
+
+    def seconds_by_depth(bench: TrainBench, subject: Any, length: int) -> Callable[[], float]:
+        layers = len(subject.model.backbone.layers)
+        depths.append(layers)
+        return lambda: 0.5 + 2.0 * layers
+
+    monkeypatch.setattr(train, "_step", seconds_by_depth)
+    size = Size(width=64, layers=2, head_size=16, glu_width=320, vocab_size=32)
+    rows: list[Any] = []
+    for limit in (1.0, 1000.0):
+        settings = TrainBench(
+            size=size, subjects=("mamba-hf",), lengths=(8,), tokens=8, limits=Limits(repeats=1, max_seconds=limit)
+        )
+        train.measure(settings, rows.append)
+    estimated, whole = rows
+    layers = depths[-1]
+    assert estimated.details["estimated_from"] == f"1 and 2 of its {layers} layers"
+    assert "estimated_from" not in whole.details
+    assert estimated.value == pytest.approx(whole.value) == 8 / (0.5 + 2.0 * layers)
+    assert estimated.details["parameters"] == whole.details["parameters"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("ops", "--shapes", "8x512"), "write BxTxDxn"),
+        (("ops", "--shapes", "1x8x10x4"), "do not divide"),
+        (("ops", "--shapes", "0x8x8x4"), "at least 1"),
+        (("ops", "--ops", "nothing"), "invalid choice"),
+        (("ops", "--backends", "chunked", "chunked"), "repeated"),
+        (("ops", "--repeats", "0"), "at least 1"),
+        (("train", "--tokens", "100", "--lengths", "64"), "multiple of the length"),
+        (("train", "--lengths"), "name at least one"),
+        (("train", "--lengths", "8", "8"), "repeated"),
+        (("train", "--subjects", "llama-hf-static"), "invalid choice"),
+        (("train", "--max-seconds", "0"), "must be positive"),
+        (("train", "--threads", "0"), "at least 1"),
+        (("train", "--width", "30"), "does not divide"),
+        (("train", "--width", "30", "--head-size", "15"), "even"),
+        (("decode", "--contexts", "0"), "at least 1"),
+        (("decode", "--tokens", "0"), "at least 1"),
+        (("decode", "--glu-width", "0"), "at least 1"),
+        (("decode", "--unknown"), "nrecognized"),
+        (("nothing",), "no task of hgrn2 bench"),
+    ],
+)
+def test_bad_arguments_exit_with_2(bench: Run, tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
+    out = () if arguments == ("nothing",) else ("--out", tmp_path / "results")
+    done = bench(*arguments, *out)
+    assert done.code == 2
+    assert message in " ".join(done.err.replace("│", " ").split())
+    assert not (tmp_path / "results").exists()
+
+
+def test_an_out_that_is_a_file_exits_with_2(bench: Run, tmp_path: Path) -> None:
+    (tmp_path / "results").write_text("kept")
+    done = bench("ops", "--out", tmp_path / "results")
+    assert (done.code, (tmp_path / "results").read_text()) == (2, "kept")
+    assert "is a file" in done.err
+
+
+@pytest.mark.parametrize("task", ["ops", "train", "decode", "table"])
+def test_help_has_an_example(bench: Run, task: str) -> None:
+    done = bench(task, "--help")
+    assert done.code == 0
+    assert f"Example: hgrn2 bench {task}" in done.out
+
+
+def test_rows_are_plain_json(bench: Run, tiny: tuple[str, ...], tmp_path: Path) -> None:
+    done = bench(
+        "decode",
+        *tiny,
+        "--subjects",
+        "hgrn2",
+        "--contexts",
+        4,
+        "--tokens",
+        2,
+        "--repeats",
+        1,
+        "--out",
+        tmp_path,
+        "--json",
+    )
+    assert json.loads((tmp_path / "decode.jsonl").read_text()) == done.rows[0]
