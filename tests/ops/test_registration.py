@@ -21,6 +21,7 @@ TINY = (
     Case(op="gated_scan", tokens=5, key=3),
     packed(Case(op="gated_scan", tokens=5, key=3, complex=True, state=False), (2, 0, 3)),
     Case(op="causal_conv", tokens=5, key=3),
+    packed(Case(op="causal_conv", tokens=5, key=3), (2, 0, 3)),
 )
 
 
@@ -58,7 +59,7 @@ def compiled(operator: Any, backend: Any = "aot_eager") -> Any:
     return replace(operator, run=torch.compile(operator.run, fullgraph=True, backend=backend, dynamic=False))
 
 
-@pytest.mark.parametrize("case", [case for case in TINY if case.op != "causal_conv" or not case.lengths], ids=str)
+@pytest.mark.parametrize("case", TINY, ids=str)
 def test_compiles_as_one_graph_with_and_without_gradients(case: Case, backend: str) -> None:
     torch._dynamo.reset()
     problem = build(case, torch.float32)
@@ -78,10 +79,11 @@ def test_auto_compiles_too_and_bakes_its_choice_in() -> None:
     assert different_bits(run(traced, "auto")[0], run(problem, "auto")[0]) == 0
 
 
-def test_other_document_lengths_do_not_recompile(backend: str) -> None:
+@pytest.mark.parametrize("case", [case for case in TINY if case.lengths], ids=str)
+def test_other_document_lengths_do_not_recompile(case: Case, backend: str) -> None:
     torch._dynamo.reset()
     counter = CompileCounterWithBackend("aot_eager")
-    problem = build(TINY[1], torch.float32)
+    problem = build(case, torch.float32)
     traced = replace(problem, operator=compiled(problem.operator, counter))
     for ends in ([0, 2, 2, 5], [0, 0, 4, 5], [0, 1, 2, 5]):
         packing = {"cu_seqlens": torch.tensor(ends)}
@@ -92,7 +94,7 @@ def test_other_document_lengths_do_not_recompile(backend: str) -> None:
     assert counter.frame_count == 1
 
 
-AUTOCAST = [replace(case, tokens=70, lengths=(), batch=2) for case in TINY if not case.complex]
+AUTOCAST = list(dict.fromkeys(replace(case, tokens=70, lengths=(), batch=2) for case in TINY if not case.complex))
 
 
 @pytest.mark.parametrize("case", AUTOCAST, ids=str)

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from hgrn2.errors import UserError
 from hgrn2.ops import backend as backends
-from hgrn2.ops.causal_conv import reference, registration
+from hgrn2.ops.causal_conv import chunked, reference, registration
 from hgrn2.ops.sequences import check_cu_seqlens
 
 
@@ -34,12 +34,9 @@ def causal_conv(
     if choice == "native":
         y, final = registration.forward(x, weight, state, cu_seqlens)
         y = y.to(x.dtype)
-    elif choice == "reference":
-        y, final = reference.causal_conv(x, weight, state, cu_seqlens)
-    else:  # the definition is already a handful of whole-tensor operations: in the working dtype it is the chunked form
-        work = backends.work_dtype(x.dtype)
-        y, final = reference.causal_conv(x.to(work), weight.to(work), state, cu_seqlens)
-        y = y.to(x.dtype)
+    else:
+        module = reference if choice == "reference" else chunked
+        y, final = module.causal_conv(x, weight, state, cu_seqlens)
     return y, final if output_final_state else None
 
 
