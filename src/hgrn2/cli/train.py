@@ -83,7 +83,7 @@ def _show(result: "RunResult") -> None:
         table.add_row(name, f"{row['nats_per_token']:.4f}", bits, f"{row['perplexity']:.3f}", f"{row['tokens']:,}")
     console.print(table)
     for sample in result.samples[:1]:
-        console.print(Text.assemble((sample.prompt, "dim"), sample.text))
+        console.print(Text.assemble((sample.prompt, "dim"), sample.text), soft_wrap=True)
     folder = result.folder
     console.print(Text.assemble(
         "\nNext:\n",
@@ -91,4 +91,4 @@ def _show(result: "RunResult") -> None:
         f"  hgrn2 generate {folder} --prompt 'ROMEO:' --max-tokens 400\n",
         f"  hgrn2 eval {folder} --method all\n",
         "  hgrn2 train lm demo --out runs/longer --set train.budget_s=1200\n",
-    ))  # fmt: skip
+    ), soft_wrap=True)  # fmt: skip
