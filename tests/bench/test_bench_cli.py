@@ -68,7 +68,7 @@ def test_ops_on_every_backend(bench: Run, written: Run, tmp_path: Path) -> None:
     rows = written(tmp_path / "ops.jsonl")
     backends = {"chunked", "reference"} | {choose(torch.device("cpu")).backend}
     for op in ("hgru2", "gated_outer_scan", "gated_scan", "causal_conv"):
-        for direction in ("forward", "forward and backward"):
+        for direction in ("forward", "fwd+bwd"):
             found = {row["backend"] for row in rows if (row["case"]["op"], row["case"]["pass"]) == (op, direction)}
             assert found - {"torch"} == backends
     assert sum(row["subject"] == "sdpa" for row in rows) == 2

@@ -17,7 +17,7 @@ from hgrn2.testing.compare import failures
 from hgrn2.testing.contracts import matches_reference
 from hgrn2.testing.evaluation import leaves
 
-PASSES = ("forward", "forward and backward")
+PASSES = ("forward", "fwd+bwd")
 OUTER = ("hgru2", "gated_outer_scan")
 """Operators that do the work of attention; the first one measured has SDPA beside it."""
 Key = tuple[str, str, str]
@@ -91,10 +91,8 @@ def measure(bench: OpsBench, record: Callable[[Row], None], progress: Progress =
 
 
 def _rows(shape: str, direction: str, taken: dict[Key, list[float]], conditions: dict[str, Any]) -> Iterator[Row]:
-    batch, tokens, width, head = parse_shape(shape)
     for (op, subject, backend), times in taken.items():
-        case = {"op": op, "pass": direction, "dtype": "float32"}
-        case |= {"batch": batch, "tokens": tokens, "width": width, "head_size": head}
+        case = {"op": op, "pass": direction, "BxTxDxn": shape, "dtype": "float32"}
         yield measurement("ops", case, subject, backend, [1e3 * seconds for seconds in times], "ms", conditions)
 
 
