@@ -1,6 +1,7 @@
 """`hgrn2 train`: start or go on with a run."""
 
 import json
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -85,10 +86,11 @@ def _show(result: "RunResult") -> None:
     for sample in result.samples[:1]:
         console.print(Text.assemble((sample.prompt, "dim"), sample.text), soft_wrap=True)
     folder = result.folder
+    program = sys.argv[0] if Path(sys.argv[0]).name == "hgrn2" else "hgrn2"
     console.print(Text.assemble(
         "\nNext:\n",
         f"  {folder / 'report.html'}   curves, samples and gate time scales, for a browser\n",
-        f"  hgrn2 generate {folder} --prompt 'ROMEO:' --max-tokens 400\n",
-        f"  hgrn2 eval {folder} --method all\n",
-        "  hgrn2 train lm demo --out runs/longer --set train.budget_s=1200\n",
+        f"  {program} generate {folder} --prompt 'ROMEO:' --max-tokens 400\n",
+        f"  {program} eval {folder} --method all\n",
+        f"  {program} train lm demo --out runs/longer --set train.budget_s=1200\n",
     ), soft_wrap=True)  # fmt: skip
