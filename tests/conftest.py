@@ -1,8 +1,24 @@
-"""Fixtures for tests that go through the command line."""
+"""Fixtures for all rooms: a tiny corpus, and a process that tests leave as they found it."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
+
+
+@pytest.fixture(scope="session")
+def threads() -> int:
+    """PyTorch's thread count before any test has changed it."""
+    return torch.get_num_threads()
+
+
+@pytest.fixture(autouse=True)
+def threads_stay_as_they_were(threads: int) -> Iterator[None]:
+    """A test that sets the thread count leaves it to no other: sums come out in other bits with another count."""
+    yield
+    if torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

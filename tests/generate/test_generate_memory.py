@@ -34,6 +34,7 @@ def peak(length, segment):
     kilobytes = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
     return kilobytes * 1024, made.snapshot.state.nbytes
 
+peak(8_192, 512)  # once beforehand: what the allocator and the libraries keep is then there
 for length, segment in ((2_048, 512), (32_768, 512), (32_768, 32_768)):
     print(*peak(length, segment))
 """
