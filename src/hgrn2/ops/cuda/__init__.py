@@ -1,0 +1,1 @@
+"""CUDA C++ kernels of hgru2 for NVIDIA GPUs from Ampere on, compiled at first use."""
