@@ -1,6 +1,8 @@
 """The one place that chooses a backend, and can explain its choice.
 
 Backends, in the order in which `auto` prefers them:
+    cuda       CUDA C++ compiled for this GPU; hgru2 with heads of 64 or 128 in bfloat16 or float16
+    triton     Triton kernels, every operator; CUDA tensors (CPU tensors only in Triton's interpreter, by name)
     native     C++ compiled for this machine's processor; CPU tensors
     chunked    plain PyTorch, any device, any dtype
     reference  the loop over tokens, differentiated by autograd; chosen only by name
@@ -13,7 +15,7 @@ from torch import Tensor
 
 from hgrn2.errors import UserError
 
-NAMES = ("native", "chunked", "reference")
+NAMES = ("cuda", "triton", "native", "chunked", "reference")
 
 
 class Choice(NamedTuple):
@@ -23,7 +25,32 @@ class Choice(NamedTuple):
     why: str
 
 
+class Call(NamedTuple):
+    """What a kernel must know of a call before it can promise to serve it."""
+
+    op: str
+    device: torch.device
+    dtype: torch.dtype
+    keys: int
+    values: int
+
+
 @torch.compiler.assume_constant_result  # torch.compile asks once instead of tracing the build of the kernels
+def _support(backend: str, op: str, device: torch.device, dtype: torch.dtype, keys: int, values: int) -> Choice:
+    """Choice(backend, why) where it can serve, Choice("", why not) elsewhere."""
+    if backend == "native":
+        able, why = _native_support(device)
+    elif backend == "cuda":
+        from hgrn2.ops.cuda.support import supports
+
+        able, why = supports(op, device, dtype, keys, values)
+    else:
+        from hgrn2.ops.triton_support import supports as triton_supports
+
+        able, why = triton_supports(op, device, dtype, keys, values)
+    return Choice(backend if able else "", why)
+
+
 def _native_support(device: torch.device) -> tuple[bool, str]:
     if device.type != "cpu":
         return False, f"native runs on the CPU, the tensors are on {device.type}"
@@ -33,24 +60,43 @@ def _native_support(device: torch.device) -> tuple[bool, str]:
     return kernels is not None, why
 
 
-def choose(device: torch.device, backend: str = "auto") -> Choice:
-    """Resolve a request: a backend named that cannot serve is a `UserError`; `auto` falls back and says why."""
+def choose(
+    device: torch.device,
+    backend: str = "auto",
+    *,
+    op: str = "hgru2",
+    dtype: torch.dtype = torch.float32,
+    keys: int = 0,
+    values: int = 0,
+) -> Choice:
+    """Resolve a request: a backend named that cannot serve is a `UserError`; `auto` falls back and says why.
+
+    keys and values are the channels of one head (0 for operators without heads).
+    """
     if backend == "auto":
-        able, why = _native_support(device)
-        return Choice("native", why) if able else Choice("chunked", f"plain PyTorch on {device.type}; {why}")
+        reasons = []
+        for name in ("cuda", "triton") if device.type == "cuda" else ("native",):
+            choice = _support(name, op, device, dtype, keys, values)
+            if choice.backend:
+                return Choice(name, "; ".join([choice.why, *reasons]))
+            reasons.append(choice.why)
+        return Choice("chunked", f"plain PyTorch on {device.type}; {'; '.join(reasons)}")
     if backend not in NAMES:
         raise UserError(f"backend {backend!r} is unknown; choose auto, {', '.join(NAMES)}")
-    if backend == "native":
-        able, why = _native_support(device)
-        if not able:
-            raise UserError(f"backend native cannot serve this call: {why}")
-        return Choice("native", why)
-    return Choice(backend, "asked for by name")
+    if backend in ("chunked", "reference"):
+        return Choice(backend, "asked for by name")
+    choice = _support(backend, op, device, dtype, keys, values)
+    if not choice.backend:
+        raise UserError(f"backend {backend} cannot serve this call: {choice.why}")
+    return choice
 
 
-def choose_step(x: Tensor, state: Tensor, backend: str = "auto") -> Choice:
+def choose_step(x: Tensor, state: Tensor, backend: str = "auto", *, keys: int = 0, values: int = 0) -> Choice:
     """Resolve a request for one token of `hgru2`; native keeps states in the working dtype of the input x only."""
-    choice, wanted = choose(x.device, backend), work_dtype(x.dtype)
+    if backend == "cuda":
+        raise UserError("backend cuda cannot serve this call: one token runs on triton")
+    wanted = work_dtype(x.dtype)
+    choice = choose(x.device, backend, op="hgru2_step", dtype=x.dtype, keys=keys, values=values)
     if choice.backend != "native" or state.dtype == wanted:
         return choice
     why = f"native steps keep the state in {wanted}, this one is {state.dtype}"
@@ -76,3 +122,11 @@ def work_dtype(dtype: torch.dtype) -> torch.dtype:
     if dtype.is_complex:
         return torch.complex128 if dtype == torch.complex128 else torch.complex64
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def widest(*tensors: Tensor) -> torch.dtype:
+    """The dtype in which all of them are exact: a kernel that takes bfloat16 must not be given a float32 gate."""
+    dtype = tensors[0].dtype
+    for x in tensors[1:]:
+        dtype = torch.promote_types(dtype, x.dtype)
+    return dtype

@@ -30,9 +30,27 @@ def explain(op: str | Callable[..., Any], *args: Any, backend: str = "auto", **k
     place = f"{name} on {tensor.device.type} {str(tensor.dtype).removeprefix('torch.')}"
     if name in STEPS and name != "hgru2_step":
         return f"{place} runs on chunked: one token needs no kernel of its own"
-    state = kwargs.get("state")
-    if name == "hgru2_step" and state is not None:
-        choice = backends.choose_step(kwargs.get("i", args[2] if len(args) > 2 else tensor), state, backend)
-    else:
-        choice = backends.choose(tensor.device, backend)
+    given = dict(zip(_POSITIONS.get(name, ()), args, strict=False)) | kwargs
+    keys, values = _head_sizes(name, given)
+    if name == "hgru2_step":
+        x, state = given.get("i", tensor), given.get("state")
+        if state is not None:
+            keys, values = state.shape[-2:]
+            choice = backends.choose_step(x, state, backend, keys=keys, values=values)
+            return f"{place} runs on {choice.backend}: {choice.why}"
+    dtype = backends.widest(*(x for x in (given.get(key) for key in ("q", "f", "i")) if x is not None), tensor)
+    choice = backends.choose(tensor.device, backend, op=name, dtype=dtype, keys=keys, values=values)
     return f"{place} runs on {choice.backend}: {choice.why}"
+
+
+_POSITIONS = {"hgru2": ("q", "f", "i"), "hgru2_step": ("q", "f", "i"), "gated_outer_scan": ("q", "k", "v", "log_f")}
+
+
+def _head_sizes(name: str, given: dict[str, Any]) -> tuple[int, int]:
+    """K and V of one head, 0 where the operator has no heads or the call does not say."""
+    if name == "gated_outer_scan" and {"q", "v"} <= given.keys():
+        return given["q"].shape[-1], given["v"].shape[-1]
+    heads = given.get("heads", 0)
+    if name.startswith("hgru2") and heads and {"q", "i"} <= given.keys():
+        return given["q"].shape[-1] // heads, given["i"].shape[-1] // heads
+    return 0, 0

@@ -9,11 +9,11 @@ import functools
 import hashlib
 import os
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
 
-from hgrn2.errors import UserError
 from hgrn2.ops.cuda import nvrtc
 from hgrn2.ops.native.build import trusted_folder
 
@@ -51,8 +51,16 @@ def _check(status: int, what: str) -> None:
 
 
 @functools.cache
+def _prebuilt(head: int, device: int) -> None:
+    """Compile all kernels side by side when the first of them is wanted; NVRTC works outside Python's lock."""
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(lambda name: machine_code(name, head, device), KERNELS))
+
+
+@functools.cache
 def _function(name: str, head: int, device: int, shared: int) -> ctypes.c_void_p:
     """A kernel loaded on one device, allowed to use `shared` bytes of shared memory."""
+    _prebuilt(head, device)
     code, module, function = machine_code(name, head, device), _POINTER(), _POINTER()
     _check(driver().cuModuleLoadData(ctypes.byref(module), code), f"loading {name}")
     _check(driver().cuModuleGetFunction(ctypes.byref(function), module, name.encode()), f"finding {name}")
@@ -61,17 +69,17 @@ def _function(name: str, head: int, device: int, shared: int) -> ctypes.c_void_p
     return function
 
 
-def launch(name: str, head: int, problem: Problem, grid: tuple[int, int], threads: int, shared: int) -> None:
-    """Start one kernel on the current stream of the current device; returns at once."""
+def launch(
+    name: str, head: int, problem: Problem, grid: tuple[int, int], threads: int, shared: int, device: torch.device
+) -> None:
+    """Start one kernel on the current stream of `device`; returns at once."""
     if 0 in grid:
         return
-    device = torch.cuda.current_device()
-    stream = torch.cuda.current_stream(device).cuda_stream
     argument = (_POINTER * 1)(ctypes.addressof(problem))
-    function = _function(name, head, device, shared)
-    status = driver().cuLaunchKernel(
-        function, grid[0], grid[1], 1, threads, 1, 1, shared, _POINTER(stream), argument, None
-    )
+    with torch.cuda.device(device):
+        stream = _POINTER(torch.cuda.current_stream(device).cuda_stream)
+        function = _function(name, head, torch.cuda.current_device(), shared)
+        status = driver().cuLaunchKernel(function, *grid, 1, threads, 1, 1, shared, stream, argument, None)
     _check(status, f"starting {name}")
 
 
@@ -96,15 +104,3 @@ def _keep(path: Path, code: bytes) -> None:
     with os.fdopen(handle, "wb") as file:
         file.write(code)
     Path(scratch).replace(path)
-
-
-def prebuild(head: int, device: int) -> None:
-    """Compile all kernels at once, in as many threads; NVRTC works in parallel outside Python's lock."""
-    from concurrent.futures import ThreadPoolExecutor
-
-    with ThreadPoolExecutor() as pool:
-        for done in [pool.submit(machine_code, name, head, device) for name in KERNELS]:
-            done.result()
-
-
-__all__ = ["KERNELS", "Problem", "UserError", "launch", "machine_code", "prebuild"]

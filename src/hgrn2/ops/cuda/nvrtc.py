@@ -20,7 +20,9 @@ class CompileError(UserError):
 def library() -> ctypes.CDLL:
     """NVRTC as PyTorch would find it: by name, else in the folders of NVIDIA's wheels, else in the toolkit."""
     names = [f"libnvrtc.so.{version}" for version in (13, 12, 11)] + ["libnvrtc.so"]
-    patterns = [f"{root}/nvidia/*/lib/libnvrtc.so.*" for root in sys.path if root] + ["/usr/local/cuda/lib64/libnvrtc.so"]
+    patterns = [f"{root}/nvidia/*/lib/libnvrtc.so.*" for root in sys.path if root] + [
+        "/usr/local/cuda/lib64/libnvrtc.so"
+    ]
     for name in names + sorted(path for pattern in patterns for path in glob.glob(pattern)):
         try:
             return ctypes.CDLL(name)

@@ -1,10 +1,40 @@
-"""What the CUDA kernels can serve, asked before a call without touching the GPU."""
+"""What the CUDA kernels can serve, asked before a call without touching the GPU's memory."""
+
+import functools
 
 import torch
+
+HEADS = (64, 128)
+SHARED_MEMORY = 228096
+"""Bytes a block must be allowed to use: Hopper and the data-centre Blackwells are, Ampere and consumer cards are not."""
 
 
 def supports(op: str, device: torch.device, dtype: torch.dtype, keys: int, values: int) -> tuple[bool, str]:
     """Whether `op` in `dtype` with K = keys and V = values runs on the CUDA kernels of this device, and a sentence."""
+    if op != "hgru2":
+        return False, f"cuda has no kernel for {op}"
     if device.type != "cuda":
         return False, f"cuda runs on NVIDIA GPUs, the tensors are on {device.type}"
-    return False, "not built"
+    if dtype != torch.bfloat16:
+        return False, f"the CUDA kernels take bfloat16, not {str(dtype).removeprefix('torch.')}"
+    if keys != values or keys not in HEADS:
+        return False, f"the CUDA kernels take heads with K = V of 64 or 128, not K = {keys}, V = {values}"
+    return _device_supports(torch.cuda.current_device() if device.index is None else device.index)
+
+
+@functools.cache
+def _device_supports(device: int) -> tuple[bool, str]:
+    if torch.version.hip is not None:
+        return False, "the CUDA kernels do not run on AMD GPUs"
+    properties = torch.cuda.get_device_properties(device)
+    if properties.shared_memory_per_block_optin < SHARED_MEMORY:
+        kib = SHARED_MEMORY // 1024
+        return False, f"the CUDA kernels need {kib} KiB of shared memory a block, {properties.name} has less"
+    from hgrn2.errors import UserError
+    from hgrn2.ops.cuda import nvrtc
+
+    try:
+        major, minor = nvrtc.version()
+    except UserError as error:
+        return False, str(error)
+    return True, f"CUDA kernels for {properties.name}, compiled by NVRTC {major}.{minor}"

@@ -6,6 +6,7 @@ from torch import Tensor
 from hgrn2.errors import UserError
 from hgrn2.ops import activations
 from hgrn2.ops import backend as backends
+from hgrn2.ops.backend import widest
 from hgrn2.ops.hgru2 import reference, registration
 from hgrn2.ops.sequences import check_cu_seqlens
 
@@ -42,7 +43,7 @@ def hgru2(
         reverse: read each sequence from its last token to its first.
         input_activation, output_activation: None (or "none"), "silu", "sigmoid".
         output_final_state: return the state after the last token.
-        backend: "auto", "native", "chunked" or "reference"; see `explain`.
+        backend: "auto" or a name in `hgrn2.ops.backend.NAMES`; see `explain`.
 
     Returns:
         o [B,T,H*V] in i's dtype, before any norm, and the final state [B or N,H,K,V] (float32; float64 for float64
@@ -53,7 +54,8 @@ def hgru2(
     """
     _check(q, f, i, lower_bound, heads, state, cu_seqlens)
     options = (heads, reverse, activations.name_of(input_activation), activations.name_of(output_activation), scale)
-    choice = backends.choose(q.device, backend).backend
+    sizes = {"keys": q.shape[2] // heads, "values": i.shape[2] // heads}
+    choice = backends.choose(q.device, backend, op="hgru2", dtype=widest(q, f, i), **sizes).backend
     if choice == "reference":
         o, final = reference.hgru2(q, f, i, lower_bound, state, cu_seqlens, *options)
     else:
@@ -90,10 +92,18 @@ def hgru2_step(
         shapes = f"{list(q.shape)}, {list(f.shape)}, {list(i.shape)}"
         raise UserError(f"hgru2_step takes q and f [B,H*K] and i [B,H*V], not {shapes}")
     names = (activations.name_of(input_activation), activations.name_of(output_activation))
-    choice = backends.choose_step(i, state, backend).backend
-    step = registration.native_step if choice == "native" else reference.step
+    sizes = {"keys": state.shape[-2], "values": state.shape[-1]}
+    choice = backends.choose_step(i, state, backend, **sizes).backend
     with torch.no_grad():
         pool = state if inplace else state.clone()
+        if choice == "triton":
+            from hgrn2.ops.hgru2 import triton
+
+            picked = pool if slots is None else pool[:1].expand(slots.shape[0], *pool.shape[1:])
+            _check_sizes(q, f, i, lower_bound, heads, picked, q.shape[0])
+            options = dict(zip(("input_activation", "output_activation"), names, strict=True))
+            return triton.step(q, f, i, lower_bound, pool, slots, heads=heads, scale=scale, **options), pool
+        step = registration.native_step if choice == "native" else reference.step
         rows = pool if slots is None else pool.index_select(0, slots)
         _check_sizes(q, f, i, lower_bound, heads, rows, q.shape[0])
         o = step(q, f, i, lower_bound, rows, heads, *names, scale)

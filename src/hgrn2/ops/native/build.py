@@ -34,7 +34,7 @@ def library() -> tuple[ctypes.CDLL | None, str]:
         return None, "no C++ compiler (g++, c++ or clang++) was found"
     if platform.system() not in ("Linux", "Darwin"):
         return None, f"C++ kernels are not built on {platform.system()}"
-    folder = _trusted_folder()
+    folder = trusted_folder()
     unused = "" if folder else ", not kept: HGRN2_CACHE must name a folder to which only this user can write"
     try:
         return _load(compiler, folder), f"C++ kernels built by {Path(compiler).name} for this processor{unused}"
@@ -82,7 +82,7 @@ def _private(path: Path) -> bool:
     return info.st_uid == os.getuid() and not info.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
-def _trusted_folder() -> Path | None:
+def trusted_folder() -> Path | None:
     """The cache folder, made if need be; None where it cannot be had or others can write to it."""
     try:
         folder = cache_folder()

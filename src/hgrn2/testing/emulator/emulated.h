@@ -29,7 +29,7 @@ static Warp warps[MOST / 32];
 static Barrier barriers[16];
 static Pending pending[MOST];
 static unsigned char shared[SHARED];
-static u32 current, bx, by;
+static u32 current, bx, by, granted = SHARED;
 static void (*body)();
 
 static void yield() {
@@ -84,10 +84,10 @@ static u32 narrow(float f) {
     if (f != f) return 0x7fff;
     return (x + 0x7fff + ((x >> 16) & 1)) >> 16;
 }
-static u16 half_at(u32 at) { u16 x; memcpy(&x, shared + at, 2); return x; }
+static u16 half_at(u32 at) { if (at + 2 > granted) abort(); u16 x; memcpy(&x, shared + at, 2); return x; }
 static void need(bool true_here) { if (!true_here) abort(); }
-template <class T> T read(u32 at) { need(at % sizeof(T) == 0 && at + sizeof(T) <= SHARED); T x; memcpy(&x, shared + at, sizeof x); return x; }
-template <class T> void write(u32 at, T x) { need(at % sizeof(T) == 0 && at + sizeof(T) <= SHARED); memcpy(shared + at, &x, sizeof x); }
+template <class T> T read(u32 at) { need(at % sizeof(T) == 0 && at + sizeof(T) <= granted); T x; memcpy(&x, shared + at, sizeof x); return x; }
+template <class T> void write(u32 at, T x) { need(at % sizeof(T) == 0 && at + sizeof(T) <= granted); memcpy(shared + at, &x, sizeof x); }
 }  // namespace emulated
 
 DEVICE u32 shared_base() { return 0; }
@@ -137,7 +137,7 @@ DEVICE float exchange(float x, int mask) {
     return emulated::meet(mine)[(emulated::current % 32) ^ mask].number[0];
 }
 DEVICE void copy16(u32 to, const void* from, bool inside) {  // arrives when waited for, not before
-    emulated::need(to % 16 == 0 && to + 16 <= emulated::SHARED && (uintptr_t)from % 16 == 0);
+    emulated::need(to % 16 == 0 && to + 16 <= emulated::granted && (uintptr_t)from % 16 == 0);
     emulated::Pending& mine = emulated::pending[emulated::current];
     emulated::need(mine.count < 64);
     mine.groups[mine.count] = mine.group;

@@ -3,7 +3,8 @@
 #include KERNEL_FILE
 
 static Problem argument;
-extern "C" void run(const Problem* p, int width, int height, int threads) {
+extern "C" void run(const Problem* p, int width, int height, int threads, int shared) {
+    emulated::granted = shared;
     argument = *p;
     emulated::body = [] { KERNEL_NAME(argument); };
     for (int y = 0; y < height; y++)

@@ -1,0 +1,110 @@
+"""How tokens are shared out: every block of threads walks one item, a run of tokens of one sequence.
+
+A batch with many sequences and heads is one item a sequence. Where that would leave multiprocessors idle, sequences
+are cut into segments whose states are joined by a small kernel. The choice depends on shapes alone, and packed
+documents are laid out on the device, so the host never waits for it.
+"""
+
+import functools
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+CHUNK = 64
+_FIELDS = 8  # struct Item in problem.h: sequence, begin, tokens, first, last, chunk, unused x 2
+_SEGMENT_COST = 1.6
+"""Time of a walk in segments over that of a walk in one piece: the states are walked once more, then joined."""
+_SHORTEST = 512
+"""Tokens of a segment at least: a shorter one costs more to join than it saves."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Items in the order in which `Item` of problem.h has its fields, int32 [count, 8] on the device."""
+
+    items: Tensor
+    chunks: int
+    """Chunks of all items, or an upper bound."""
+    segmented: bool
+
+    @property
+    def count(self) -> int:
+        return self.items.shape[0]
+
+
+def segment_length(sequences: int, tokens: int, blocks: int, processors: int) -> int:
+    """Tokens of a segment for `sequences` of `tokens` each on a GPU; `blocks` is how many blocks share a sequence."""
+
+    def cost(pieces: int) -> float:
+        waves = -(-sequences * pieces * blocks // processors)
+        return waves * -(-tokens // pieces) * (1.0 if pieces == 1 else _SEGMENT_COST)
+
+    most = max(1, tokens // _SHORTEST)
+    pieces = min((n for n in range(1, min(most, 4 * processors) + 1)), key=lambda n: (cost(n), n))
+    return max(CHUNK, -(-tokens // pieces // CHUNK) * CHUNK)
+
+
+def make(batch: int, tokens: int, cu_seqlens: Tensor | None, blocks: int, reverse: bool, device: torch.device) -> Plan:
+    """The plan of a batch [B, T], or of packed documents (B = 1)."""
+    processors = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+    if cu_seqlens is None:
+        return _dense(batch, tokens, segment_length(batch, tokens, blocks, processors), reverse, device)
+    return _remembered(cu_seqlens, tokens, segment_length(1, tokens, blocks, processors), reverse)
+
+
+@functools.lru_cache(maxsize=64)
+def _dense(batch: int, tokens: int, length: int, reverse: bool, device: torch.device) -> Plan:
+    pieces = max(1, -(-tokens // length))
+    rows, chunk = [], 0
+    for n in range(batch):
+        for piece in range(pieces):
+            done = piece * length
+            size = min(length, tokens - done)
+            begin = n * tokens + (tokens - done - size if reverse else done)
+            rows.append((n, begin, size, piece == 0, piece == pieces - 1, chunk, 0, 0))
+            chunk += -(-size // CHUNK)
+    return Plan(torch.tensor(rows, dtype=torch.int32).reshape(-1, _FIELDS).to(device), chunk, pieces > 1)
+
+
+def packed(cu_seqlens: Tensor, tokens: int, length: int, reverse: bool) -> Plan:
+    """Documents of any length, cut into segments of at most `length`; device operations only.
+
+    There are at most N + T / length items; those that are not needed have sequence -1. Offsets out of order or out of
+    range, which cannot be refused without waiting for the device, are moved to the nearest that fit.
+    """
+    documents = cu_seqlens.numel() - 1
+    offsets = cu_seqlens.to(torch.int64).clamp(0, tokens).cummax(0).values
+    offsets[0], offsets[-1] = 0, tokens
+    sizes = offsets.diff()
+    pieces = ((sizes + length - 1) // length).clamp(min=1)
+    ends = pieces.cumsum(0)
+    number = torch.arange(documents + tokens // length, device=offsets.device)
+    which = torch.searchsorted(ends, number, right=True).clamp(max=documents - 1)
+    piece = number - (ends - pieces)[which]
+    used = number < ends[-1]
+    done = piece * length
+    size = torch.where(used, (sizes[which] - done).clamp(0, length), 0)
+    begin = offsets[which] + (sizes[which] - done - size if reverse else done)
+    chunks = (size + CHUNK - 1) // CHUNK
+    columns = (
+        torch.where(used, which, -1), begin, size, piece == 0, piece == pieces[which] - 1, chunks.cumsum(0) - chunks,
+        torch.zeros_like(size), torch.zeros_like(size),
+    )  # fmt: skip
+    items = torch.stack([x.to(torch.int32) for x in columns], 1)
+    return Plan(items, tokens // CHUNK + items.shape[0], True)
+
+
+_recent: dict[tuple[int, ...], tuple[Tensor, Plan]] = {}
+
+
+def _remembered(cu_seqlens: Tensor, tokens: int, length: int, reverse: bool) -> Plan:
+    """All layers of a model see the same documents. The tensor is kept, so that its address stays its own."""
+    if cu_seqlens.is_inference():  # has no version: a change could not be seen
+        return packed(cu_seqlens, tokens, length, reverse)
+    key = (cu_seqlens.data_ptr(), cu_seqlens._version, cu_seqlens.numel(), tokens, length, reverse)
+    if key not in _recent:
+        while len(_recent) >= 4:
+            _recent.pop(next(iter(_recent)))
+        _recent[key] = cu_seqlens, packed(cu_seqlens, tokens, length, reverse)
+    return _recent[key][1]
