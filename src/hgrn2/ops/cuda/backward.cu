@@ -77,15 +77,14 @@ DEVICE void returns(const Problem& p, float (&bound)[2], float (&bound_each)[2],
     }
 }
 DEVICE void finish(const Problem& p, const float (&bound)[2], const float (&bound_each)[2], u32 base, const Place& at,
-                   u32 channel, int group, u32 pair, float (&d_bound)[2]) {
-    float share[2];
-#pragma unroll
-    for (int c = 0; c < 2; c++) {
-        u32 number = 2 * pair + c;
-        float inner = ldsf(base + At::INNER + number * 4) + ldsf(base + At::INNER + (WIDTH + number) * 4);
-        share[c] = ldsf(base + At::WHOLE + number * 4) * inner + shares_for(base, group, number);
-        d_bound[c] += bound[c] + share[c] * bound_each[c];
-    }
+                   u32 channel, int group, u32 pair) {
+    float2 share = shares_for(base, group, pair), whole = ldsf2(base + At::WHOLE + 2 * pair * 4);
+    float2 one = ldsf2(base + At::INNER + 2 * pair * 4), two = ldsf2(base + At::INNER + (WIDTH + 2 * pair) * 4);
+    share.x += whole.x * (one.x + two.x);
+    share.y += whole.y * (one.y + two.y);
+    u32 sums = base + At::BOUND + (group * WIDTH + 2 * pair) * 4;
+    float2 d = ldsf2(sums);
+    stsf2(sums, d.x + bound[0] + share.x * bound_each[0], d.y + bound[1] + share.y * bound_each[1]);
     int left = at.left - group * ROWS;
     u32 column = base + column_part(group, pair);
     i64 first = token(at, group * ROWS) * ((i64)p.heads * HEAD) + channel + 2 * pair, row = (i64)at.step * p.heads * HEAD;
@@ -93,7 +92,7 @@ DEVICE void finish(const Problem& p, const float (&bound)[2], const float (&boun
     for (int r = 0; r < ROWS; r++, first += row)
         if (r < left) {
             u32 own = lds32(row_at(column, LEFT_OWN, r)), each = lds32(row_at(column, LEFT_EACH, r));
-            *(u32*)(p.df + first) = pack(low(own) + share[0] * low(each), high(own) + share[1] * high(each));
+            *(u32*)(p.df + first) = pack(low(own) + share.x * low(each), high(own) + share.y * high(each));
             *(u32*)(p.dq + first) = lds32(row_at(column, LEFT_DQ, r));
         }
 }
@@ -118,7 +117,6 @@ KERNEL(BLOCK) backward(const Problem p) {
     if (item.sequence < 0) return;
     int count = chunks_of(item), head = block_y() * HEADS + 16 * (warp & 7) / HEAD;
     Place at = place_of(p, item, count - 1);
-    Bound b = bound_of(p, channel + 2 * pair);
     Gradient g = {};
     i64 size = HEAD * HEAD;
     const float* arrives = item.last ? p.grad_state : p.arriving;
@@ -128,14 +126,18 @@ KERNEL(BLOCK) backward(const Problem p) {
         fetch_gates(p, at, to, channel, thread);
         fetch_values(p, at, to, channel, thread);
     }
-    float d_bound[2] = {0.0f, 0.0f};
+    stsf2(base + At::BOUND + (group * WIDTH + 2 * pair) * 4, 0.0f, 0.0f);
     const uint4* states = p.chunks + ((i64)(item.chunk + count - 1) * p.heads + block_y() * HEADS) * (size / 8);
 #pragma unroll 1
     for (int n = count - 1; n >= 0; n--) {
         copies_wait();
         Load::activate(to + At::V, p.input_activation);
         barrier(0, BLOCK);
-        spread(p, base, b, at.left, group, pair, warp, lane);
+        if (n && thread < 256) {  // on its way from memory while this chunk is worked on
+            const uint4* next = states - (i64)p.heads * (size / 8);
+            prefetch(next + thread * 8);
+        }
+        spread(p, base, bound_of(p, channel + 2 * pair), at.left, group, pair, warp, lane);
         barrier(0, BLOCK);
         if (warp < 8) all_scores(base + At::P, base + At::LEVELS + lane_part(lane), base + At::TABLE, warp, lane);
         else score_gradients(base, warp, lane);
@@ -164,19 +166,17 @@ KERNEL(BLOCK) backward(const Problem p) {
             barrier(0, BLOCK);
         }
         float bound[2], bound_each[2];
-        returns(p, bound, bound_each, base, b, at.left - group * ROWS, group, pair);
+        returns(p, bound, bound_each, base, bound_of(p, channel + 2 * pair), at.left - group * ROWS, group, pair);
         barrier(0, BLOCK);
         if (n) fetch_gates(p, place_of(p, item, n - 1), to, channel, thread);
-        finish(p, bound, bound_each, base, at, channel, group, pair, d_bound);
+        finish(p, bound, bound_each, base, at, channel, group, pair);
         if (n) at = place_of(p, item, n - 1);
         states -= (i64)p.heads * (size / 8);
     }
     if (item.first && p.d_state) exchange_gradient(g, p.d_state + ((i64)item.sequence * p.heads + head) * size, warp, lane, true);
     barrier(0, BLOCK);
-    stsf2(base + At::TOTALS + (group * WIDTH + 2 * pair) * 4, d_bound[0], d_bound[1]);
-    barrier(0, BLOCK);
     if (thread >= WIDTH || !p.d_bound) return;
     float sum = 0.0f;
-    for (int n = 0; n < GROUPS; n++) sum += ldsf(base + At::TOTALS + (n * WIDTH + thread) * 4);
+    for (int n = 0; n < GROUPS; n++) sum += ldsf(base + At::BOUND + (n * WIDTH + thread) * 4);
     p.d_bound[(i64)block_x() * p.heads * HEAD + channel + thread] = sum;
 }

@@ -85,6 +85,7 @@ DEVICE void copy16(u32 to, const void* from, bool inside) {  // zeros where noth
     int bytes = inside ? 16 : 0;
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
 }
+DEVICE void prefetch(const void* from) { asm volatile("prefetch.global.L2 [%0];" ::"l"(from)); }
 DEVICE void copies_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 DEVICE void copies_wait_but_one() { asm volatile("cp.async.wait_group 1;" ::: "memory"); }
 DEVICE void copies_wait() { asm volatile("cp.async.wait_all;" ::: "memory"); }

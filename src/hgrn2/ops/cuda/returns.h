@@ -42,8 +42,8 @@ DEVICE void read_channel(Channel& x, float (&slope)[ROWS], const Problem& p, u32
     for (int r = 0; r < ROWS; r++) {
         float raw = half_of(lds32(row_at(column, At::RAW_F, r)), c);
         float t = exp2_fast(smaller(-1.4426950408889634f * raw, 86.5f)), s = reciprocal(1.0f + t);
-        x.s[r] = r < left ? s : 1.0f;
-        x.n[r] = r < left ? t * s : 0.0f;
+        x.s[r] = s;
+        x.n[r] = t * s;
         raw = half_of(lds32(row_at(column, At::RAW_Q, r)), c);
         x.q[r] = p.scale * raw;
         slope[r] = p.scale;
@@ -52,6 +52,13 @@ DEVICE void read_channel(Channel& x, float (&slope)[ROWS], const Problem& p, u32
             bool silu = p.output_activation == SILU;
             x.q[r] = (silu ? x.q[r] : p.scale) * y;
             slope[r] = p.scale * y * (silu ? 1.0f + raw * other : other);
+        }
+    }
+    if (left < ROWS) {
+#pragma unroll
+        for (int r = 0; r < ROWS; r++) {
+            x.s[r] = r < left ? x.s[r] : 1.0f;
+            x.n[r] = r < left ? x.n[r] : 0.0f;
         }
     }
 }
@@ -197,14 +204,23 @@ DEVICE void put_shares(u32 base, int group, u32 channel, const Shares& give) {
     stsf(share_at(base, 2, group, channel), give.level[0]);
     stsf(share_at(base, 3, group, channel), give.level[1]);
 }
-DEVICE float shares_for(u32 base, int group, u32 channel) {
-    float sum = 0.0f;
+DEVICE float2 shares_for(u32 base, int group, u32 pair) {
+    float2 sum = {0.0f, 0.0f};
 #pragma unroll
     for (int g = 0; g < GROUPS; g++) {
-        if (g != group) sum += ldsf(share_at(base, g > group ? 0 : 1, g, channel));
-        if ((g ^ group) < 4 && (group & 4 ? g > group : g < group)) sum += ldsf(share_at(base, 3, g, channel));
+        if (g != group) {
+            float2 x = ldsf2(share_at(base, g > group ? 0 : 1, g, 2 * pair));
+            sum.x += x.x;
+            sum.y += x.y;
+        }
+        if ((g ^ group) < 4 && (group & 4 ? g > group : g < group)) {
+            float2 x = ldsf2(share_at(base, 3, g, 2 * pair));
+            sum.x += x.x;
+            sum.y += x.y;
+        }
     }
     bool second = group & 2, first_of_two = !(group & 1);
-    if (second == first_of_two) sum += ldsf(share_at(base, 2, group ^ 1, channel));
-    return sum;
+    if (second != first_of_two) return sum;
+    float2 x = ldsf2(share_at(base, 2, group ^ 1, 2 * pair));
+    return float2{sum.x + x.x, sum.y + x.y};
 }

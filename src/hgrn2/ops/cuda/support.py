@@ -5,7 +5,7 @@ import functools
 import torch
 
 HEADS = (64, 128)
-SHARED_MEMORY = 228096
+SHARED_MEMORY = 232192
 """Bytes a block must be allowed to use: Hopper and the data-centre Blackwells are, Ampere and consumer cards are not."""
 
 

@@ -144,6 +144,7 @@ DEVICE void copy16(u32 to, const void* from, bool inside) {  // arrives when wai
     mine.to[mine.count] = to;
     mine.from[mine.count++] = inside ? from : nullptr;
 }
+DEVICE void prefetch(const void*) {}
 DEVICE void copies_commit() { emulated::pending[emulated::current].group++; }
 DEVICE void copies_until(int left) {  // all groups but the last `left` committed ones
     emulated::Pending& mine = emulated::pending[emulated::current];
