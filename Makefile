@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 RUN ?= runs/demo
 
-.PHONY: demo test test-full test-gpu check bench docs clean
+.PHONY: demo test test-full test-gpu check bench bench-gpu docs clean
 
 # torch first and pinned: a later resolver step would otherwise swap in gigabytes of accelerator packages.
 $(VENV)/.base: constraints.txt pyproject.toml
@@ -41,6 +41,12 @@ bench: $(VENV)/.dev
 	$(BIN)/hgrn2 bench ops
 	$(BIN)/hgrn2 bench train
 	$(BIN)/hgrn2 bench decode
+
+# The operator beside flash-linear-attention and SDPA on a GPU; fla tunes itself for about four minutes.
+bench-gpu: $(VENV)/.dev
+	$(PIP) install -q --no-deps flash-linear-attention==0.6.0 fla-core==0.6.0 einops==0.8.2
+	$(BIN)/hgrn2 bench ops --device cuda --ops hgru2 --against sdpa,fla --first-call \
+		--sweep 512 2048 8192 32768 131072
 
 # docs/benchmarks.md is generated from the rows in results/.
 docs: $(VENV)/.dev

@@ -1,10 +1,16 @@
 """Fixtures for all rooms: a tiny corpus, and a process that tests leave as they found it."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    # Kernels are tested in Triton's interpreter; it is asked for once, when the package is imported, which importing
+    # hgrn2.ops does by way of torch.compile.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ from hgrn2.bench import train
 from hgrn2.bench.settings import Limits, Size, TrainBench
 from hgrn2.ops.backend import choose
 from hgrn2.ops.hgru2 import chunked
+from hgrn2.ops.native import outer as native_outer
 
 Run = Callable[..., Any]
 needs_transformers = pytest.mark.usefixtures("baselines")
@@ -68,17 +69,58 @@ def test_ops_on_every_backend(bench: Run, written: Run, tmp_path: Path) -> None:
     rows = written(tmp_path / "ops.jsonl")
     backends = {"chunked", "reference"} | {choose(torch.device("cpu")).backend}
     for op in ("hgru2", "gated_outer_scan", "gated_scan", "causal_conv"):
-        for direction in ("forward", "fwd+bwd"):
-            found = {row["backend"] for row in rows if (row["case"]["op"], row["case"]["pass"]) == (op, direction)}
-            assert found - {"torch"} == backends
-    assert sum(row["subject"] == "sdpa" for row in rows) == 2
-    assert all(row["unit"] == "ms" and row["value"] > 0 for row in rows)
+        for bound in (0.0, 0.5) if op == "hgru2" else (None,):
+            for direction in ("forward", "fwd+bwd"):
+                case = {"op": op, "pass": direction, "BxTxDxn": "2x70x16x8", "dtype": "float32"}
+                case |= {} if bound is None else {"bound": bound}
+                found = [row for row in rows if row["case"] == case]
+                assert {row["backend"] for row in found} - {"torch"} == backends
+                assert sum(row["subject"] == "sdpa" for row in found) == (op == "hgru2")
+    assert all(row["unit"] == "ms" and row["value"] > 0 and row["details"]["largest_error"] for row in rows)
     again = bench("ops", *shape, "--ops", "gated_scan", "--backends", "chunked", "--out", tmp_path, "--json")
     assert len(again.rows) == 2  # no attention beside an element-wise scan
     assert written(tmp_path / "ops.jsonl") == rows + again.rows
 
 
-def test_a_wrong_kernel_is_not_timed(bench: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_operator_is_not_timed_and_others_are(
+    bench: Run, written: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = native_outer.hgru2_forward
+
+    def wrong(*arguments: Any, **options: Any) -> Any:
+        o, final = right(*arguments, **options)
+        return o * 1.001, final
+
+    if choose(torch.device("cpu")).backend != "native":
+        pytest.skip("no compiler for the native kernels")
+    monkeypatch.setattr(native_outer, "hgru2_forward", wrong)
+    shape = ("--shapes", "1x70x16x8", "--bound", 0.5, "--against", "none")
+    done = bench("ops", *shape, "--ops", "gated_scan", "hgru2", "--repeats", 1, "--out", tmp_path)
+    assert done.code == 1
+    assert "hgru2 of hgrn2 on native, 1x70x16x8 float32, bound 0.5: output" in done.err
+    assert "was not recorded" in done.err
+    assert "gated_scan of" not in done.err.replace("checking gated_scan of", "")
+    rows = written(tmp_path / "ops.jsonl")
+    found = {(row["case"]["op"], row["backend"]) for row in rows}
+    assert ("hgru2", "native") not in found
+    assert {("hgru2", "chunked"), ("gated_scan", "native")} <= found
+
+
+def test_a_named_backend_that_cannot_serve_stops_before_anything_is_measured(bench: Run, tmp_path: Path) -> None:
+    done = bench("ops", "--backends", "native", "cuda", "--out", tmp_path)
+    assert done.code == 2
+    assert "backend cuda cannot serve" in done.err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_gpu_that_is_not_there_is_said_plainly(bench: Run, tmp_path: Path) -> None:
+    done = bench("ops", "--device", "cuda", "--out", tmp_path)
+    assert done.code == 2
+    assert "needs a GPU that PyTorch can use" in done.err
+
+
+def test_a_wrong_truth_stops_everybody(bench: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     right = chunked.forward
 
     def wrong(*arguments: Any, **options: Any) -> Any:
@@ -86,12 +128,36 @@ def test_a_wrong_kernel_is_not_timed(bench: Run, tmp_path: Path, monkeypatch: py
         return o * 1.001, final
 
     monkeypatch.setattr(chunked, "forward", wrong)
-    done = bench("ops", "--shapes", "1x70x16x8", "--ops", "gated_scan", "hgru2", "--repeats", 1, "--out", tmp_path)
+    done = bench(
+        "ops", "--shapes", "1x71x16x8", "--ops", "hgru2", "--against", "none", "--repeats", 1, "--out", tmp_path
+    )
     assert done.code == 1
-    assert "hgru2 on chunked" in done.err
-    assert "nothing was recorded" in done.err
-    assert "gated_scan on" not in done.err
+    assert "against the token loop, chunked float64" in done.err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_sweep_and_a_first_call(bench: Run, written: Run, tmp_path: Path) -> None:
+    sizes = ("--shapes", "1x64x16x8", "--ops", "hgru2", "--bound", 0.5, "--repeats", 1, "--max-seconds", 0.05)
+    done = bench("ops", *sizes, "--sweep", 16, 64, "--sweep-tokens", 64, "--first-call", "--out", tmp_path)
+    assert done.code == 0, done.err
+    sweep = written(tmp_path / "sweep.jsonl")
+    backend = choose(torch.device("cpu")).backend
+    assert {(row["case"]["tokens"], row["case"]["pass"], row["backend"]) for row in sweep} == {
+        (tokens, direction, who)
+        for tokens in (16, 64)
+        for direction in ("forward", "fwd+bwd")
+        for who in (backend, "torch")
+    }
+    assert all(row["case"]["B x T"] == 64 and row["case"]["bound"] == 0.5 for row in sweep)
+    first = [row for row in written(tmp_path / "ops.jsonl") if row["case"]["pass"] == "first fwd+bwd"]
+    assert [row["backend"] for row in first] == ([backend] if backend == "native" else [])
+    for row in first:
+        assert row["unit"] == "s"
+        assert row["value"] > row["details"]["second_call_ms"] / 1e3
+    drawn = bench("table", "--results", tmp_path, "--out", tmp_path / "docs" / "page.md")
+    assert drawn.code == 0, drawn.err
+    assert (tmp_path / "docs" / "sweep.png").read_bytes().startswith(b"\x89PNG")
+    assert "](sweep.png)" in (tmp_path / "docs" / "page.md").read_text(encoding="utf-8")
 
 
 def test_hgrn2_alone_needs_no_transformers(
@@ -140,6 +206,12 @@ def test_a_slow_mamba_is_estimated_from_two_layers(monkeypatch: pytest.MonkeyPat
         (("ops", "--ops", "nothing"), "invalid choice"),
         (("ops", "--backends", "chunked", "chunked"), "repeated"),
         (("ops", "--repeats", "0"), "at least 1"),
+        (("ops", "--bound", "1"), "must be in [0,1)"),
+        (("ops", "--bound", "0", "0"), "repeated"),
+        (("ops", "--against", "sdpa,mamba"), "choose from sdpa, fla, none"),
+        (("ops", "--against", "fla"), "runs on a GPU only"),
+        (("ops", "--against-shapes", "1x8x8x4"), "which --shapes does not"),
+        (("ops", "--sweep", "48"), "must divide --sweep-tokens"),
         (("train", "--tokens", "100", "--lengths", "64"), "multiple of the length"),
         (("train", "--lengths"), "name at least one"),
         (("train", "--lengths", "8", "8"), "repeated"),

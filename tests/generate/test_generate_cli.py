@@ -171,3 +171,12 @@ def test_a_long_prompt_shows_a_bar(
     assert "reading the prompt" in printed.err
     assert len(printed.out) == 1
     assert "16,400 prompt tokens" in printed.err
+
+
+def test_how_tokens_are_made_is_told(saved: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
+    model = saved()
+    run(model, "--prompt", "abc", "--max-tokens", 3, "--state-dtype", "bfloat16", "--json")
+    decoding = json.loads(capsys.readouterr().out)["decoding"]
+    assert decoding == "steps are run call by call: CUDA graphs need a CUDA device, the model is on cpu"
+    with pytest.raises(UserError, match="graph=on: CUDA graphs need a CUDA device"):
+        run(model, "--prompt", "abc", "--graph", "on")

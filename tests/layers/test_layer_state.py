@@ -129,3 +129,40 @@ def test_states_are_frozen_values() -> None:
     state = LayerState(torch.zeros(1, 4))
     with pytest.raises(AttributeError):
         state.recurrent = torch.ones(1, 4)  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("tokens", [1, 5])
+@torch.no_grad()
+def test_a_state_updated_in_place_is_the_new_one(tokens: int) -> None:
+    """Of every mixer, for one token and for more."""
+    torch.manual_seed(0)
+    for config in (
+        MixerConfig(head_size=8), MixerConfig(head_size=8, conv_width=4), MixerConfig(kind="hgru1"),
+        MixerConfig(kind="hgru1_real"),
+    ):  # fmt: skip
+        mixer = token_mixer(16, config)
+        for parameter in mixer.parameters():
+            torch.nn.init.normal_(parameter, std=0.3)
+        x, past = torch.randn(2, tokens, 16), mixer(torch.randn(2, 7, 16))[1]
+        assert past is not None
+        y, new = mixer(x, None, past)
+        own = past.map(torch.clone)
+        places = own.recurrent.data_ptr()
+        mine, state = mixer(x, None, own, inplace=True)
+        assert state is own
+        assert own.recurrent.data_ptr() == places
+        torch.testing.assert_close(mine, y, rtol=0, atol=0)
+        torch.testing.assert_close(own.recurrent, new.recurrent, rtol=0, atol=0)
+        if new.conv is not None:
+            assert torch.equal(own.conv, new.conv)
+
+
+@torch.no_grad()
+def test_a_narrow_state_stays_narrow() -> None:
+    mixer = token_mixer(16, MixerConfig(head_size=8, conv_width=4))
+    torch.nn.init.normal_(mixer.conv)
+    state = mixer.zeros(2, dtype=torch.bfloat16)
+    assert (state.recurrent.dtype, state.conv.dtype) == (torch.bfloat16, torch.float32)
+    for tokens in (1, 3):
+        _, state = mixer(torch.randn(2, tokens, 16), None, state, inplace=True)
+        assert state.recurrent.dtype == torch.bfloat16

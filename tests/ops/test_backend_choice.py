@@ -11,6 +11,7 @@ import torch
 
 from hgrn2 import ops
 from hgrn2.errors import UserError
+from hgrn2.ops.backend import widest
 from hgrn2.ops.native import build
 
 X = torch.randn(1, 4, 8, generator=torch.Generator().manual_seed(0))
@@ -89,15 +90,16 @@ def test_native_is_for_the_cpu(device: str) -> None:
 def test_unknown_names_are_refused() -> None:
     weight, four = torch.ones(8, 3), X.unflatten(-1, (2, 4))
     calls: list[Callable[[], object]] = [
-        lambda: ops.hgru2(X, X, X, heads=2, backend="cuda"),
-        lambda: ops.hgru2_step(X[0], X[0], X[0], heads=2, state=torch.ones(4, 2, 4, 4), backend="cuda"),
-        lambda: ops.gated_outer_scan(four, four, four, -four.abs(), backend="cuda"),
-        lambda: ops.gated_scan(X, X, backend="cuda"),
-        lambda: ops.causal_conv(X, weight, backend="cuda"),
-        lambda: ops.explain("hgru2", X, backend="cuda"),
+        lambda: ops.hgru2(X, X, X, heads=2, backend="metal"),
+        lambda: ops.hgru2_step(X[0], X[0], X[0], heads=2, state=torch.ones(4, 2, 4, 4), backend="metal"),
+        lambda: ops.gated_outer_scan(four, four, four, -four.abs(), backend="metal"),
+        lambda: ops.gated_scan(X, X, backend="metal"),
+        lambda: ops.causal_conv(X, weight, backend="metal"),
+        lambda: ops.explain("hgru2", X, backend="metal"),
     ]
     for call in calls:
-        with pytest.raises(UserError, match="backend 'cuda' is unknown; choose auto, native, chunked, reference"):
+        names = "auto, cuda, triton, native, chunked, reference"
+        with pytest.raises(UserError, match=f"backend 'metal' is unknown; choose {names}"):
             call()
     with pytest.raises(UserError, match="operator 'scan' is unknown; choose one of hgru2, "):
         ops.explain("scan", X)
@@ -241,3 +243,24 @@ def test_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch, t
     assert build.cache_folder() == Path.home() / ".cache" / "hgrn2"
     monkeypatch.setenv("HGRN2_CACHE", str(tmp_path / "mine"))
     assert build.cache_folder() == tmp_path / "mine"
+
+
+@pytest.mark.parametrize("kernels", ["cuda", "triton"])
+def test_kernels_for_a_gpu_refuse_tensors_on_the_cpu(kernels: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with pytest.raises(UserError, match=f"backend {kernels} cannot serve this call: .* the tensors are on cpu"):
+        ops.hgru2(X, X, X, heads=2, backend=kernels)
+
+
+def test_what_the_cuda_kernels_do_not_take_is_said() -> None:
+    from hgrn2.ops.cuda.support import supports
+
+    gpu = torch.device("cuda", 0)
+    assert "bfloat16, not float32" in supports("hgru2", gpu, torch.float32, 128, 128)[1]
+    assert "64 or 128, not K = 32, V = 32" in supports("hgru2", gpu, torch.bfloat16, 32, 32)[1]
+    assert "no kernel for gated_scan" in supports("gated_scan", gpu, torch.bfloat16, 0, 0)[1]
+
+
+def test_a_bfloat16_call_with_a_wider_gate_is_not_narrowed() -> None:
+    low = X.bfloat16()
+    assert widest(low, X, low) == torch.float32

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hgrn2.bench.settings import Size
-from hgrn2.bench.subjects import Subject
+from hgrn2.bench.subjects import Setup, Subject, full_loss
 from hgrn2.errors import UserError
 
 POSITIONS = 1 << 20  # more than any measured length; Llama's rotary positions cost no memory
@@ -33,17 +33,32 @@ def transformers() -> Any:
     return library
 
 
-def llama(size: Size, layers: int | None = None) -> Subject:
+def llama(size: Size, layers: int | None = None, setup: Setup | None = None) -> Subject:
     """Llama with PyTorch's SDPA; its cache grows by concatenation, which is what `generate` does by default."""
-    return _llama(size, layers, static=False)
+    return _llama(size, layers, setup or Setup(), static=False)
 
 
-def llama_static(size: Size, layers: int | None = None) -> Subject:
+def llama_static(size: Size, layers: int | None = None, setup: Setup | None = None) -> Subject:
     """The same with a cache allocated for the whole text beforehand: quicker at long contexts."""
-    return _llama(size, layers, static=True)
+    return _llama(size, layers, setup or Setup(), static=True)
 
 
-def _llama(size: Size, layers: int | None, *, static: bool) -> Subject:
+def _made(kind: Any, config: Any, setup: Setup) -> Any:
+    """The library's model with random weights, on the device and in the dtype of the measurement."""
+    with setup.device:
+        model = kind(config).to(setup.dtype)
+    if setup.recompute == "block":
+        recompute_blocks(model)
+    return model
+
+
+def recompute_blocks(model: Any) -> None:
+    """Keep only the inputs of a transformers model's blocks; the method was renamed within version 5."""
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
+
+
+def _llama(size: Size, layers: int | None, setup: Setup, *, static: bool) -> Subject:
     library = transformers()
     config = library.LlamaConfig(
         vocab_size=size.vocab_size,
@@ -55,7 +70,15 @@ def _llama(size: Size, layers: int | None, *, static: bool) -> Subject:
         tie_word_embeddings=False,
         attn_implementation="sdpa",
     )
-    model = library.LlamaForCausalLM(config).float()
+    model = _made(library.LlamaForCausalLM, config, setup)
+
+    def logits(tokens: Tensor) -> Tensor:
+        return model(input_ids=tokens, use_cache=False).logits
+
+    def flops(length: int) -> float:
+        """Twice each matrix weight, and for the causal half of the scores two products of D a token before it."""
+        weights = sum(p.numel() for p in model.parameters() if p.dim() == 2) - size.vocab_size * size.width
+        return 3.0 * (2 * weights + config.num_hidden_layers * 2 * length * size.width)
 
     def prefill(prompt: Tensor, following: int) -> tuple[Tensor, Any]:
         cache = library.StaticCache(config=config, max_cache_len=prompt.shape[1] + following) if static else None
@@ -70,11 +93,14 @@ def _llama(size: Size, layers: int | None, *, static: bool) -> Subject:
         name="llama-hf-static" if static else "llama-hf",
         backend="torch",
         model=model,
-        logits=lambda tokens: model(input_ids=tokens, use_cache=False).logits,
+        logits=logits,
+        loss=full_loss(logits),
         prefill=prefill,
         step=step,
         fork=copy.deepcopy,
         state_bytes=cache_bytes,
+        blocks=tuple(model.model.layers),
+        flops=flops,
     )
 
 
@@ -86,7 +112,7 @@ def llama_glu_width(size: Size) -> int:
     return max(8, 8 * round(block / (3 * width) / 8))
 
 
-def mamba(size: Size, layers: int | None = None) -> Subject:
+def mamba(size: Size, layers: int | None = None, setup: Setup | None = None) -> Subject:
     """Mamba on the library's plain PyTorch path: a Python loop over the tokens, the only one that it has on a CPU."""
     library = transformers()
     config = library.MambaConfig(
@@ -98,7 +124,10 @@ def mamba(size: Size, layers: int | None = None) -> Subject:
         conv_kernel=MAMBA_CONV,
         tie_word_embeddings=False,
     )
-    model = library.MambaForCausalLM(config).float()
+    model = _made(library.MambaForCausalLM, config, setup or Setup())
+
+    def logits(tokens: Tensor) -> Tensor:
+        return model(input_ids=tokens, use_cache=False).logits
 
     def prefill(prompt: Tensor, following: int) -> tuple[Tensor, Any]:
         out = model(input_ids=prompt, use_cache=True, logits_to_keep=1)
@@ -112,11 +141,13 @@ def mamba(size: Size, layers: int | None = None) -> Subject:
         name="mamba-hf",
         backend="torch",
         model=model,
-        logits=lambda tokens: model(input_ids=tokens, use_cache=False).logits,
+        logits=logits,
+        loss=full_loss(logits),
         prefill=prefill,
         step=step,
         fork=copy.deepcopy,
         state_bytes=cache_bytes,
+        blocks=tuple(model.backbone.layers),
     )
 
 
@@ -147,5 +178,5 @@ def _tensors(value: Any) -> Iterator[Tensor]:
             yield from _tensors(item)
     elif isinstance(value, dict):
         yield from _tensors(list(value.values()))
-    elif type(value).__module__.startswith("transformers.cache_utils"):
+    elif type(value).__module__.startswith(("transformers.cache_utils", "fla.models.cache_utils")):
         yield from _tensors(vars(value))

@@ -1,19 +1,33 @@
-"""Decoding speed of language models side by side: one token at a time after a prompt, batch 1, greedy, float32."""
+"""Decoding speed of language models side by side: one token at a time after a prompt, greedy, in one precision."""
 
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
+from hgrn2.bench.attempt import attempt, peak_bytes, reset_peak, synchronize, usable
 from hgrn2.bench.memory import peak_memory
 from hgrn2.bench.record import Row, measurement
 from hgrn2.bench.settings import DecodeBench
-from hgrn2.bench.subjects import Subject, build
+from hgrn2.bench.subjects import Setup, Subject, build, check_available
 from hgrn2.bench.timing import Progress, Sample, interleave, prepare_process, silent
+from hgrn2.errors import UserError
+from hgrn2.generate.steps import Steps
 from hgrn2.models.modes import reading
+
+COMPARED = 8  # greedy tokens of the fixed buffers that are held to those of the plain model
+
+
+class Key(NamedTuple):
+    """What is measured."""
+
+    name: str
+    context: int
+    batch: int
 
 
 @dataclass(frozen=True)
@@ -25,62 +39,154 @@ class _Ready:
     details: dict[str, Any]
 
 
-Key = tuple[str, int]
-"""Subject and context."""
+def measure(bench: DecodeBench, record: Callable[[Row], None], progress: Progress = silent) -> list[str]:
+    """Measure every subject after every context and in every batch.
 
+    On a CPU all of them take turns, and the rows go to `record` at the end. On a GPU each subject has the memory to
+    itself, its row goes to `record` at once, and one that fails leaves the others alone.
 
-def measure(bench: DecodeBench, record: Callable[[Row], None], progress: Progress = silent) -> None:
-    """Measure every subject after every context, all in the same rounds, and hand the rows to `record`."""
+    Returns:
+        A line for each measurement that failed on a GPU.
+    """
+    usable(bench.device)
+    check_available(bench.measured)
     conditions = prepare_process(bench.limits)
-    subjects = {name: build(name, bench.size, bench.seed) for name in bench.subjects}
+    if bench.device == "cuda":
+        return _one_by_one(bench, record, progress, {**conditions, "interleaved": False})
+    keys = [
+        Key(name, context, batch) for context in bench.contexts for batch in bench.batches for name in bench.measured
+    ]
+    subjects = {name: _build(bench, name) for name in bench.measured}
     ready: dict[Key, _Ready] = {}
-    for context in bench.contexts:
-        for name, subject in subjects.items():
-            progress(f"{name} reads {context} tokens", len(ready), len(subjects) * len(bench.contexts))
-            ready[name, context] = _read_prompt(bench, subject, context)
+    for key in keys:
+        progress(f"{key.name} reads {key.context} tokens", len(ready), len(keys))
+        ready[key] = _read_prompt(bench, subjects[key.name], key)
     samples = {key: one.decode for key, one in ready.items()}
     taken = interleave(samples, bench.limits, "decoding", progress)
-    speeds = {key: [1 / seconds for seconds in times] for key, times in taken.items()}
-    for (name, context), one in ready.items():
-        case = {**asdict(bench.size), "dtype": "float32", "batch": 1, "context": context, "new_tokens": bench.tokens}
-        shortest = statistics.median(speeds[name, min(bench.contexts)])
-        ratio = statistics.median(speeds[name, context]) / shortest
-        details = {**one.details, "of_shortest_context": round(ratio, 4), **conditions}
-        record(measurement("decode", case, name, one.subject.backend, speeds[name, context], "tokens/s", details))
+    shortest = min(bench.contexts)
+    for key, one in ready.items():
+        speeds = [key.batch / seconds for seconds in taken[key]]
+        base = [key.batch / seconds for seconds in taken[key._replace(context=shortest)]]
+        record(_row(bench, key, one, speeds, statistics.median(base), conditions))
+    return []
 
 
-def _read_prompt(bench: DecodeBench, subject: Subject, context: int) -> _Ready:
+def _one_by_one(
+    bench: DecodeBench, record: Callable[[Row], None], progress: Progress, conditions: dict[str, Any]
+) -> list[str]:
+    failures = []
+    for name in bench.measured:
+        progress(f"making {name}", 0, 1)
+        with attempt(bench.subject_seconds) as outcome:
+            failures += _alone(bench, name, record, progress, conditions)
+        if outcome.why:
+            failures.append(f"{name}: {outcome.why}")
+            progress(failures[-1], 1, 1)
+    return failures
+
+
+def _alone(
+    bench: DecodeBench, name: str, record: Callable[[Row], None], progress: Progress, conditions: dict[str, Any]
+) -> list[str]:
+    """All measurements of a subject, so that it is made once; shortest contexts first, as others refer to them."""
+    subject, failures, base = _build(bench, name), [], {}
+    for key in (Key(name, context, batch) for batch in bench.batches for context in sorted(bench.contexts)):
+        stage = f"{name}, batch {key.batch}, {key.context} tokens"
+        with attempt(bench.subject_seconds) as outcome:
+            _one(bench, subject, key, stage, record, progress, conditions, base)
+        if outcome.why:
+            failures.append(f"{stage}: {outcome.why}")
+            progress(failures[-1], 1, 1)
+    return failures
+
+
+def _one(
+    bench: DecodeBench, subject: Subject, key: Key, stage: str, record: Callable[[Row], None], progress: Progress,
+    conditions: dict[str, Any], base: dict[int, float],
+) -> None:  # fmt: skip
+    progress(f"{stage}: prompt", 0, 1)
+    device = torch.device(bench.device)
+    reset_peak(device)
+    ready = _read_prompt(bench, subject, key)
+    seconds = interleave({key: ready.decode}, bench.limits, stage, progress)[key]
+    speeds = [key.batch / each for each in seconds]
+    ready.details.update(peak_bytes(device))
+    base.setdefault(key.batch, statistics.median(speeds))
+    record(_row(bench, key, ready, speeds, base[key.batch], conditions))
+
+
+def _row(
+    bench: DecodeBench, key: Key, ready: _Ready, speeds: list[float], base: float, conditions: dict[str, Any]
+) -> Row:
+    case = {**asdict(bench.measured_size), "dtype": bench.measured_dtype, "batch": key.batch, "context": key.context}
+    case |= {"new_tokens": bench.tokens}
+    if bench.state_dtype != "float32":
+        case["state_dtype"] = bench.state_dtype
+    details = {**ready.details, "of_shortest_context": round(statistics.median(speeds) / base, 4), **conditions}
+    backend = ready.subject.step_backend or ready.subject.backend
+    return measurement("decode", case, key.name, backend, speeds, "tokens/s", details)
+
+
+def _build(bench: DecodeBench, name: str) -> Subject:
+    narrow = bench.state_dtype == "bfloat16"
+    setup = Setup(
+        device=torch.device(bench.device),
+        dtype=getattr(torch, bench.measured_dtype),
+        state_dtype=torch.bfloat16 if narrow else None,
+        compile_steps=bench.compile,
+    )
+    return build(name, bench.measured_size, bench.seed, setup=setup)
+
+
+def _read_prompt(bench: DecodeBench, subject: Subject, key: Key) -> _Ready:
     """Read the prompt, and see what that and the decoding after it need of memory."""
+    device, details = torch.device(bench.device), dict[str, Any](parameters=subject.parameters)
     generator = torch.Generator().manual_seed(bench.seed)
-    prompt = torch.randint(bench.size.vocab_size, (1, context), generator=generator)
+    prompt = torch.randint(bench.measured_size.vocab_size, (key.batch, key.context), generator=generator).to(device)
     with reading(subject.model):
         logits, state = subject.prefill(prompt[:, :8], 1)  # pays for what is made once
         _decode(subject, logits.argmax(-1, keepdim=True), state, 1)
+        synchronize(device)
         with peak_memory() as prefill_peak:
             began = time.perf_counter()
             logits, state = subject.prefill(prompt, bench.tokens)
+            synchronize(device)
             seconds = time.perf_counter() - began
         first = logits.argmax(-1, keepdim=True)
-        start = subject.fork(state)
-        with peak_memory() as decode_peak:
-            _decode(subject, first, start, bench.tokens)
-    details = {
-        "parameters": subject.parameters,
-        "state_bytes": subject.state_bytes(state),
-        "prefill_seconds": round(seconds, 4),
-        "prefill_peak_bytes": prefill_peak.extra_bytes,
-        "decode_peak_bytes": decode_peak.extra_bytes,
-    }
+    details["state_bytes"] = subject.state_bytes(state)
+    details["prefill_seconds"] = round(seconds, 4)
+    if subject.steps is None:
+        run = _calls(subject, first, state, bench.tokens)
+    else:
+        steps = subject.steps(key.batch)
+        details |= {"captured": steps.captured, "compiled": bench.compile}
+        details["tokens_as_without_graph"] = _agreement(subject, steps, first, state)
+        run = _replays(steps, first, state, bench.tokens)
+    with reading(subject.model), peak_memory() as decode_peak:
+        run()
+        synchronize(device)
+    if bench.device == "cpu":  # resident memory of the process says nothing about a GPU
+        details |= {"prefill_peak_bytes": prefill_peak.extra_bytes, "decode_peak_bytes": decode_peak.extra_bytes}
 
     def decode() -> float:
         with reading(subject.model):
-            return statistics.median(_decode(subject, first, subject.fork(state), bench.tokens))
+            if bench.device == "cpu":
+                return statistics.median(run())
+            synchronize(device)
+            began = time.perf_counter()
+            run()
+            synchronize(device)
+            return (time.perf_counter() - began) / bench.tokens
 
     return _Ready(subject, decode, details)
 
 
-def _decode(subject: Subject, token: torch.Tensor, state: Any, tokens: int) -> list[float]:
-    """Seconds of each of `tokens` greedy steps."""
+def _calls(subject: Subject, first: Tensor, state: Any, tokens: int) -> Callable[[], list[float]]:
+    return lambda: _decode(subject, first, subject.fork(state), tokens)
+
+
+def _decode(subject: Subject, token: Tensor, state: Any, tokens: int) -> list[float]:
+    """Seconds of each of `tokens` greedy steps; on a GPU those of starting it."""
     times = []
     for _ in range(tokens):
         began = time.perf_counter()
@@ -88,3 +194,37 @@ def _decode(subject: Subject, token: torch.Tensor, state: Any, tokens: int) -> l
         token = logits.argmax(-1, keepdim=True)
         times.append(time.perf_counter() - began)
     return times
+
+
+def _replays(steps: Steps, first: Tensor, state: Any, tokens: int) -> Callable[[], list[float]]:
+    def run() -> list[float]:
+        steps.load(state, first)
+        times = []
+        for _ in range(tokens):
+            began = time.perf_counter()
+            steps.run()
+            times.append(time.perf_counter() - began)
+        return times
+
+    return run
+
+
+def _agreement(subject: Subject, steps: Steps, first: Tensor, state: Any) -> float:
+    """The share of the first tokens that equal those of the plain model; an error where most of the very first differ.
+
+    Random weights make near ties, and after one that falls the other way the texts differ for good.
+    """
+    plain, mine, token = [], [], first
+    with reading(subject.model):
+        going = subject.fork(state)
+        steps.load(state, first)
+        for _ in range(COMPARED):
+            logits, going = subject.step(token, going)
+            token = logits.argmax(-1, keepdim=True)
+            plain.append(token.squeeze(1))
+            steps.run()
+            mine.append(steps.chosen.clone())
+    equal = torch.stack(plain) == torch.stack(mine)
+    if equal[0].float().mean() < 0.5:
+        raise UserError(f"{subject.name} chooses other tokens than the plain model; its speed would mean nothing")
+    return round(float(equal.float().mean()), 4)

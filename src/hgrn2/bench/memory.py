@@ -1,12 +1,16 @@
-"""How much memory a piece of work needs at its peak, as the operating system sees it (Linux; elsewhere unknown)."""
+"""How much memory a piece of work needs at its peak: of the process, as the operating system sees it (Linux; elsewhere
+unknown), or of the GPU, as PyTorch's allocator counts it."""
 
 import ctypes
 import gc
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+import torch
+from torch import Tensor
 
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 _RESET_PEAK = "5"  # proc(5), clear_refs: the peak resident set begins again at the current one
@@ -35,6 +39,23 @@ def peak_memory() -> Iterator[Peak]:
     yield peak
     if before is not None:
         peak.extra_bytes = max(0, _status("VmHWM") - before)
+
+
+def beyond_results(call: Callable[[], Sequence[Tensor]]) -> int:
+    """Bytes of GPU memory that a call needs at its peak beyond what it is given and what it returns.
+
+    `call` returns outputs and gradients, and whatever it reads exists already; the rest is scratch and what the
+    forward keeps for the backward.
+    """
+    call()  # lookup tables and workspaces that stay for good are no part of a call
+    torch.cuda.synchronize()
+    gc.collect()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    results = call()
+    torch.cuda.synchronize()
+    peak = torch.cuda.max_memory_allocated()
+    return max(0, peak - before - sum(x.untyped_storage().nbytes() for x in results))
 
 
 def _status(name: str) -> int:

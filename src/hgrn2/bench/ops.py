@@ -1,133 +1,253 @@
-"""Speed of the operators on each backend of this machine, after every one of them has proved itself right."""
+"""Speed of the operators on each backend of this machine, beside their peers, each of which has proved itself right."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from functools import cache, partial
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from hgrn2.bench.calls import Contender, ours
+from hgrn2.bench.ceilings import Ceilings, measure_ceilings
+from hgrn2.bench.first_call import first_call, in_this_process
+from hgrn2.bench.memory import beyond_results
+from hgrn2.bench.peers import Fla, sdpa
+from hgrn2.bench.problems import Setting, cut, draw, dtype_of, two_heads
 from hgrn2.bench.record import Row, measurement
-from hgrn2.bench.settings import OpsBench, parse_shape
-from hgrn2.bench.timing import Progress, Sample, interleave, prepare_process, repeated, silent
+from hgrn2.bench.settings import Limits, OpsBench, parse_shape
+from hgrn2.bench.timing import Events, Progress, interleave, prepare_process, sample_of, silent
 from hgrn2.errors import UserError
 from hgrn2.ops import backend as backends
-from hgrn2.testing.cases import Case, Problem, build
-from hgrn2.testing.compare import failures
+from hgrn2.testing.compare import Finding
 from hgrn2.testing.contracts import matches_reference
-from hgrn2.testing.evaluation import leaves
+from hgrn2.testing.large import expect
 
 PASSES = ("forward", "fwd+bwd")
+FIRST = "first fwd+bwd"
 OUTER = ("hgru2", "gated_outer_scan")
 """Operators that do the work of attention; the first one measured has SDPA beside it."""
-Key = tuple[str, str, str]
-"""Operator, subject, backend."""
-GATE_BATCH, GATE_TOKENS = 2, 129  # two chunks and a token
+SMALL = {"batch": 2, "tokens": 129}  # two chunks and a token: what the token loop is asked about
+PLAIN = ("chunked", "reference")
+USUAL = {"cpu": ("native", *PLAIN), "cuda": ("cuda", "triton", "chunked")}
+"""Measured where no backend is named: neither Triton's interpreter nor, on a GPU, the loop over tokens."""
 
 
-class WrongResult(Exception):
-    """A backend misses the reference: its speed would mean nothing. The message has a line for each failure."""
+@dataclass(kw_only=True)
+class Run:
+    """One call of `measure`: what it was asked for, where rows and progress go, and what went wrong."""
+
+    bench: OpsBench
+    record: Callable[[Row], None]
+    progress: Progress
+    conditions: dict[str, Any] = field(default_factory=dict)
+    ceilings: Ceilings | None = None
+    wrong: dict[str, None] = field(default_factory=dict)
+    """A line for each result that misses the truth or cannot be had; whoever computed it gets no row."""
+    small: dict[tuple[Setting, str], list[Finding]] = field(default_factory=dict)
+    """What the token loop said about a setting and a backend."""
 
 
-def case_of(op: str, shape: str) -> Case:
-    """The problem that is timed: gates from normal logits, for hgru2 with small positive bounds, no initial state."""
-    batch, tokens, width, head = parse_shape(shape)
-    bound = "small" if op == "hgru2" else "none"
-    return Case(op=op, batch=batch, tokens=tokens, heads=width // head, key=head, value=head, bound=bound, state=False)
+def measure(bench: OpsBench, record: Callable[[Row], None], progress: Progress = silent) -> list[str]:
+    """Check and time every backend, then once more beside fla where it is asked for: it tunes itself for minutes.
+
+    Returns:
+        A line for each result that was wrong or could not be had. Whoever computed it has no row.
+    """
+    if bench.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda needs a GPU that PyTorch can use; there is none here")
+    for setting in settings(bench):
+        available(bench, setting)  # a backend that was named and cannot serve is an error before the first minute
+    fla = Fla() if "fla" in bench.peers else None
+    run = Run(bench=bench, record=record, progress=progress, conditions=prepare_process(bench.limits))
+    if bench.device == "cuda":
+        run.ceilings = measure_ceilings(record, progress, run.conditions)
+    for setting in settings(bench):
+        _compare(run, setting, available(bench, setting))
+    if bench.first_call and "hgru2" in bench.ops:
+        _first_calls(run)
+    _sweep(run)
+    if fla is not None:
+        shapes = bench.against_shapes or bench.measured_shapes
+        for number, setting in enumerate(x for x in settings(bench) if x.op == "hgru2" and x.shape in shapes):
+            fast = tuple(name for name in available(bench, setting) if name not in PLAIN)
+            _compare(run, setting, fast, fla, first=number == 0)
+        _sweep(run, fla)
+    return list(run.wrong)
 
 
-def available(names: tuple[str, ...]) -> tuple[str, ...]:
+def settings(bench: OpsBench) -> list[Setting]:
+    """Every shape, operator and, for hgru2, bound."""
+    made = []
+    for shape in bench.measured_shapes:
+        for op in bench.ops:
+            for bound in bench.bound if op == "hgru2" else (0.0,):
+                made.append(Setting(op=op, shape=shape, bound=bound, dtype=bench.measured_dtype, device=bench.device))
+    return made
+
+
+def available(bench: OpsBench, setting: Setting) -> tuple[str, ...]:
     """The backends to measure; one asked for by name that cannot serve is a `UserError`."""
-    place = torch.device("cpu")
-    if names:
-        return tuple(backends.choose(place, name).backend for name in names)
+    choose = partial(_choose, setting)
+    if bench.backends:
+        return tuple(choose(name) for name in bench.backends)
     usable = []
-    for name in backends.NAMES:
+    for name in USUAL[setting.device]:
+        if name == "reference" and setting.dtype != "float32":
+            continue  # its states are as narrow as its inputs: nobody would want its results
         try:
-            usable.append(backends.choose(place, name).backend)
+            usable.append(choose(name))
         except UserError:
             continue
     return tuple(usable)
 
 
-def verify(bench: OpsBench, progress: Progress = silent) -> None:
-    """Hold every backend to the float64 reference, on each shape with fewer sequences and tokens.
-
-    Output, final state and all gradients must lie within the contracts' measured tolerance (`hgrn2.testing`).
-
-    Raises:
-        WrongResult: where one does not.
-    """
-    chosen = available(bench.backends)
-    broken = []
-    checks = [(op, name, shape) for op in bench.ops for shape in bench.shapes for name in chosen]
-    for number, (op, name, shape) in enumerate(checks):
-        progress("checking", number, len(checks))
-        case = case_of(op, shape)
-        small = replace(case, batch=min(case.batch, GATE_BATCH), tokens=min(case.tokens, GATE_TOKENS))
-        text = failures(matches_reference(small, name, torch.float32))
-        broken += [f"{op} on {name}, {small}: {line}" for line in text.splitlines()]
-    progress("checking", len(checks), len(checks))
-    if broken:
-        raise WrongResult("\n".join(broken))
+def _choose(setting: Setting, name: str) -> str:
+    head = parse_shape(setting.shape)[3] if setting.op in OUTER else 0
+    place, dtype = torch.device(setting.device), dtype_of(setting.dtype)
+    return backends.choose(place, name, op=setting.op, dtype=dtype, keys=head, values=head).backend
 
 
-def measure(bench: OpsBench, record: Callable[[Row], None], progress: Progress = silent) -> None:
-    """Check every backend first, then time them in turn; no row is recorded unless all of them are right."""
-    conditions = prepare_process(bench.limits)
-    verify(bench, progress)
-    chosen = available(bench.backends)
-    for shape in bench.shapes:
+def _compare(run: Run, setting: Setting, chosen: tuple[str, ...], fla: Fla | None = None, first: bool = False) -> None:
+    """Check and time backends and peers of one setting in turn; rows of this setting are written at its end."""
+    contenders: list[Contender] = []
+    errors: dict[tuple[str, str], list[Finding]] = {}
+    for contender in _contenders(run, setting, chosen, fla):
+        begun: list[float] = []
+        if first and contender.backend == "core":
+            contender = replace(contender, check=partial(_timed_check, contender, begun))
+        findings = _checked(run, setting, contender)
+        if findings is None:
+            continue
+        contenders.append(contender)
+        errors[contender.subject, contender.backend] = findings
+        if begun:
+            run.record(_row(run, setting, FIRST, contender, begun, {}, unit="s"))
+    for direction in PASSES:
+        for contender, times, details in _timed(run, setting, contenders, direction, run.bench.limits):
+            details["largest_error"] = _largest(errors[contender.subject, contender.backend], direction)
+            run.record(_row(run, setting, direction, contender, [1e3 * t for t in times], details))
+
+
+def _timed_check(contender: Contender, seconds: list[float]) -> list[Finding]:
+    """The check after a first call, whose seconds are put into the list."""
+    seconds.append(in_this_process(contender))
+    return contender.check()
+
+
+def _largest(findings: list[Finding], direction: str) -> str:
+    """The error of the output, or of whatever is furthest off, and what that is."""
+    seen = [x for x in findings if direction != "forward" or x.what.startswith("output")]
+    worst = max(seen, key=lambda finding: finding.error)
+    return f"{worst.error:.2g} {worst.what}"
+
+
+def _contenders(run: Run, setting: Setting, chosen: tuple[str, ...], fla: Fla | None) -> Iterator[Contender]:
+    problem, heads = draw(setting), setting.heads
+    expected = cache(lambda: expect(two_heads(problem, heads)))
+    for name in chosen:
+        yield ours(problem, name, expected, lambda results: cut(results, heads))
+    peer = next((op for op in OUTER if op in run.bench.ops), None)
+    if "sdpa" in run.bench.peers and setting.op == peer:
+        yield sdpa(setting)
+    if fla is not None:
+        yield fla.core(problem, expected, heads)
+        yield fla.kernel(problem, heads)
+
+
+def _checked(run: Run, setting: Setting, contender: Contender) -> list[Finding] | None:
+    """What the check found; None, and a line in `run.wrong`, where something is too far from the truth."""
+    who = f"{setting.op} of {contender.subject} on {contender.backend}, {setting.shape} {setting.dtype}"
+    run.progress(f"checking {who}", 0, 1)
+    try:
+        findings = contender.check()
+    except torch.OutOfMemoryError:
+        torch.cuda.empty_cache()
+        run.wrong[f"{who}: does not fit into the memory of this GPU"] = None
+        return None
+    except Exception as error:  # whatever a peer raises, the others are measured
+        if contender.subject == "hgrn2":
+            raise
+        run.wrong[f"{who}: {type(error).__name__}: {' '.join(str(error).split())[:300]}"] = None
+        return None
+    small = _small_findings(run, setting, contender.backend) if contender.subject == "hgrn2" else []
+    broken = {f"{who}, bound {setting.bound}: {finding}": None for finding in (*findings, *small) if not finding.ok}
+    run.wrong.update(broken)
+    return None if broken else findings
+
+
+def _small_findings(run: Run, setting: Setting, backend: str) -> list[Finding]:
+    """Two chunks against the float64 token loop, which says that the chunked form may be the truth elsewhere."""
+    head = parse_shape(setting.shape)[3]
+    found = []
+    for dtype, name in ((setting.dtype, backend), ("float64", "chunked")):
+        small = replace(setting, shape=f"2x129x{2 * head}x{head}", dtype=dtype)
+        if (small, name) not in run.small:
+            run.small[small, name] = matches_reference(small.small(**SMALL), name, dtype_of(dtype))
+        for finding in run.small[small, name]:
+            found.append(finding._replace(what=f"{finding.what} against the token loop, {name} {dtype}"))
+    return found
+
+
+def _timed(
+    run: Run, setting: Setting, contenders: list[Contender], direction: str, limits: Limits
+) -> Iterator[tuple[Contender, list[float], dict[str, Any]]]:
+    """Seconds of each contender, and what else is known; they take turns."""
+    calls = [contender.call(direction) for contender in contenders]
+    on_gpu = setting.device == "cuda"
+    beyond = [beyond_results(call) if on_gpu else None for call in calls]
+    samples = {n: sample_of(call, setting.device) for n, call in enumerate(calls)}
+    bound = f" bound {setting.bound}" if setting.op == "hgru2" else ""
+    if not samples:
+        return
+    taken = interleave(samples, limits, f"{setting.op} {setting.shape}{bound} {direction}", run.progress)
+    for n, contender in enumerate(contenders):
+        sample, details = samples[n], {}
+        if on_gpu:
+            details["extra_bytes"] = beyond[n]
+        if isinstance(sample, Events):
+            details["host_ms"] = round(1e3 * sample.host_median, 4)
+        yield contender, taken[n], details
+
+
+def _row(
+    run: Run, setting: Setting, direction: str, contender: Contender, values: list[float], details: dict[str, Any],
+    unit: str = "ms",
+) -> Row:  # fmt: skip
+    case = setting.case(direction)
+    row = measurement("ops", case, contender.subject, contender.backend, values, unit, {**details, **run.conditions})
+    if run.ceilings is None or unit != "ms":
+        return row
+    return replace(row, details={**run.ceilings.beside(setting, direction, row.median), **row.details})
+
+
+def _first_calls(run: Run) -> None:
+    """The first call of every kernel backend in a process of its own, at the first setting of hgru2."""
+    setting = next(x for x in settings(run.bench) if x.op == "hgru2")
+    for name in available(run.bench, setting):
+        if name in PLAIN:
+            continue
+        run.progress(f"first call on {name}, {setting.shape}", 0, 1)
+        seconds, details = first_call(setting, name)
+        case = setting.case(FIRST)
+        run.record(measurement("ops", case, "hgrn2", name, [seconds], "s", {**details, **run.conditions}))
+
+
+def _sweep(run: Run, fla: Fla | None = None) -> None:
+    """hgru2 as `auto` runs it and its peers at every length, with as many tokens in all."""
+    bench = run.bench
+    _, _, width, head = parse_shape(bench.measured_shapes[0])
+    limits = replace(bench.limits, repeats=min(bench.limits.repeats, 5), max_seconds=min(bench.limits.max_seconds, 3))
+    for tokens in bench.sweep:
+        shape = f"{bench.sweep_tokens // tokens}x{tokens}x{width}x{head}"
+        setting = Setting(
+            op="hgru2", shape=shape, bound=bench.bound[0], dtype=bench.measured_dtype, device=bench.device
+        )
+        contenders = list(_contenders(run, setting, (_choose(setting, "auto"),), fla))
+        right = [each for each in contenders if _checked(run, setting, each) is not None]
         for direction in PASSES:
-            samples: dict[Key, Sample] = {}
-            for op in bench.ops:
-                problem = build(case_of(op, shape), torch.float32)
-                samples |= {(op, "hgrn2", name): repeated(_call(problem, name, direction)) for name in chosen}
-            if peer := next((op for op in OUTER if op in bench.ops), None):
-                samples[peer, "sdpa", "torch"] = repeated(_sdpa(shape, direction))
-            taken = interleave(samples, bench.limits, f"{shape} {direction}", progress)
-            for row in _rows(shape, direction, taken, conditions):
-                record(row)
-
-
-def _rows(shape: str, direction: str, taken: dict[Key, list[float]], conditions: dict[str, Any]) -> Iterator[Row]:
-    for (op, subject, backend), times in taken.items():
-        case = {"op": op, "pass": direction, "BxTxDxn": shape, "dtype": "float32"}
-        yield measurement("ops", case, subject, backend, [1e3 * seconds for seconds in times], "ms", conditions)
-
-
-def _call(problem: Problem, backend: str, direction: str) -> Callable[[], object]:
-    """One call as a model in training makes it: no final state; gradients of every tensor."""
-    operator, options = problem.operator, {**problem.options, "backend": backend, "output_final_state": False}
-    if direction == "forward":
-
-        def forward() -> Tensor:
-            with torch.no_grad():
-                return operator.run(**problem.tensors, **options)[0]
-
-        return forward
-    tensors = leaves(problem)
-    wanted = [x for x in tensors.values() if x is not None]
-
-    def both() -> object:
-        output, _ = operator.run(**tensors, **options)
-        return torch.autograd.grad(output, wanted, problem.grad_output)
-
-    return both
-
-
-def _sdpa(shape: str, direction: str) -> Callable[[], object]:
-    """Causal attention with as many heads of the same size, no projections on either side."""
-    batch, tokens, width, head = parse_shape(shape)
-    generator = torch.Generator().manual_seed(0)
-    draw = [torch.randn(batch, width // head, tokens, head, generator=generator) for _ in range(4)]
-    q, k, v = (x.requires_grad_(direction != "forward") for x in draw[:3])
-    attention = torch.nn.functional.scaled_dot_product_attention
-
-    def forward() -> Tensor:
-        return attention(q, k, v, is_causal=True)
-
-    def both() -> object:
-        return torch.autograd.grad(forward(), (q, k, v), draw[3])
-
-    return forward if direction == "forward" else both
+            for contender, times, details in _timed(run, setting, right, direction, limits):
+                case = {"op": "hgru2", "pass": direction, "tokens": tokens, "B x T": bench.sweep_tokens, "D": width}
+                case |= {"n": head, "dtype": setting.dtype, "bound": setting.bound}
+                values = [1e3 * t for t in times]
+                details |= run.conditions
+                run.record(measurement("sweep", case, contender.subject, contender.backend, values, "ms", details))

@@ -1,5 +1,6 @@
 """Rows as tables: for the terminal, and as the Markdown of docs/benchmarks.md."""
 
+import itertools
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -10,13 +11,29 @@ from hgrn2.bench.record import Row
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
-TITLES = {"ops": "Operators", "train": "Training steps", "decode": "Decoding, one token at a time"}
-BETTER = {"ms": "less is better", "tokens/s": "more is better"}
+TITLES = {
+    "ceilings": "Ceilings of the machine",
+    "ops": "Operators",
+    "sweep": "Cost of the operators against length",
+    "train": "Training steps",
+    "decode": "Decoding, one token at a time",
+}
+BETTER = {"ms": "less is better", "s": "less is better", "tokens/s": "more is better"}
 INTRODUCTION = """\
 Made from the rows in `results/` by `hgrn2 bench table --out docs/benchmarks.md`; do not edit. `hgrn2 bench ops`,
 `train` and `decode` add rows. Numbers are medians of the repeats, beside the range from the 20 % to the 80 % quantile.
 What one command measures takes turns in one process; `relative` is a number divided by the first one of hgrn2 in its
 case."""
+NOTES = {
+    "ops": """\
+Nobody has a row whose results miss the float64 truth; `largest error` is the relative error of the result that is
+furthest off. On a GPU, times are between events with the L2 cache overwritten before every call; `floor ms` is the time
+of reading every input and writing every result once at the measured copy rate, `times floor` how many of them a call
+takes, `gb s` those bytes a second; `extra` is memory at the peak beyond inputs, outputs and gradients; `host ms` is how
+long the processor needs to start a call. `fla, core` is what its HGRN2 layer does from the three projections to the
+norm, `fla, kernel` its `chunk_gla` alone. `first fwd+bwd` is the first call of all, kernels being built.""",
+    "sweep": "As many tokens in all at every length.",
+}
 
 
 @dataclass(frozen=True)
@@ -47,14 +64,29 @@ def tables(rows: Iterable[Row]) -> list[Table]:
     return [_table(bench, machine, list(groups[bench, machine].values())) for bench, machine in known]
 
 
-def markdown(rows: Iterable[Row]) -> str:
-    """The page of all measurements."""
-    parts = ["# Benchmarks", INTRODUCTION]
+def by_machine(rows: Iterable[Row]) -> list[list[Row]]:
+    """The rows that count, of each machine by itself, in the order in which tables come."""
+    groups: dict[str, dict[str, Row]] = {}
+    for row in rows:
+        identity = _identity(row.bench, row.case, row.subject, row.backend, row.unit)
+        groups.setdefault(_machine(row.machine), {})[identity] = row
+    return [list(group.values()) for group in groups.values()]
+
+
+def markdown(rows: Iterable[Row], sweeps: Sequence[str] = ()) -> str:
+    """The page of all measurements; `sweeps` are picture files beside it, one for each machine that has a sweep."""
+    parts, pictures, told = ["# Benchmarks", INTRODUCTION], iter(sweeps), set()
     for table in tables(rows):
         head = (*table.cases, *table.speeds, *table.details)
         rule = ["---" if name in table.cases else "---:" for name in head]
         lines = ["| " + " | ".join(cells) + " |" for cells in (head, rule, *table.lines)]
-        parts += [f"## {table.title}", f"{table.machine}.  \n{table.shared}.", "\n".join(lines)]
+        parts += [f"## {table.title}", f"{table.machine}.  \n{table.shared}."]
+        if table.title not in told:
+            parts += [NOTES[bench] for bench in NOTES if TITLES[bench] == table.title]
+            told.add(table.title)
+        if table.title == TITLES["sweep"]:
+            parts += [f"![milliseconds against tokens]({picture})" for picture in itertools.islice(pictures, 1)]
+        parts.append("\n".join(lines))
     return "\n\n".join(parts) + "\n"
 
 
@@ -107,10 +139,15 @@ def _table(bench: str, machine: str, rows: list[Row]) -> Table:
     )
 
 
+def subject_of(row: Row) -> str:
+    """Who, and on which code path where there are several."""
+    return row.subject if row.backend == "torch" else f"{row.subject}, {row.backend}"
+
+
 def _line(row: Row, base: Row, cases: list[str], details: list[str], many_units: bool) -> tuple[str, ...]:
     return (
         *(_shown(name, row.case.get(name)) for name in cases),
-        row.subject if row.backend == "torch" else f"{row.subject}, {row.backend}",
+        subject_of(row),
         number(row.value) + (f" {row.unit}" if many_units else ""),
         f"{number(row.low)} – {number(row.high)}",
         str(row.repeats),
@@ -132,6 +169,11 @@ def _identity(*parts: Any) -> str:
 
 def _machine(machine: dict[str, Any]) -> str:
     """What makes numbers comparable, as one phrase."""
+    if machine.get("gpu"):
+        return (
+            f"{machine['gpu']}, driver {machine.get('driver')}, torch {machine.get('torch')}, "
+            f"triton {machine.get('triton')}, {machine.get('platform')}"
+        )
     device = machine.get("gpu") or machine.get("cpu") or "unknown processor"
     return (
         f"{device}, {machine.get('cores')} cores, {machine.get('threads')} threads, torch {machine.get('torch')}, "

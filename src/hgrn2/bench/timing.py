@@ -1,6 +1,8 @@
 """Repeated timing of several subjects in turn, so that a drift of the machine meets all of them alike."""
 
+import functools
 import math
+import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -15,6 +17,10 @@ Sample = Callable[[], float]
 """Does the work once and returns the seconds that count."""
 Progress = Callable[[str, int, int], None]
 """Told (what is going on, rounds done, rounds in all)."""
+
+_JUNK_BYTES = 256 << 20  # several times the L2 of any GPU today
+_JUNK_SECONDS = 5e-5  # in which even the quickest GPU of today cannot quite overwrite it
+_MOST_LEAD = 40  # times that it is overwritten before a call
 
 
 def silent(stage: str, done: int, total: int) -> None:
@@ -78,3 +84,56 @@ def repeated(call: Callable[[], object], at_least: float = 0.005) -> Sample:
         return (time.perf_counter() - began) / number
 
     return sample
+
+
+class Events:
+    """A sample in GPU time: events around each of several calls, L2 overwritten before every one; their median.
+
+    Memory is overwritten so often before a call that the GPU is busy until the processor has queued all of the call:
+    what is timed is the work of the GPU, not the time in which Python starts it. That time is kept in `host`.
+    """
+
+    def __init__(self, call: Callable[[], object], at_least: float = 0.01, at_most: int = 10) -> None:
+        self.call, self.at_least, self.at_most = call, at_least, at_most
+        self.number, self.lead = 0, _MOST_LEAD
+        self.host: list[float] = []
+        """Seconds in which the processor started each call."""
+
+    def __call__(self) -> float:
+        if self.number == 0:
+            self._run(1)  # the first call pays for kernels and memory
+            self.host.clear()
+            self.number = min(self.at_most, max(1, math.ceil(self.at_least / max(self._run(1), 1e-9))))
+            self.lead = min(_MOST_LEAD, 1 + math.ceil(self.host_median / _JUNK_SECONDS))
+        return self._run(self.number)
+
+    @property
+    def host_median(self) -> float:
+        """Seconds in which the processor starts a call."""
+        return statistics.median(self.host)
+
+    def _run(self, number: int) -> float:
+        junk = _junk(torch.cuda.current_device())
+        pairs = []
+        for _ in range(number):
+            for _ in range(self.lead):
+                junk.zero_()
+            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            start.record()
+            began = time.perf_counter()
+            self.call()
+            self.host.append(time.perf_counter() - began)
+            end.record()
+            pairs.append((start, end))
+        torch.cuda.synchronize()
+        return statistics.median(start.elapsed_time(end) for start, end in pairs) / 1e3
+
+
+@functools.cache
+def _junk(device: int) -> torch.Tensor:
+    return torch.empty(_JUNK_BYTES, dtype=torch.int8, device=f"cuda:{device}")
+
+
+def sample_of(call: Callable[[], object], device: str) -> Sample:
+    """The way to time a call on this device."""
+    return Events(call) if device == "cuda" else repeated(call)

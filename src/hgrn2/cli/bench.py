@@ -23,28 +23,36 @@ _flat = tyro.conf.configure(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairs
 @_flat
 @dataclass(frozen=True, kw_only=True)
 class BenchOps(OpsBench):
-    """Time every operator on every backend of this machine, forward and with its backward, beside causal attention.
+    """Time every operator on every backend of this machine, forward and with its backward, beside its peers.
 
-    Each backend is first held to the float64 reference; where one is wrong nothing is recorded and the exit code is 1.
+    Everybody is first held to the float64 truth; who is wrong is left out, and the exit code is 1.
 
     Example: hgrn2 bench ops --ops hgru2 --shapes 8x512x256x64
+    On a GPU: hgrn2 bench ops --device cuda --ops hgru2 --against sdpa,fla
     """
 
     out: Folder = Path("results")
     """The folder whose ops.jsonl gets the rows."""
     json: bool = False
     """Print the rows as JSON."""
+    tune: bool = False
+    """Instead, measure the launch settings of the Triton kernels on this GPU and write the table that calls read."""
+    table: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: the package's)")] = None
+    """Where --tune writes; rows about other GPUs, head sizes and dtypes stay."""
 
     def run(self) -> int:
-        """Returns the exit code: 0, or 1 where a backend is wrong."""
+        """Returns the exit code: 0, or 1 where somebody is wrong."""
+        if self.tune:
+            return _tune(self, self.table)
         from hgrn2.bench import ops
 
-        try:
-            _run(lambda record, progress: ops.measure(self, record, progress), self.out, self.json)
-        except ops.WrongResult as wrong:
-            print(f"{wrong}\nhgrn2: a backend misses the reference; nothing was recorded", file=sys.stderr)
-            return 1
-        return 0
+        wrong: list[str] = []
+        _run(lambda record, progress: wrong.extend(ops.measure(self, record, progress)), self.out, self.json)
+        for line in wrong:
+            print(line, file=sys.stderr)
+        if wrong:
+            print("hgrn2: whoever is named above was not recorded", file=sys.stderr)
+        return 1 if wrong else 0
 
 
 @_flat
@@ -52,10 +60,12 @@ class BenchOps(OpsBench):
 class BenchTrain(TrainBench):
     """Training tokens/s of HGRN2 beside transformers' Llama (SDPA) and Mamba of the same number of parameters.
 
-    A step is forward, backward and AdamW in float32 on random tokens. All subjects take turns in one process, and for
-    all alike the allocator keeps freed memory. A Mamba too slow for --max-seconds is estimated from 1 and 2 layers.
+    A step is forward, backward and AdamW in one precision on random tokens. All subjects take turns in one process, and
+    for all alike the allocator keeps freed memory. A Mamba too slow for --max-seconds is estimated from 1 and 2 layers.
+    mfu is the share of the rate of a large matrix product, measured in the same run.
 
     Example: hgrn2 bench train --lengths 512 2048 --tokens 4096
+    On a GPU: hgrn2 bench train --device cuda --preset 374m --tokens 32768 --lengths 2048 --against sdpa
     """
 
     out: Folder = Path("results")
@@ -63,10 +73,13 @@ class BenchTrain(TrainBench):
     json: bool = False
     """Print the rows as JSON."""
 
-    def run(self) -> None:
+    def run(self) -> int:
+        """Returns the exit code: 0, or 1 where a subject failed on a GPU."""
         from hgrn2.bench import train
 
-        _run(lambda record, progress: train.measure(self, record, progress), self.out, self.json)
+        failed: list[str] = []
+        _run(lambda record, progress: failed.extend(train.measure(self, record, progress)), self.out, self.json)
+        return _told(failed)
 
 
 @_flat
@@ -74,10 +87,11 @@ class BenchTrain(TrainBench):
 class BenchDecode(DecodeBench):
     """Decoding tokens/s and memory after a short and a long prompt, HGRN2 beside transformers' Llama and Mamba.
 
-    Batch 1, greedy, float32; all subjects and contexts take turns. llama-hf-static is Llama with a cache allocated for
-    the whole text beforehand.
+    Greedy; all subjects and contexts take turns. llama-hf-static is Llama with a cache allocated for the whole text
+    beforehand, hgrn2-graph is hgrn2 over fixed buffers, on a GPU as a CUDA graph.
 
     Example: hgrn2 bench decode --contexts 128 8192
+    On a GPU: hgrn2 bench decode --device cuda --preset 1.36b --subjects hgrn2-graph --contexts 2048 --batches 1 256
     """
 
     out: Folder = Path("results")
@@ -85,20 +99,23 @@ class BenchDecode(DecodeBench):
     json: bool = False
     """Print the rows as JSON."""
 
-    def run(self) -> None:
+    def run(self) -> int:
+        """Returns the exit code: 0, or 1 where a subject failed on a GPU."""
         from hgrn2.bench import decode
 
-        rows = _run(lambda record, progress: decode.measure(self, record, progress), self.out, self.json)
+        failed: list[str] = []
+        rows = _run(lambda record, progress: failed.extend(decode.measure(self, record, progress)), self.out, self.json)
         longest, shortest = max(self.contexts), min(self.contexts)
         for row in rows if longest > shortest and not self.json else ():
             if row.case["context"] == longest:
                 ratio = row.details["of_shortest_context"]
                 print(f"{row.subject} after {longest:,} tokens: {ratio:.3f} of its speed after {shortest:,}")
+        return _told(failed)
 
 
 @dataclass(frozen=True, kw_only=True)
 class BenchTable:
-    """Turn the rows of a results folder into tables, as Markdown.
+    """Turn the rows of a results folder into tables, as Markdown, and those of a sweep into a picture beside it.
 
     Example: hgrn2 bench table --out docs/benchmarks.md
     """
@@ -109,15 +126,37 @@ class BenchTable:
     """The Markdown file to write; it is replaced."""
 
     def run(self) -> None:
+        from hgrn2.bench.plot import draw_sweeps
         from hgrn2.bench.record import read_folder
         from hgrn2.bench.table import markdown
         from hgrn2.files import write_text
 
-        page = markdown(read_folder(self.results))
+        rows = read_folder(self.results)
         if self.out is None:
-            return print(page, end="")
-        write_text(self.out, page)
-        print(f"wrote {self.out}")
+            return print(markdown(rows), end="")
+        pictures = draw_sweeps(rows, self.out.parent)
+        write_text(self.out, markdown(rows, pictures))
+        print(f"wrote {', '.join([str(self.out), *(str(self.out.parent / name) for name in pictures)])}")
+
+
+def _tune(bench: OpsBench, file: Path | None) -> int:
+    """Measure launch settings and say what changed."""
+    from hgrn2.bench.tune import tune
+    from hgrn2.ops.settings_table import TABLE
+
+    with _progress() as progress:
+        choices = tune(bench, file or TABLE, progress)
+    for choice in choices:
+        print(choice)
+    print(f"wrote {file or TABLE}")
+    return 0
+
+
+def _told(failed: list[str]) -> int:
+    """Name what failed; the exit code."""
+    for line in failed:
+        print(f"hgrn2: not measured: {line}", file=sys.stderr)
+    return 1 if failed else 0
 
 
 def _run(measure: "Callable[[Callable[[Row], None], Progress], None]", out: Path, as_json: bool) -> "list[Row]":
@@ -138,7 +177,8 @@ def _run(measure: "Callable[[Callable[[Row], None], Progress], None]", out: Path
         print(json.dumps([to_dict(row) for row in rows], indent=2, ensure_ascii=False))
     else:
         _show(rows)
-        print(f"{len(rows)} rows added to {out / rows[0].bench}.jsonl")
+        files = ", ".join(dict.fromkeys(f"{out / row.bench}.jsonl" for row in rows))
+        print(f"{len(rows)} rows added" + (f" to {files}" if files else ""))
     return rows
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from hgrn2.errors import UserError
+from hgrn2.generate.config import GraphUse, StateDtype
 from hgrn2.settings import refuse
 
 if TYPE_CHECKING:
@@ -70,6 +71,10 @@ class Generate:
     """Print the result as JSON once it is complete."""
     device: str = "auto"
     """cpu, cuda or cuda:N; auto takes a GPU where there is one."""
+    graph: GraphUse = "auto"
+    """On a GPU, replay the one-token step as a CUDA graph: where it pays, always (an error elsewhere), or never."""
+    state_dtype: StateDtype = "float32"
+    """Of the states while tokens are made; bfloat16 is quicker for many samples and rounds after every token."""
 
     def run(self) -> None:
         config = self._config()
@@ -83,6 +88,7 @@ class Generate:
         generator = Generator(loaded.model, loaded.need_tokenizer())
         start = None if self.state is None else load_snapshot(self.state, generator.model, generator.tokenizer)
         report = _Report(self, loaded.name, config)
+        report.decoding = generator.decoding(config)
         last = self._show(generator, prompt, config, start, report)
         if self.save_state is not None and last is not None:
             save_snapshot(self.save_state, last, generator.model, generator.tokenizer, overwrite=self.overwrite)
@@ -102,7 +108,10 @@ class Generate:
             min_p=self.min_p,
             seed=secrets.randbelow(2**31) if self.seed is None else self.seed,
         )
-        return GenerationConfig(max_tokens=self.max_tokens, stop=self.stop, samples=self.samples, sampling=sampling)
+        return GenerationConfig(
+            max_tokens=self.max_tokens, stop=self.stop, samples=self.samples, sampling=sampling, graph=self.graph,
+            state_dtype=self.state_dtype,
+        )  # fmt: skip
 
     def _prompt(self) -> str:
         both = self.prompt is not None and self.prompt_file is not None
@@ -152,6 +161,7 @@ class _Report:
         ]
         self.began = time.perf_counter()
         self.first: float | None = None
+        self.decoding = ""  # how tokens are made, as a sentence
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(errors="replace")  # a terminal that cannot show a character shows a mark instead
 
@@ -181,6 +191,7 @@ class _Report:
                 "prompt_tokens": self.prompt_tokens,
                 "prompt_seconds": reading,
                 "tokens_per_second": speed,
+                "decoding": self.decoding,
                 "samples": self.samples,
             }
             return print(json.dumps(result, indent=2, ensure_ascii=False))

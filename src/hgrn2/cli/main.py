@@ -27,6 +27,7 @@ VERBS: dict[str, tuple[str, dict[str, str]]] = {
             "table": "bench:BenchTable",
         },
     ),
+    "doctor": ("hold every kernel to the float64 reference on this machine", {"": "doctor:Doctor"}),
 }
 EXAMPLES = """\
 examples:

@@ -1,8 +1,12 @@
 """How text is drawn from a model, as frozen values; no torch here, so that the command line starts quickly."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
-from hgrn2.settings import refuse
+from hgrn2.settings import check_literals, refuse
+
+GraphUse = Literal["auto", "on", "off"]
+StateDtype = Literal["float32", "bfloat16"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +53,14 @@ class GenerationConfig:
     segment: int = 512
     """Tokens of the prompt read at a time: it bounds memory and does not change the result."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    graph: GraphUse = "auto"
+    """Replay the one-token step as a CUDA graph: where it can be and pays, always (an error elsewhere), or never."""
+    state_dtype: StateDtype = "float32"
+    """Of hgru2's states while tokens are made; bfloat16 halves what large batches move, and rounds after every token.
+    A float64 model keeps float64."""
 
     def __post_init__(self) -> None:
+        check_literals(self)
         refuse(self.max_tokens < 0, f"max_tokens is {self.max_tokens}; it must not be negative")
         refuse("" in self.stop, "a stop text is empty; it must have at least one character")
         for name in ("samples", "segment"):

@@ -11,13 +11,12 @@ from typing import Literal
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from hgrn2.data.tokenizer import Tokenizer
 from hgrn2.errors import UserError
-from hgrn2.generate import sampling
 from hgrn2.generate.config import GenerationConfig
 from hgrn2.generate.snapshots import Snapshot
+from hgrn2.generate.steps import Steps, choose_graph
 from hgrn2.generate.text import CONTEXT, StopFinder, TextStream
 from hgrn2.layers.state import ModelState
 from hgrn2.models.language import LanguageModel
@@ -83,17 +82,26 @@ class _Row:
 
 @dataclass
 class _Batch:
-    """The samples that still grow, row by row: `last` [R,1] is what the state has not read yet."""
+    """The samples that still grow: `rows[n]` lies in row `places[n]` of the steps."""
 
+    steps: Steps
     rows: list[_Row]
-    last: Tensor
-    state: ModelState
-    seen: Tensor | None = field(default=None)
+    places: list[int]
+    idle: torch.Generator = field(default_factory=torch.Generator)
+    """Draws for rows of a captured step whose samples have ended."""
 
-    def keep(self, places: list[int]) -> None:
-        self.rows = [self.rows[place] for place in places]
-        self.last, self.state = self.last[places], self.state.select(places)
-        self.seen = None if self.seen is None else self.seen[places]
+    def choose(self) -> list[int]:
+        """The next token of every sample."""
+        generators = [self.idle] * self.steps.rows
+        for place, row in zip(self.places, self.rows, strict=True):
+            generators[place] = row.random
+        chosen = self.steps.choose(generators)
+        return [chosen[place] for place in self.places]
+
+    def keep(self, going: list[int]) -> None:
+        """Go on with these samples only."""
+        self.rows = [self.rows[n] for n in going]
+        self.places = self.steps.keep([self.places[n] for n in going])
 
 
 class Generator:
@@ -128,6 +136,7 @@ class Generator:
                 generating, for logits that are not finite.
         """
         config = config or GenerationConfig()
+        self._graph(config)
         ids = self.prompt_ids(prompt, state)
         tokens = len(ids) if state is None else state.tokens + len(ids) - 1
         return self._run(ids, tokens, config, state, on_prompt)
@@ -177,22 +186,22 @@ class Generator:
         batch = self._begin(ids, state, config)
         eot = self.tokenizer.eot if config.stop_at_eot else None
         while batch.rows:
-            chosen = self._step(batch, config)
+            chosen = batch.choose()
             going = []
-            for place, (row, token) in enumerate(zip(batch.rows, chosen, strict=True)):
+            for n, (row, token) in enumerate(zip(batch.rows, chosen, strict=True)):
                 text, finished = row.take(token, eot, config.max_tokens)
                 if finished is None:
-                    going.append(place)
+                    going.append(n)
                     yield Piece(row.sample, token, text)
                 else:
-                    end = Snapshot(batch.state.select([place]), token, tokens + row.count)
+                    end = Snapshot(batch.steps.snapshot(batch.places[n]), token, tokens + row.count)
                     yield Piece(row.sample, token, text, finished, end)
             if not going:
                 return
             if len(going) < len(batch.rows):
                 batch.keep(going)
 
-    # The two methods below enter inference mode by themselves: around a `yield` it would leak into the caller.
+    # What runs the model enters inference mode by itself: around a `yield` it would leak into the caller.
 
     def _read_prompt(
         self, ids: np.ndarray, start: Snapshot | None, segment: int, on_prompt: OnPrompt | None
@@ -211,7 +220,6 @@ class Generator:
         return state
 
     def _begin(self, ids: np.ndarray, state: ModelState, config: GenerationConfig) -> _Batch:
-        device = self.model.embedding.weight.device
         seed = config.sampling.seed
         seed = torch.Generator().seed() % 2**62 if seed is None else seed
         rows = [
@@ -223,22 +231,27 @@ class Generator:
             )
             for sample in range(config.samples)
         ]
-        last = torch.full((config.samples, 1), int(ids[-1]), device=device)
-        seen = None
-        if config.sampling.repetition_penalty != 1:
-            seen = torch.zeros(config.samples, self.tokenizer.vocab_size, dtype=torch.bool, device=device)
-            seen[:, torch.from_numpy(np.unique(ids)).to(device)] = True
-        return _Batch(rows, last, state.select([0] * config.samples), seen)
+        # A model's vocabulary may be padded: ids that the tokenizer does not have are never chosen.
+        steps = Steps(
+            self.model,
+            config.samples,
+            config.sampling,
+            vocabulary=self.tokenizer.vocab_size,
+            state_dtype=torch.bfloat16 if config.state_dtype == "bfloat16" and not self._is_double() else None,
+            graph=self._graph(config)[0],
+        )
+        seen = torch.zeros(self.tokenizer.vocab_size, dtype=torch.bool)
+        seen[torch.from_numpy(np.unique(ids))] = True
+        steps.load(state, int(ids[-1]), seen)
+        return _Batch(steps, rows, list(range(config.samples)))
 
-    def _step(self, batch: _Batch, config: GenerationConfig) -> list[int]:
-        """Read the last token of every row and choose the next one."""
-        with reading(self.model):
-            features, state = self.model.hidden(batch.last, batch.state)
-            assert state is not None  # asked for, as `output_state` is by default
-            # A model's vocabulary may be padded: ids that the tokenizer does not have are never chosen.
-            logits = self.model.logits(features[:, 0])[:, : self.tokenizer.vocab_size]
-            chosen = sampling.choose(logits, config.sampling, [row.random for row in batch.rows], batch.seen)
-            batch.last, batch.state = chosen.unsqueeze(1), state
-            if batch.seen is not None:
-                batch.seen.scatter_(1, batch.last, True)
-            return chosen.tolist()
+    def decoding(self, config: GenerationConfig | None = None) -> str:
+        """How the tokens of such a call are made, and why so, as a sentence."""
+        captured, why = self._graph(config or GenerationConfig())
+        return f"steps are {'replayed as a CUDA graph' if captured else 'run call by call'}: {why}"
+
+    def _graph(self, config: GenerationConfig) -> tuple[bool, str]:
+        return choose_graph(self.model.embedding.weight.device, config.graph, config.max_tokens)
+
+    def _is_double(self) -> bool:
+        return self.model.embedding.weight.dtype == torch.float64

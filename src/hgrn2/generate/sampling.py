@@ -14,6 +14,8 @@ from torch import Tensor
 from hgrn2.errors import UserError
 from hgrn2.generate.config import SamplingConfig
 
+NOT_FINITE = "the model's output is not a finite number; its weights are damaged or training diverged"
+
 
 def penalise_repetition(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
     """Logits of ids that occurred (seen [B,V] bool): divided by the penalty where positive, multiplied where negative.
@@ -72,6 +74,30 @@ def draw(logits: Tensor, uniforms: Tensor) -> Tensor:
     return torch.searchsorted(sums, uniforms.to(sums).unsqueeze(-1), right=True).squeeze(-1)
 
 
+def pick(logits: Tensor, config: SamplingConfig, uniforms: Tensor | None, seen: Tensor | None = None) -> Tensor:
+    """The next token of each row, [B] int64, and -1 in a row whose logits are not finite; the host waits for nothing.
+
+    Args:
+        logits: [B,V].
+        config: the settings.
+        uniforms: [B] in [0,1), on the device of the logits; not needed for greedy.
+        seen: [B,V] bool, ids that occurred already; needed for the repetition penalty only.
+    """
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    finite = torch.isfinite(logits.amax(-1))  # NaN wins every maximum
+    logits = filtered(logits, config, seen)
+    if config.greedy or uniforms is None:
+        chosen = logits.argmax(-1)
+    else:
+        chosen = draw(logits, uniforms)
+    return torch.where(finite, chosen, -1)
+
+
+def uniforms(generators: Sequence[torch.Generator]) -> Tensor:
+    """A number in [0,1) from each generator [B], float64 on the CPU."""
+    return torch.cat([torch.rand(1, dtype=torch.float64, generator=generator) for generator in generators])
+
+
 def choose(
     logits: Tensor, config: SamplingConfig, generators: Sequence[torch.Generator] = (), seen: Tensor | None = None
 ) -> Tensor:
@@ -86,11 +112,8 @@ def choose(
     Raises:
         UserError: logits that are NaN or infinite, as a damaged or diverged model gives.
     """
-    logits = logits if logits.dtype == torch.float64 else logits.float()
-    if not torch.isfinite(logits.amax(-1)).all():  # NaN wins every maximum
-        raise UserError("the model's output is not a finite number; its weights are damaged or training diverged")
-    logits = filtered(logits, config, seen)
-    if config.greedy:
-        return logits.argmax(-1)
-    uniforms = torch.cat([torch.rand(1, dtype=torch.float64, generator=generator) for generator in generators])
-    return draw(logits, uniforms)
+    numbers = None if config.greedy else uniforms(generators).to(logits.device)
+    chosen = pick(logits, config, numbers, seen)
+    if bool((chosen < 0).any()):
+        raise UserError(NOT_FINITE)
+    return chosen

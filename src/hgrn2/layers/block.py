@@ -1,6 +1,11 @@
 """The pre-norm residual pair: x += mixer(norm x); x += GLU(norm x). The only residual code."""
 
+from collections.abc import Callable
+from typing import Any
+
+import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from hgrn2.layers.config import GLUActivation, MixerConfig, NormKind
 from hgrn2.layers.glu import GLU
@@ -23,6 +28,7 @@ class Block(nn.Module):
         norm: NormKind, norm_eps: float, dropout: float,
     ) -> None:  # fmt: skip
         super().__init__()
+        self.recompute_glu = False
         self.mixer_norm = Norm(norm, width, norm_eps)
         self.mixer = token_mixer(width, mixer)
         self.glu_norm = Norm(norm, width, norm_eps)
@@ -37,10 +43,25 @@ class Block(nn.Module):
         *,
         cu_seqlens: Tensor | None = None,
         output_state: bool = True,
+        inplace: bool = False,
     ) -> tuple[Tensor, LayerState | None]:
         """x [B,T,D] -> (x [B,T,D], state)."""
         mixed, state = self.mixer(
-            self.mixer_norm(x), lower_bound, state, cu_seqlens=cu_seqlens, output_state=output_state
+            self.mixer_norm(x), lower_bound, state, cu_seqlens=cu_seqlens, output_state=output_state, inplace=inplace
         )
         x = x + self.dropout(mixed)
-        return x + self.dropout(self.glu(self.glu_norm(x))), state
+        if self.recompute_glu and torch.is_grad_enabled():
+            return x + recomputed(self._channels, x, random=self.dropout.p > 0), state
+        return x + self._channels(x), state
+
+    def _channels(self, x: Tensor) -> Tensor:
+        return self.dropout(self.glu(self.glu_norm(x)))
+
+
+def recomputed(function: Callable[..., Any], *arguments: Any, random: bool, **options: Any) -> Any:
+    """Call a part of the model that keeps nothing for its backward but its arguments, and runs again there.
+
+    Args:
+        random: the part draws random numbers, and must draw the same ones again.
+    """
+    return checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=random, **options)

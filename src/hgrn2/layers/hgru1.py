@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hgrn2 import ops
+from hgrn2.errors import UserError
 from hgrn2.layers.config import MixerConfig
 from hgrn2.layers.norm import Norm
 from hgrn2.layers.state import LayerState
@@ -34,7 +35,9 @@ class HGRU1(nn.Module):
         self.out_proj = nn.Linear(self.parts * width, width, bias=config.bias)
 
     def zeros(self, batch: int, device: torch.device | None = None, dtype: torch.dtype = torch.float32) -> LayerState:
-        """The state before the first token."""
+        """The state before the first token; dtype is that of the real numbers, float32 or float64."""
+        if dtype not in (torch.float32, torch.float64):
+            raise UserError(f"states of {self.config.kind} are float32, not {str(dtype).removeprefix('torch.')}")
         complex_of = {torch.float32: torch.complex64, torch.float64: torch.complex128}
         return LayerState(
             torch.zeros(batch, self.width, device=device, dtype=complex_of[dtype] if self.complex else dtype)
@@ -48,8 +51,12 @@ class HGRU1(nn.Module):
         *,
         cu_seqlens: Tensor | None = None,
         output_state: bool = True,
+        inplace: bool = False,
     ) -> tuple[Tensor, LayerState | None]:
-        """x [B,T,D], bound γ [D], state of B (or N packed) sequences -> (y [B,T,D], state after the last token)."""
+        """x [B,T,D], bound γ [D], state of B (or N packed) sequences -> (y [B,T,D], state after the last token).
+
+        With `inplace` the state given is overwritten by the new one and returned.
+        """
         c, g, f = self.in_proj(x).split(self.projections, -1)
         work = torch.float64 if x.dtype == torch.float64 else torch.float32
         up, key = torch.sigmoid(f.to(work)), torch.sigmoid(-f.to(work))
@@ -71,7 +78,9 @@ class HGRU1(nn.Module):
         h = torch.cat((h.real, h.imag), -1) if self.complex else h
         h, gate = h.to(x.dtype), self.output_activation(g)
         y = self.norm(h) * gate if self.config.norm_first else self.norm(h * gate)
-        return self.out_proj(y), LayerState(final) if output_state and final is not None else None
+        found = LayerState(final) if output_state and final is not None else None
+        y = self.out_proj(y)
+        return y, state.overwrite(found) if inplace and state is not None and found is not None else found
 
     def forget_logits(self, x: Tensor) -> Tensor:
         """x_f [B,T,D], the forget gates before bound and sigmoid."""

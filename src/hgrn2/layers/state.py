@@ -22,6 +22,13 @@ class LayerState:
         """The same state with every tensor changed."""
         return LayerState(change(self.recurrent), None if self.conv is None else change(self.conv))
 
+    def overwrite(self, other: "LayerState") -> "LayerState":
+        """Write the values of `other` into these tensors, in their dtype, and return this state."""
+        for mine, theirs in ((self.recurrent, other.recurrent), (self.conv, other.conv)):
+            if mine is not None and theirs is not None and theirs is not mine:
+                mine.copy_(theirs)
+        return self
+
 
 @dataclass(frozen=True)
 class ModelState:
@@ -59,6 +66,12 @@ class ModelState:
                 conv[index] = theirs.conv
             made.append(LayerState(recurrent, conv))
         return ModelState(tuple(made))
+
+    def overwrite(self, other: "ModelState") -> "ModelState":
+        """Write the values of `other`, a state of the same batch, into these tensors, and return this state."""
+        for mine, theirs in zip(self.layers, other.layers, strict=True):
+            mine.overwrite(theirs)
+        return self
 
     def to(self, device: torch.device | str) -> "ModelState":
         """The same state on another device."""

@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor, nn
 
-from hgrn2.layers.block import Block
+from hgrn2.layers.block import Block, recomputed
 from hgrn2.layers.gates import lower_bounds
 from hgrn2.layers.norm import Norm
 from hgrn2.layers.state import ModelState
-from hgrn2.models.config import ModelConfig
+from hgrn2.models.config import ModelConfig, Recompute
 
 
 class Backbone(nn.Module):
@@ -32,6 +32,7 @@ class Backbone(nn.Module):
             for _ in range(config.layers)
         )
         self.norm = Norm(config.norm, config.width, config.norm_eps)
+        self.recompute_blocks = False
 
     def bounds(self) -> list[Tensor | None]:
         """γ of every layer, [D] float32; None where it is zero by definition (the first layer, or no bounds at all)."""
@@ -39,11 +40,19 @@ class Backbone(nn.Module):
             return [None] * self.config.layers
         return [None, *lower_bounds(self.lower_bounds, self.config.lower_bound)[1:].unbind(0)]
 
-    def zeros(self, batch: int) -> ModelState:
-        """The state of `batch` sequences before their first token."""
+    def set_recompute(self, what: Recompute) -> None:
+        """Which activations a training step keeps: all of them (none), all but those of the GLUs (glu), or only the
+        input of each block (block). What is not kept is computed again in the backward, with the same results."""
+        self.recompute_blocks = what == "block"
+        for block in self.blocks:
+            block.recompute_glu = what == "glu"  # pyright: ignore[reportArgumentType]
+
+    def zeros(self, batch: int, dtype: torch.dtype | None = None) -> ModelState:
+        """The state of `batch` sequences before their first token, float32 (float64 for a float64 model) unless a
+        dtype is given."""
         mixers = [block.mixer for block in self.blocks if isinstance(block, Block)]
         weight = mixers[0].in_proj.weight
-        dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
+        dtype = dtype or (torch.float64 if weight.dtype == torch.float64 else torch.float32)
         return ModelState(tuple(mixer.zeros(batch, weight.device, dtype) for mixer in mixers))
 
     def forward(
@@ -53,11 +62,20 @@ class Backbone(nn.Module):
         *,
         cu_seqlens: Tensor | None = None,
         output_state: bool = True,
+        inplace: bool = False,
     ) -> tuple[Tensor, ModelState | None]:
-        """x [B,T,D] -> (norm of the last block's output [B,T,D], state of every block)."""
+        """x [B,T,D] -> (norm of the last block's output [B,T,D], state of every block).
+
+        With `inplace` the new state overwrites the given one, in its dtype: nothing is allocated for it.
+        """
         finals = []
+        recompute = self.recompute_blocks and torch.is_grad_enabled()
         for n, (block, bound) in enumerate(zip(self.blocks, self.bounds(), strict=True)):
             start = None if state is None else state.layers[n]
-            x, final = block(x, bound, start, cu_seqlens=cu_seqlens, output_state=output_state)
+            options = {"cu_seqlens": cu_seqlens, "output_state": output_state, "inplace": inplace}
+            if recompute:
+                x, final = recomputed(block, x, bound, start, random=self.config.dropout > 0, **options)
+            else:
+                x, final = block(x, bound, start, **options)
             finals.append(final)
         return self.norm(x), ModelState(tuple(finals)) if output_state else None

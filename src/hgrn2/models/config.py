@@ -12,6 +12,8 @@ from hgrn2.layers.config import BoundKind, GLUActivation, MixerConfig, NormKind
 from hgrn2.settings import check_literals, refuse
 
 InitKind = Literal["normal", "scaled_normal", "xavier_small"]
+LossKind = Literal["auto", "full", "chunked"]
+Recompute = Literal["none", "glu", "block"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,8 +6,12 @@ from torch import Tensor, nn
 from hgrn2.errors import UserError
 from hgrn2.layers.state import ModelState
 from hgrn2.models.backbone import Backbone
-from hgrn2.models.config import ModelConfig
+from hgrn2.models.config import LossKind, ModelConfig
 from hgrn2.models.init import initialise
+from hgrn2.ops.linear_cross_entropy import linear_cross_entropy
+
+LARGE_VOCABULARY = 8192
+"""From here on the logits of a batch outweigh what a model of usual width keeps of it."""
 
 
 class LanguageModel(nn.Module):
@@ -34,9 +38,9 @@ class LanguageModel(nn.Module):
         if self.embedding.weight.device.type != "meta":
             initialise(self, config.init)
 
-    def zeros(self, batch: int) -> ModelState:
-        """The state of `batch` sequences before their first token."""
-        return self.backbone.zeros(batch)
+    def zeros(self, batch: int, dtype: torch.dtype | None = None) -> ModelState:
+        """The state of `batch` sequences before their first token; see `Backbone.zeros`."""
+        return self.backbone.zeros(batch, dtype)
 
     def hidden(
         self,
@@ -45,16 +49,22 @@ class LanguageModel(nn.Module):
         *,
         cu_seqlens: Tensor | None = None,
         output_state: bool = True,
+        inplace: bool = False,
     ) -> tuple[Tensor, ModelState | None]:
         """Tokens [B,T] -> (features before the head [B,T,D], state)."""
         x = self.embedding(tokens)
         x = x * self.embedding_scale if self.embedding_scale != 1.0 else x
-        return self.backbone(self.dropout(x), state, cu_seqlens=cu_seqlens, output_state=output_state)
+        x = self.dropout(x)
+        return self.backbone(x, state, cu_seqlens=cu_seqlens, output_state=output_state, inplace=inplace)
 
     def logits(self, features: Tensor) -> Tensor:
         """Features [...,D] -> logits [...,V]."""
-        weight = self.embedding.weight if self.head is None else self.head.weight
-        return nn.functional.linear(features, weight)
+        return nn.functional.linear(features, self.head_weight)
+
+    @property
+    def head_weight(self) -> Tensor:
+        """[V,D]; the embedding's where they are tied."""
+        return self.embedding.weight if self.head is None else self.head.weight
 
     def forward(
         self,
@@ -63,6 +73,7 @@ class LanguageModel(nn.Module):
         *,
         cu_seqlens: Tensor | None = None,
         output_state: bool = True,
+        inplace: bool = False,
     ) -> tuple[Tensor, ModelState | None]:
         """Logits of the next token and the state after the last one.
 
@@ -70,13 +81,27 @@ class LanguageModel(nn.Module):
             tokens: [B,T] integers below vocab_size.
             state: from an earlier call on the same sequences; None starts afresh.
             cu_seqlens: offsets [N+1] of packed documents (B = 1): the state is reset at each; states are [N, ...].
+            inplace: overwrite the state given with the new one, and return it.
         """
-        features, state = self.hidden(tokens, state, cu_seqlens=cu_seqlens, output_state=output_state)
+        features, state = self.hidden(tokens, state, cu_seqlens=cu_seqlens, output_state=output_state, inplace=inplace)
         return self.logits(features), state
 
-    def loss(self, tokens: Tensor, targets: Tensor, *, cu_seqlens: Tensor | None = None) -> Tensor:
-        """Mean cross-entropy in nats a token, computed in float32 (float64 for a float64 model)."""
-        logits, _ = self(tokens, cu_seqlens=cu_seqlens, output_state=False)
+    def loss(
+        self, tokens: Tensor, targets: Tensor, *, cu_seqlens: Tensor | None = None, method: LossKind = "auto"
+    ) -> Tensor:
+        """Mean cross-entropy in nats a token, computed in float32 (float64 for a float64 model).
+
+        Args:
+            tokens, targets: [B,T] integers below vocab_size.
+            cu_seqlens: as in `forward`.
+            method: full keeps logits and their gradient [B,T,V] in memory; chunked never has them for more than some
+                thousand tokens (`linear_cross_entropy`), and pays with products in smaller pieces; auto is chunked for
+                vocabularies of 8,192 and more.
+        """
+        features, _ = self.hidden(tokens, cu_seqlens=cu_seqlens, output_state=False)
+        if method == "chunked" or (method == "auto" and self.config.vocab_size >= LARGE_VOCABULARY):
+            return linear_cross_entropy(features, self.head_weight, targets)
+        logits = self.logits(features)
         logits = logits if logits.dtype == torch.float64 else logits.float()
         return nn.functional.cross_entropy(logits.flatten(0, -2), targets.flatten())
 

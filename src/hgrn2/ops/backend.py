@@ -60,6 +60,14 @@ def _native_support(device: torch.device) -> tuple[bool, str]:
     return kernels is not None, why
 
 
+@torch.compiler.assume_constant_result  # reads a file the first time
+def _doubt(op: str, backend: str, device: torch.device) -> str:
+    """Why doctor says that a backend must not be used for an operator here; empty where it does not."""
+    from hgrn2.ops.distrust import reason
+
+    return reason(op, backend, device)
+
+
 def choose(
     device: torch.device,
     backend: str = "auto",
@@ -77,9 +85,12 @@ def choose(
         reasons = []
         for name in ("cuda", "triton") if device.type == "cuda" else ("native",):
             choice = _support(name, op, device, dtype, keys, values)
-            if choice.backend:
+            doubt = _doubt(op, name, device) if choice.backend else choice.why
+            if not doubt:
                 return Choice(name, "; ".join([choice.why, *reasons]))
-            reasons.append(choice.why)
+            reasons.append(doubt)
+        if doubt := _doubt(op, "chunked", device):
+            return Choice("reference", "; ".join([doubt, *reasons]))
         return Choice("chunked", f"plain PyTorch on {device.type}; {'; '.join(reasons)}")
     if backend not in NAMES:
         raise UserError(f"backend {backend!r} is unknown; choose auto, {', '.join(NAMES)}")

@@ -81,6 +81,8 @@ class Case:
     """Width of the convolution."""
     options: tuple[tuple[str, Any], ...] = ()
     """Further keyword arguments of the operator."""
+    device: str = "cpu"
+    """Where the tensors lie; the numbers are the same everywhere."""
 
     def __str__(self) -> str:
         parts = [f"{self.op}-B{self.batch}-T{self.tokens}-H{self.heads}-K{self.key}-V{self.value}", self.gates]
@@ -90,6 +92,7 @@ class Case:
         parts += ["stateless"] if not self.state else []
         parts += ["docs_" + "_".join(map(str, self.lengths))] if self.lengths else []
         parts += [f"{name}={option}" for name, option in self.options]
+        parts += [self.device] if self.device != "cpu" else []
         return "-".join(parts)
 
 
@@ -115,6 +118,16 @@ class Problem:
         changed = {name: _cast(x, work_dtype(dtype) if name in kept else dtype) for name, x in self.tensors.items()}
         grad_output, grad_state = _cast(self.grad_output, dtype), _cast(self.grad_state, work_dtype(dtype))
         return replace(self, tensors=changed, grad_output=grad_output, grad_state=grad_state)
+
+    def on(self, device: torch.device | str) -> "Problem":
+        """The same numbers on another device."""
+        return replace(
+            self,
+            tensors={name: None if x is None else x.to(device) for name, x in self.tensors.items()},
+            grad_output=self.grad_output.to(device),
+            grad_state=self.grad_state.to(device),
+            cu_seqlens=None if self.cu_seqlens is None else self.cu_seqlens.to(device),
+        )
 
 
 def _cast(x: Any, dtype: torch.dtype) -> Any:
@@ -150,7 +163,8 @@ BOUNDS: dict[str, Callable[[Tensor], Tensor | None]] = {
 
 def build(case: Case, dtype: torch.dtype) -> Problem:
     """Tensors of a case; token tensors and the output's gradient in `dtype`, the rest in its working dtype."""
-    generator = torch.Generator().manual_seed(zlib.crc32(repr(sorted(asdict(case).items())).encode()))
+    values = {name: value for name, value in asdict(case).items() if name != "device"}
+    generator = torch.Generator().manual_seed(zlib.crc32(repr(sorted(values.items())).encode()))
 
     def normal(*shape: int) -> Tensor:
         kind = torch.complex128 if case.complex else torch.float64
@@ -172,7 +186,7 @@ def build(case: Case, dtype: torch.dtype) -> Problem:
         grad_state=normal(sequences, *state_shape),
         cu_seqlens=cu_seqlens,
     )
-    return problem.to(dtype)
+    return problem.to(dtype).on(case.device)
 
 
 Made = tuple[dict[str, Tensor | None], tuple[int, ...], tuple[int, ...]]

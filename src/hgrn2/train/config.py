@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from hgrn2.models.config import ModelConfig
+from hgrn2.models.config import LossKind, ModelConfig, Recompute
 from hgrn2.settings import check_literals, refuse
 
 ScheduleKind = Literal["cosine", "linear", "inverse_sqrt", "constant"]
@@ -75,6 +75,12 @@ class TrainConfig:
     """bfloat16: autocast around forward and loss; weights, states and gates stay float32."""
     compile: bool = False
     """torch.compile on the model; the scan stays one operator inside."""
+    loss: LossKind = "auto"
+    """full: logits of a whole part in memory; chunked: head and loss in one operator, some thousand tokens at a time;
+    auto: chunked for vocabularies of 8,192 and more."""
+    recompute: Recompute = "none"
+    """Activations computed again in the backward rather than kept: none, those of the GLUs (about half of the memory,
+    for a twelfth more work), or everything but the input of each block (least memory, a third more work)."""
     seed: int = 0
     log_every: int = 10
     eval_every: int = 250

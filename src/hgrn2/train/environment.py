@@ -1,5 +1,6 @@
 """On what a number was measured: versions, processor, accelerator, commit. No names of people, hosts or folders."""
 
+import functools
 import importlib.metadata
 import math
 import os
@@ -28,6 +29,7 @@ def environment() -> dict[str, Any]:
         "torch": _version("torch"),
         "numpy": _version("numpy"),
         "triton": _version("triton"),
+        "fla": _version("fla") or _version("fla-core"),
         "platform": " ".join(part for part in (platform.system(), platform.machine(), *platform.libc_ver()) if part),
         "cpu": _cpu_model(),
         "cores": _cores(),
@@ -82,11 +84,23 @@ def _threads() -> int | None:
 
 
 def _gpu() -> dict[str, Any]:
-    """Name and number of GPUs and the CUDA version torch was built for."""
+    """Name and number of GPUs, the CUDA version torch was built for, and the version of the driver."""
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_available():
-        return {"gpu": None, "gpus": 0, "cuda": None}
-    return {"gpu": torch.cuda.get_device_name(), "gpus": torch.cuda.device_count(), "cuda": torch.version.cuda}
+        return {"gpu": None, "gpus": 0, "cuda": None, "driver": None}
+    names = {"gpu": torch.cuda.get_device_name(), "gpus": torch.cuda.device_count(), "cuda": torch.version.cuda}
+    return {**names, "driver": _driver()}
+
+
+@functools.cache
+def _driver() -> str | None:
+    """Of NVIDIA's kernel module, as its own tool says."""
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return (done.stdout.split() or [None])[0] if done.returncode == 0 else None
 
 
 def _commit() -> dict[str, Any]:

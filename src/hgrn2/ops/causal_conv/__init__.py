@@ -30,9 +30,9 @@ def causal_conv(
         y [B,T,D] in x's dtype, and the last W-1 inputs of each sequence (zeros where it was shorter) or None.
     """
     _check(x, weight, state, cu_seqlens)
-    choice = backends.choose(x.device, backend).backend
-    if choice == "native":
-        y, final = registration.forward(x, weight, state, cu_seqlens)
+    choice = backends.choose(x.device, backend, op="causal_conv", dtype=x.dtype).backend
+    if choice in ("native", "triton"):
+        y, final = registration.forward(x, weight, state, cu_seqlens, choice)
         y = y.to(x.dtype)
     else:
         module = reference if choice == "reference" else chunked

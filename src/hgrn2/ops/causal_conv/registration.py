@@ -1,4 +1,4 @@
-"""The native short convolution as a custom operator of PyTorch."""
+"""The short convolution as a custom operator of PyTorch, for the backends with kernels of their own."""
 
 import torch
 from torch import Tensor
@@ -8,8 +8,14 @@ from hgrn2.ops.sequences import offsets_of
 
 
 @torch.library.custom_op("hgrn2::causal_conv", mutates_args=())
-def forward(x: Tensor, weight: Tensor, state: Tensor | None, cu_seqlens: Tensor | None) -> tuple[Tensor, Tensor]:
-    """(y, last inputs), both in the working dtype."""
+def forward(
+    x: Tensor, weight: Tensor, state: Tensor | None, cu_seqlens: Tensor | None, backend: str = "native"
+) -> tuple[Tensor, Tensor]:
+    """(y, last inputs), both in the working dtype; triton gives y in x's."""
+    if backend == "triton":
+        from hgrn2.ops.causal_conv import triton
+
+        return triton.forward(x, weight, state, cu_seqlens)
     from hgrn2.ops.native import call
 
     work = work_dtype(x.dtype)
@@ -23,18 +29,24 @@ def forward(x: Tensor, weight: Tensor, state: Tensor | None, cu_seqlens: Tensor 
 
 
 @forward.register_fake
-def _(x, weight, state, cu_seqlens):
+def _(x, weight, state, cu_seqlens, backend="native"):
     sequences = x.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
     work = work_dtype(x.dtype)
     final = x.new_empty((sequences, weight.shape[1] - 1, x.shape[2]), dtype=work)
-    return x.new_empty(x.shape, dtype=work), final
+    return x.new_empty(x.shape, dtype=x.dtype if backend == "triton" else work), final
 
 
 @torch.library.custom_op("hgrn2::causal_conv_backward", mutates_args=())
 def backward(
-    x: Tensor, weight: Tensor, state: Tensor | None, cu_seqlens: Tensor | None, grad_y: Tensor, grad_state: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+    x: Tensor, weight: Tensor, state: Tensor | None, cu_seqlens: Tensor | None, grad_y: Tensor, grad_state: Tensor,
+    backend: str = "native",
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of x, weight and the state."""
+    if backend == "triton":
+        from hgrn2.ops.causal_conv import triton
+
+        dx, d_weight, d_start = triton.backward(x, weight, state, cu_seqlens, grad_y, grad_state)
+        return dx, d_weight, d_start if state is None else d_start.to(state.dtype)
     from hgrn2.ops.native import call
 
     work, width = work_dtype(x.dtype), weight.shape[1]
@@ -51,18 +63,20 @@ def backward(
 
 
 @backward.register_fake
-def _(x, weight, state, cu_seqlens, grad_y, grad_state):
+def _(x, weight, state, cu_seqlens, grad_y, grad_state, backend="native"):
     d_state = torch.empty_like(grad_state) if state is None else torch.empty_like(state)
     return x.new_empty(x.shape), weight.new_empty(weight.shape), d_state
 
 
 def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    ctx.save_for_backward(*inputs)
+    *tensors, ctx.backend = inputs
+    ctx.save_for_backward(*tensors)
 
 
 def _autograd(ctx, grad_y: Tensor, grad_state: Tensor):  # type: ignore[no-untyped-def]
-    dx, d_weight, d_state = backward(*ctx.saved_tensors, grad_y, grad_state)
-    return dx, d_weight, None if ctx.saved_tensors[2] is None else d_state, None
+    tensors = ctx.saved_tensors  # once: recomputed activations are handed out a single time
+    dx, d_weight, d_state = backward(*tensors, grad_y, grad_state, ctx.backend)
+    return dx, d_weight, None if tensors[2] is None else d_state, None, None
 
 
 forward.register_autograd(_autograd, setup_context=_setup_context)

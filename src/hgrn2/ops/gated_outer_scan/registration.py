@@ -14,6 +14,10 @@ def forward(
     reverse: bool, scale: float, backend: str,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """(o, final state); arguments as in `hgrn2.ops.gated_outer_scan`, every option resolved."""
+    if backend == "triton":
+        from hgrn2.ops.gated_outer_scan import triton
+
+        return triton.forward(q, k, v, log_f, state, cu_seqlens, reverse=reverse, scale=scale)
     work, heads = work_dtype(v.dtype), q.shape[2]
     offsets = offsets_of(cu_seqlens, q.shape[0], q.shape[1])
     xq, xk, xv, xf = (x.to(work).flatten(0, 1) for x in (q, k, v, log_f))
@@ -49,6 +53,12 @@ def backward(
     grad_o: Tensor, grad_state: Tensor, reverse: bool, scale: float, backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of q, k, v, log_f and the initial state."""
+    if backend == "triton":
+        from hgrn2.ops.gated_outer_scan import triton
+
+        tensors = (q, k, v, log_f, state, cu_seqlens, grad_o, grad_state)
+        *tokens, d_state = triton.backward(*tensors, reverse=reverse, scale=scale)
+        return *tokens, d_state if state is None else d_state.to(state.dtype)  # type: ignore[return-value]
     work, heads = work_dtype(v.dtype), q.shape[2]
     offsets = offsets_of(cu_seqlens, q.shape[0], q.shape[1])
     xq, xk, xv, xf, do = (x.to(work).flatten(0, 1) for x in (q, k, v, log_f, grad_o))
@@ -81,8 +91,9 @@ def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
 
 
 def _autograd(ctx, grad_o: Tensor, grad_state: Tensor):  # type: ignore[no-untyped-def]
-    *grads, d_state = backward(*ctx.saved_tensors, grad_o, grad_state, *ctx.options)
-    return *grads, None if ctx.saved_tensors[4] is None else d_state, None, *([None] * len(ctx.options))
+    tensors = ctx.saved_tensors  # once: recomputed activations are handed out a single time
+    *grads, d_state = backward(*tensors, grad_o, grad_state, *ctx.options)
+    return *grads, None if tensors[4] is None else d_state, None, *([None] * len(ctx.options))
 
 
 forward.register_autograd(_autograd, setup_context=_setup_context)

@@ -33,11 +33,11 @@ def gated_scan(
         UserError: shapes or dtypes that do not fit, or a backend that cannot serve the call.
     """
     _check(x, f, state, cu_seqlens)
-    choice = backends.choose(x.device, backend).backend
+    choice = backends.choose(x.device, backend, op="gated_scan", dtype=x.dtype).backend
     if choice == "reference":
         h, final = reference.gated_scan(x, f, state, cu_seqlens, reverse)
     else:
-        h, final = registration.forward(x, f, state, cu_seqlens, reverse, choice)
+        h, final, _ = registration.forward(x, f, state, cu_seqlens, reverse, choice)
         h = h.to(x.dtype)
     return h, final if output_final_state else None
 

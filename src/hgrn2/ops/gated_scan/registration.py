@@ -11,8 +11,16 @@ from hgrn2.ops.sequences import offsets_of, plan_chunks
 @torch.library.custom_op("hgrn2::gated_scan", mutates_args=())
 def forward(
     x: Tensor, f: Tensor, state: Tensor | None, cu_seqlens: Tensor | None, reverse: bool, backend: str
-) -> tuple[Tensor, Tensor]:
-    """(h, final state), both in the working dtype: the backward reads h as it was computed."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(h, final state, carries): what `_kept` names is saved for the backward.
+
+    triton returns h in x's dtype, and states every few tokens from which its backward computes h again; the others
+    return h in the working dtype, which their backward reads as it was computed, and no carries.
+    """
+    if backend == "triton":
+        from hgrn2.ops.gated_scan import triton
+
+        return triton.forward(x, f, state, cu_seqlens, reverse)
     work, channels = work_dtype(x.dtype), x.shape[2]
     offsets = offsets_of(cu_seqlens, x.shape[0], x.shape[1])
     flat = [y.to(work).flatten(0, 1).contiguous() for y in (x, f)]
@@ -26,25 +34,35 @@ def forward(
         plan = plan_chunks(offsets, chunked.CHUNK, reverse, x.device)
         start = flat[0].new_zeros(offsets.numel() - 1, channels) if start is None else start
         h, final = chunked.forward(plan, flat[0].unsqueeze(1), flat[1].unsqueeze(1), start)
-    return h.reshape(x.shape), final
+    return h.reshape(x.shape), final, flat[0].new_empty(0)
 
 
 @forward.register_fake
 def _(x, f, state, cu_seqlens, reverse, backend):
     sequences = x.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
     work = work_dtype(x.dtype)
-    return x.new_empty(x.shape, dtype=work), x.new_empty((sequences, x.shape[2]), dtype=work)
+    final = x.new_empty((sequences, x.shape[2]), dtype=work)
+    if backend == "triton":
+        from hgrn2.ops.gated_scan import triton
+
+        return x.new_empty(x.shape), final, x.new_empty(triton.carries_shape(x), dtype=work)
+    return x.new_empty(x.shape, dtype=work), final, x.new_empty(0, dtype=work)
 
 
 @torch.library.custom_op("hgrn2::gated_scan_backward", mutates_args=())
 def backward(
-    x: Tensor, f: Tensor, h: Tensor, state: Tensor | None, cu_seqlens: Tensor | None, grad_h: Tensor,
+    x: Tensor, f: Tensor, kept: Tensor, state: Tensor | None, cu_seqlens: Tensor | None, grad_h: Tensor,
     grad_state: Tensor, reverse: bool, backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients of x, f and the initial state."""
-    work, channels = h.dtype, x.shape[2]
+    """Gradients of x, f and the initial state; `kept` is the forward's h, for triton its carries."""
+    if backend == "triton":
+        from hgrn2.ops.gated_scan import triton
+
+        dx, df, d_start = triton.backward(x, f, kept, state, cu_seqlens, grad_h, grad_state, reverse)
+        return dx, df, d_start if state is None else d_start.to(state.dtype)
+    work, channels = kept.dtype, x.shape[2]
     offsets = offsets_of(cu_seqlens, x.shape[0], x.shape[1])
-    gate, out, grad = (y.to(work).flatten(0, 1).contiguous() for y in (f, h, grad_h))
+    gate, out, grad = (y.to(work).flatten(0, 1).contiguous() for y in (f, kept, grad_h))
     start = None if state is None else state.to(work).contiguous()
     grad_state = grad_state.to(work).contiguous()
     d_start = torch.empty_like(grad_state)
@@ -76,19 +94,25 @@ def _chunked_backward(f, h, start, grad, grad_state, offsets, reverse):  # type:
 
 
 @backward.register_fake
-def _(x, f, h, state, cu_seqlens, grad_h, grad_state, reverse, backend):
+def _(x, f, kept, state, cu_seqlens, grad_h, grad_state, reverse, backend):
     d_state = torch.empty_like(grad_state) if state is None else torch.empty_like(state)
     return x.new_empty(x.shape), f.new_empty(f.shape), d_state
 
 
 def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
     x, f, state, cu_seqlens, *ctx.options = inputs
-    ctx.save_for_backward(x, f, output[0], state, cu_seqlens)
+    ctx.save_for_backward(x, f, _kept(output, ctx.options[1]), state, cu_seqlens)
 
 
-def _autograd(ctx, grad_h: Tensor, grad_state: Tensor):  # type: ignore[no-untyped-def]
-    dx, df, d_state = backward(*ctx.saved_tensors, grad_h, grad_state, *ctx.options)
-    return dx, df, None if ctx.saved_tensors[3] is None else d_state, None, None, None
+def _kept(output, backend: str) -> Tensor:  # type: ignore[no-untyped-def]
+    h, _, carries = output
+    return carries if backend == "triton" else h
+
+
+def _autograd(ctx, grad_h: Tensor, grad_state: Tensor, _):  # type: ignore[no-untyped-def]
+    tensors = ctx.saved_tensors  # once: recomputed activations are handed out a single time
+    dx, df, d_state = backward(*tensors, grad_h, grad_state, *ctx.options)
+    return dx, df, None if tensors[3] is None else d_state, None, None, None
 
 
 forward.register_autograd(_autograd, setup_context=_setup_context)

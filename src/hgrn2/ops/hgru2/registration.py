@@ -4,6 +4,8 @@ Under autocast the projections arrive in a low precision and γ and the state in
 wants, so it registers no casts: it works in float32 inside and returns o in i's dtype.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -19,9 +21,13 @@ def forward(
     heads: int, reverse: bool, input_activation: str, output_activation: str, scale: float, backend: str,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """(o, final state); arguments as in `hgrn2.ops.hgru2`, every option resolved."""
+    options = {"input_activation": input_activation, "output_activation": output_activation, "scale": scale}
+    if backend in ("cuda", "triton"):
+        return _kernels(backend).forward(
+            q, f, i, lower_bound, state, cu_seqlens, heads=heads, reverse=reverse, **options
+        )
     work = work_dtype(i.dtype)
     offsets = offsets_of(cu_seqlens, q.shape[0], q.shape[1])
-    options = {"input_activation": input_activation, "output_activation": output_activation, "scale": scale}
     if backend == "native":
         from hgrn2.ops.native import outer
         from hgrn2.ops.native.call import rows
@@ -34,6 +40,17 @@ def forward(
         with full_precision(q.device):
             o, final = chunked.forward(*arguments, **options)
     return o.reshape(i.shape).to(i.dtype), final
+
+
+def _kernels(backend: str) -> Any:
+    """The module whose forward and backward run on a GPU."""
+    if backend == "cuda":
+        from hgrn2.ops.cuda import call
+
+        return call
+    from hgrn2.ops.hgru2 import triton
+
+    return triton
 
 
 def _chunk_arguments(q, f, i, lower_bound, state, offsets, heads, reverse, work):  # type: ignore[no-untyped-def]
@@ -58,18 +75,22 @@ def backward(
     scale: float, backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of q, f, i, lower_bound (empty where there is none) and the initial state."""
-    work = work_dtype(i.dtype)
-    offsets = offsets_of(cu_seqlens, q.shape[0], q.shape[1])
     options = {"input_activation": input_activation, "output_activation": output_activation, "scale": scale}
-    if backend == "native":
+    work = work_dtype(i.dtype)
+    if backend in ("cuda", "triton"):
+        tensors = (q, f, i, lower_bound, state, cu_seqlens, grad_o, grad_state)
+        grads = _kernels(backend).backward(*tensors, heads=heads, reverse=reverse, **options)
+    elif backend == "native":
         from hgrn2.ops.native import outer
         from hgrn2.ops.native.call import rows
 
         xq, xf, xi = (rows(x.flatten(0, 1), work) for x in (q, f, i))
         bound, start = (None if x is None else x.to(work).contiguous() for x in (lower_bound, state))
         do, ds = grad_o.to(work).flatten(0, 1).contiguous(), grad_state.to(work).contiguous()
+        offsets = offsets_of(cu_seqlens, q.shape[0], q.shape[1])
         grads = outer.hgru2_backward(xq, xf, xi, bound, start, do, ds, offsets, heads=heads, reverse=reverse, **options)
     else:
+        offsets = offsets_of(cu_seqlens, q.shape[0], q.shape[1])
         arguments = _chunk_arguments(q, f, i, lower_bound, state, offsets, heads, reverse, work)
         do = grad_o.to(work).flatten(0, 1).unflatten(-1, (heads, i.shape[2] // heads))
         with full_precision(q.device):

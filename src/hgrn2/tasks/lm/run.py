@@ -64,6 +64,7 @@ def train_language(
     task.save_assets(folder)
     torch.manual_seed(run.train.seed)
     model = LanguageModel(run.model).to(place)
+    model.backbone.set_recompute(run.train.recompute)
     trainer = Trainer(run, task, model, folder)
     view = TrainView(
         f"hgrn2 {folder.name}", total_steps=run.train.steps if not run.train.budget_s else None,

@@ -54,7 +54,7 @@ class LanguageTask:
     def loss(self, model: LanguageModel, batch: tuple[Tensor, Tensor, Tensor | None]) -> Tensor:
         """Mean nats a token."""
         inputs, targets, cu_seqlens = batch
-        return model.loss(inputs, targets, cu_seqlens=cu_seqlens)
+        return model.loss(inputs, targets, cu_seqlens=cu_seqlens, method=self.run.train.loss)
 
     def evaluate(self, model: LanguageModel) -> dict[str, float | None]:
         """Held-out nats a token over disjoint windows of the training length, on the first `eval_tokens`."""

@@ -1,0 +1,146 @@
+"""What is checked: every operator's output, state and gradients, and its step, on every backend that serves here.
+
+The truth is the float64 token loop on the CPU, whatever device is checked; how far a result may be from it is measured,
+as in the contracts (`hgrn2.testing`).
+"""
+
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from hgrn2.doctor import loss
+from hgrn2.errors import UserError
+from hgrn2.ops import backend as backends
+from hgrn2.testing.cases import Case, build, packed
+from hgrn2.testing.compare import Finding
+from hgrn2.testing.contracts import near
+from hgrn2.testing.evaluation import evaluate, truth
+from hgrn2.testing.large import Expected, compare, expect
+
+OPS = ("hgru2", "gated_outer_scan", "gated_scan", "causal_conv", loss.NAME)
+STEP_NAMES = {"hgru2": "hgru2_step", "gated_outer_scan": "gated_outer_step", "gated_scan": "gated_step"} | {
+    "causal_conv": "causal_conv_step"
+}
+STEPS = 9
+"""Tokens that are stepped through one by one."""
+DOCUMENTS = (0, 1, 70, 0, 5, 20)
+_LOW, _FULL, _DOUBLE = torch.bfloat16, torch.float32, torch.float64
+
+# A case and its dtypes on a GPU. Together: raw gates from 0 to 1, every bound, both directions, packed documents with
+# empty ones, more than one chunk and more than one segment, the head sizes of published models and an odd one.
+_CASES: tuple[tuple[Case, tuple[torch.dtype, ...]], ...] = (
+    (
+        Case(op="hgru2", batch=1, tokens=70, heads=1, key=128, value=128, gates="wide", bound="mixed"),
+        (_LOW, torch.float16, _FULL),
+    ),
+    (packed(Case(op="hgru2", heads=1, key=64, value=64, gates="extremes", bound="small"), DOCUMENTS), (_LOW, _FULL)),
+    (Case(op="hgru2", tokens=131, key=16, value=24, bound="high", options=(("reverse", True),)), (_LOW, _FULL)),
+    (Case(op="gated_outer_scan", batch=1, tokens=131, heads=1, key=64, value=32, gates="wide"), (_LOW, _FULL)),
+    (packed(Case(op="gated_outer_scan", key=16, value=16, state=False), DOCUMENTS), (_FULL,)),
+    (Case(op="gated_scan", tokens=131, key=40), (_LOW, torch.float16, _FULL)),
+    (packed(Case(op="gated_scan", complex=True, options=(("reverse", True),)), DOCUMENTS), (_FULL,)),
+    (Case(op="causal_conv", tokens=65, key=40), (_LOW, _FULL)),
+    (packed(Case(op="causal_conv"), DOCUMENTS), (_FULL,)),
+)
+_ON_CPU = {_LOW: _LOW, torch.float16: _DOUBLE, _FULL: _FULL}
+"""float16 models are not trained on a CPU; double precision is checked in its stead."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One case of one operator on one backend."""
+
+    op: str
+    """The name of the public function, a step included."""
+    backend: str
+    device: torch.device
+    dtype: torch.dtype
+    case: Case
+
+    def run(self) -> list[Finding]:
+        """How far every result is from the truth, and how far it may be."""
+        if self.op == loss.NAME:
+            return loss.findings(self.device, self.dtype, self.backend)
+        stepped = self.op in STEP_NAMES.values()
+        results = self._stepped() if stepped else self._whole()
+        got = {name: x.cpu() for name, x in results.items()}
+        findings = near(self.case, self.backend, self.dtype, got, truth(self.case, self.dtype))
+        if not stepped and torch.finfo(self.dtype).bits < 32:
+            findings += compare(_expected(self.case, self.dtype), got)
+        return findings
+
+    def _whole(self) -> dict[str, Tensor]:
+        return evaluate(build(self.case, self.dtype).on(self.device), self.backend)
+
+    def _stepped(self) -> dict[str, Tensor]:
+        problem = build(self.case, self.dtype).on(self.device)
+        tensors, outputs = dict(problem.tensors), []
+        state = tensors.pop("state")
+        names = problem.operator.per_token
+        for t in range(self.case.tokens):
+            token = {name: x[:, t] if x is not None and name in names else x for name, x in tensors.items()}
+            output, state = problem.operator.step(**token, state=state, **problem.options, backend=self.backend)
+            outputs.append(output)
+        assert state is not None
+        return {"output": torch.stack(outputs, 1), "state": state}
+
+    def __str__(self) -> str:
+        kind = str(self.dtype.to_complex() if self.case.complex else self.dtype).removeprefix("torch.")
+        return f"{self.op} in {kind} on {self.backend}"
+
+
+@functools.lru_cache(maxsize=64)
+def _expected(case: Case, dtype: torch.dtype) -> Expected:
+    """A narrower tolerance for 16-bit inputs: what a token loop with 16-bit states loses would hide a lot."""
+    return expect(build(case, dtype))
+
+
+def planned(devices: list[torch.device], ops: tuple[str, ...] = OPS) -> list[Check]:
+    """All checks of the operators on the devices, one backend after the other."""
+    return [check for device in devices for op in ops for check in _of_operator(op, device)]
+
+
+def _of_operator(op: str, device: torch.device) -> Iterator[Check]:
+    for name in backends.NAMES:
+        if name == "reference" or (name == "triton" and device.type == "cpu"):  # the interpreter is not a machine
+            continue
+        if op == loss.NAME:
+            kinds = [dtype for dtype in loss.DTYPES if loss.serves(name, device, dtype)]
+            yield from (Check(op, name, device, dtype, loss.CASE) for dtype in kinds)
+            continue
+        for case, dtypes in _CASES:
+            for dtype in dtypes if case.op == op else ():
+                kind = dtype if device.type == "cuda" else _ON_CPU[dtype]
+                if serves(op, name, device, kind, case):
+                    yield Check(op, name, device, kind, case)
+        case, dtypes = next((case, dtypes) for case, dtypes in _CASES if case.op == op)
+        for dtype in dtypes:
+            kind = dtype if device.type == "cuda" else _ON_CPU[dtype]
+            short = replace(case, tokens=STEPS, bound="small" if op == "hgru2" else "none")
+            if _serves_steps(op, name, device, kind, short):
+                yield Check(STEP_NAMES[op], name, device, kind, short)
+
+
+def serves(op: str, backend: str, device: torch.device, dtype: torch.dtype, case: Case) -> bool:
+    """Whether a backend asked for by name takes such a call."""
+    sizes = {"keys": case.key, "values": case.value} if op in ("hgru2", "gated_outer_scan") else {}
+    kind = dtype.to_complex() if case.complex else dtype
+    try:
+        backends.choose(device, backend, op=op, dtype=kind, **sizes)
+    except UserError:
+        return False
+    return True
+
+
+def _serves_steps(op: str, backend: str, device: torch.device, dtype: torch.dtype, case: Case) -> bool:
+    """Only hgru2 has steps on more than one backend; those of the others are plain PyTorch."""
+    if op != "hgru2":
+        return backend == "chunked"
+    x, state = (torch.empty(0, dtype=kind, device=device) for kind in (dtype, backends.work_dtype(dtype)))
+    try:
+        return backends.choose_step(x, state, backend, keys=case.key, values=case.value).backend == backend
+    except UserError:
+        return False

@@ -1,0 +1,87 @@
+"""Head and loss in one operator: the cross-entropy of `hidden @ weight.T` without a matrix of all logits."""
+
+import torch
+from torch import Tensor
+
+from hgrn2.errors import UserError
+from hgrn2.ops.backend import check_floating
+from hgrn2.ops.linear_cross_entropy import registration
+
+BACKENDS = ("triton", "chunked")
+
+
+def linear_cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    backend: str = "auto",
+) -> Tensor:
+    """Mean over the tokens n whose target is not ignore_index, with z = hidden_n · weightᵀ over V classes:
+
+        (1-ε) (logsumexp(z) - z[target_n]) + ε (logsumexp(z) - mean(z))
+
+    Equals `cross_entropy(linear(hidden, weight), targets)`. Logits exist for a few thousand tokens at a time, in the
+    precision of the product (the autocast dtype under autocast); softmax, loss and the sums over tokens are float32
+    (float64 for float64). Both gradients are made on the way, so the backward is a product with one number: calling it
+    twice works, second derivatives do not.
+
+    Args:
+        hidden: [..., D].
+        weight: [V,D].
+        targets: [...] int64, of hidden's shape without D.
+        ignore_index: targets that do not count; where none counts the mean is NaN, as in PyTorch.
+        label_smoothing: ε in [0,1).
+        backend: auto, triton (the softmax of a chunk in one kernel; CUDA tensors) or chunked (plain PyTorch).
+
+    Returns:
+        A scalar, float32 (float64 for float64 inputs). A target outside the vocabulary is an error of PyTorch's on the
+        CPU and gives NaN in the Triton kernel.
+
+    Raises:
+        UserError: shapes that do not fit, targets that are not int64, ε outside [0,1), an unknown backend.
+    """
+    _check(hidden, weight, targets, label_smoothing)
+    rows = hidden.flatten(0, -2)
+    products = hidden.dtype
+    if torch.is_autocast_enabled(hidden.device.type) and products != torch.float64:
+        products = torch.get_autocast_dtype(hidden.device.type)
+    needed = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
+    chosen = choose(hidden, backend)
+    loss, _, _ = registration.forward(
+        rows, weight, targets.flatten(), ignore_index, label_smoothing, products, needed, chosen
+    )
+    return loss
+
+
+def choose(x: Tensor, backend: str) -> str:
+    """The backend that serves a tensor: the kernel on CUDA, plain PyTorch elsewhere and for float64."""
+    if backend not in ("auto", *BACKENDS):
+        raise UserError(f"backend {backend!r} is unknown; choose auto, {' or '.join(BACKENDS)}")
+    if backend == "chunked":
+        return backend
+    why = ""
+    if x.device.type != "cuda" and not (backend == "triton" and registration.interpreted()):
+        why = f"the tensors are on {x.device.type}"
+    elif x.dtype == torch.float64:
+        why = "its sums are float32, the tensors float64"
+    elif not registration.has_triton():
+        why = "triton is not installed"
+    if why and backend == "triton":
+        raise UserError(f"backend triton cannot serve this call: {why}")
+    return "chunked" if why else "triton"
+
+
+def _check(hidden: Tensor, weight: Tensor, targets: Tensor, smoothing: float) -> None:
+    check_floating(hidden=hidden, weight=weight)
+    if hidden.dim() < 2 or weight.dim() != 2 or hidden.shape[-1] != weight.shape[1]:
+        raise UserError(f"hidden must be [...,D] and weight [V,D]; got {list(hidden.shape)} and {list(weight.shape)}")
+    if targets.shape != hidden.shape[:-1] or targets.dtype != torch.int64:
+        raise UserError(
+            f"targets must be {list(hidden.shape[:-1])} int64; got {list(targets.shape)} "
+            f"{str(targets.dtype).removeprefix('torch.')}"
+        )
+    if not 0 <= smoothing < 1:
+        raise UserError(f"label_smoothing is {smoothing}; it must be in [0, 1)")
