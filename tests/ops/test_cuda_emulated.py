@@ -35,7 +35,9 @@ def inputs(
     return [q.bfloat16(), (f * spread + shift).bfloat16(), i.bfloat16(), torch.full((heads * size,), bound), state]
 
 
-def results(tensors: list[Tensor], heads: int, backend: str, dtype: torch.dtype | None, **options: object) -> dict[str, Tensor]:
+def results(
+    tensors: list[Tensor], heads: int, backend: str, dtype: torch.dtype | None, **options: object
+) -> dict[str, Tensor]:
     """o, the final state and every gradient."""
     leaves = [x.to(dtype or x.dtype).detach().requires_grad_() for x in tensors]
     q, f, i, bound, state = leaves
@@ -63,7 +65,8 @@ def test_lengths(size: int, heads: int, tokens: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spread", "shift", "bound"), [(3.0, 0.0, 0.0), (1.0, -12.0, 0.0), (1.0, -40.0, 0.5), (30.0, 0.0, 1e-3), (1.0, 40.0, 0.3)]
+    ("spread", "shift", "bound"),
+    [(3.0, 0.0, 0.0), (1.0, -12.0, 0.0), (1.0, -40.0, 0.5), (30.0, 0.0, 1e-3), (1.0, 40.0, 0.3)],
 )
 def test_gates(spread: float, shift: float, bound: float) -> None:
     check(inputs(70, 2, 64, spread=spread, shift=shift, bound=bound), 2)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from hgrn2 import ops
+from hgrn2.ops import settings_table as table
 from hgrn2.testing.cases import Case, packed
 from hgrn2.testing.compare import failures
 from hgrn2.testing.contracts import contracts_for
@@ -74,3 +75,30 @@ def test_gate_of_exactly_zero_has_no_gradient_before_it() -> None:
     assert all(not g[:, :5].any() and g[:, 5:].isfinite().all() for g in grads)
     assert not grads[2][:, 5].any()
     assert grads[0][:, 5].any()
+
+
+def tiles(dtype: torch.dtype, keys: int, values: int, op_pass: str = "read_out") -> tuple[int, int]:
+    from hgrn2.ops.gated_outer_scan.triton.plan import plan_call
+
+    return plan_call(1, 70, 1, keys, values, None, torch.empty(0, dtype=dtype)).tiles(op_pass)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_no_tile_that_is_compiled_wrongly_is_used(dtype: torch.dtype) -> None:
+    assert tiles(dtype, 32, 24) == (64, 64)
+    assert tiles(dtype, 16, 32) == (16, 64)
+    assert tiles(dtype, 16, 5) == (16, 16)
+    assert tiles(dtype, 64, 128) == (64, 128)
+    assert tiles(torch.float32, 32, 24) == tiles(dtype, 32, 24, "states") == (32, 32)
+    for n in (8, 16, 24, 32, 64, 128):
+        for launch in table.candidates("read_out", n, str(dtype).removeprefix("torch.")):
+            assert table.MISCOMPILED not in (launch.keys, launch.values)
+
+
+def test_tiles_wider_than_the_head_change_nothing_but_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
+    from hgrn2.ops.gated_outer_scan.triton import plan
+
+    case = Case(op="gated_outer_scan", batch=1, heads=2, tokens=70, key=32, value=32)
+    monkeypatch.setattr(plan, "avoided", lambda op_pass, dtype: table.MISCOMPILED)
+    assert tiles(torch.float32, 32, 32) == (64, 64)
+    assert not failures(contracts_for(case, torch.float32)["matches_reference"](case, "triton", torch.float32))

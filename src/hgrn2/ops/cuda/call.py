@@ -61,8 +61,8 @@ def backward(
         call.join_segments(_ARRIVING)
     call.run("backward")
     bound = None if lower_bound is None else call.real_channels(d_bound.sum(0))
-    gradients = (call.real_channels(x).to(y.dtype) for x, y in ((dq, q), (df, f), (di, i)))
-    return *gradients, bound, d_state[:, :heads].contiguous()
+    dq, df, di = (call.real_channels(x).to(y.dtype) for x, y in ((dq, q), (df, f), (di, i)))
+    return dq, df, di, bound, d_state[:, :heads].contiguous()
 
 
 class _Call:

@@ -6,7 +6,7 @@ import torch
 
 HEADS = (64, 128)
 SHARED_MEMORY = 232192
-"""Bytes a block must be allowed to use: Hopper and the data-centre Blackwells are, Ampere and consumer cards are not."""
+"""Bytes a block must be allowed to use: Hopper and data-centre Blackwells are, Ampere and consumer cards are not."""
 
 
 def supports(op: str, device: torch.device, dtype: torch.dtype, keys: int, values: int) -> tuple[bool, str]:

@@ -151,8 +151,7 @@ def _forward(call: Scan, o: Tensor, final: Tensor) -> None:
     states = chunk_states(call, None, final)
     if not chunks.count:
         return
-    settings = plan.launch("read_out")
-    keys, values = settings.tiles(plan.keys, plan.values)
+    settings, (keys, values) = plan.launch("read_out"), plan.tiles("read_out")
     k = call.f if call.k is None else call.k
     read_out[(chunks.count * plan.heads * -(-plan.values // values),)](
         call.q, call.f, k, call.v, call.bound, states, o, plan.offsets, chunks.owner, chunks.first,
@@ -211,7 +210,7 @@ def _backward(call: Scan, grad_o: Tensor, grad_state: Tensor, found: Gradients) 
         parts = new((chunks.count, plan.heads * plan.keys))
     if chunks.count:
         settings = plan.launch("gradient")
-        keys, values = settings.tiles(plan.keys, 256)[0], max(16, triton.next_power_of_2(plan.values))
+        keys, values = plan.tiles("gradient")[0], max(16, triton.next_power_of_2(plan.values))
         k = call.f if call.k is None else call.k
         gradient[(chunks.count * plan.heads,)](
             call.q, call.f, k, call.v, call.bound, grad_o, states, grads, found.q, found.f, found.k, found.v, parts,
@@ -263,7 +262,7 @@ def chunk_states(call: Scan, incoming: tuple[Tensor, Tensor] | None, final: Tens
 
 
 def _tiles(plan: Plan) -> int:
-    keys, values = plan.launch("states").tiles(plan.keys, plan.values)
+    keys, values = plan.tiles("states")
     return -(-plan.keys // keys) * -(-plan.values // values)
 
 
@@ -274,8 +273,7 @@ def _walk(
     plan = call.plan
     if not pieces.count:
         return
-    settings = plan.launch("states")
-    keys, values = settings.tiles(plan.keys, plan.values)
+    settings, (keys, values) = plan.launch("states"), plan.tiles("states")
     if incoming is None:
         left, right, activation = call.f if call.k is None else call.k, call.v, call.input_activation
     else:
@@ -296,8 +294,7 @@ def _join(
     final: Tensor | None,
 ) -> None:  # fmt: skip
     plan = call.plan
-    settings = plan.launch("join")
-    keys, values = settings.tiles(plan.keys, plan.values)
+    settings, (keys, values) = plan.launch("join"), plan.tiles("join")
     tiles = -(-plan.keys // keys) * -(-plan.values // values)
     join[(plan.sequences * plan.heads * tiles,)](
         local, decays, start, starts, final, pieces.first, pieces.each, plan.sequences, plan.heads,

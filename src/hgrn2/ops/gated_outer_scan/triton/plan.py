@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from hgrn2.ops.gated_outer_scan.triton.gates import CHUNK as _CHUNK
-from hgrn2.ops.settings_table import Launch, launch
+from hgrn2.ops.settings_table import Launch, avoided, launch
 
 CHUNK = int(_CHUNK.value)
 PROGRAMS_PER_PROCESSOR = 4
@@ -58,6 +58,11 @@ class Plan:
     def launch(self, op_pass: str) -> Launch:
         name = str(self.dtype).removeprefix("torch.")
         return launch(op_pass, architecture(self.device), max(self.keys, self.values), name)
+
+    def tiles(self, op_pass: str) -> tuple[int, int]:
+        """Channels of a tile of K and of V in a pass."""
+        name = str(self.dtype).removeprefix("torch.")
+        return self.launch(op_pass).tiles(self.keys, self.values, avoided(op_pass, name))
 
     def segments(self, programs: int) -> tuple[int, Pieces] | None:
         """Chunks of a segment and the segments, where `programs` a sequence leave processors idle; else None."""
