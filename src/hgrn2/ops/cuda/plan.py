@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hgrn2.ops.sequences import offsets_of
+
 CHUNK = 64
 _FIELDS = 8  # struct Item in problem.h: sequence, begin, tokens, first, last, chunk, unused x 2
 _SEGMENT_COST = 1.6
@@ -38,7 +40,7 @@ def segment_length(sequences: int, tokens: int, blocks: int, processors: int) ->
 
     def cost(pieces: int) -> float:
         waves = -(-sequences * pieces * blocks // processors)
-        return waves * -(-tokens // pieces) * (1.0 if pieces == 1 else _SEGMENT_COST)
+        return waves * (-(-tokens // pieces) + CHUNK) * (1.0 if pieces == 1 else _SEGMENT_COST)  # a state costs a chunk
 
     most = max(1, tokens // _SHORTEST)
     pieces = min((n for n in range(1, min(most, 4 * processors) + 1)), key=lambda n: (cost(n), n))
@@ -50,7 +52,7 @@ def make(batch: int, tokens: int, cu_seqlens: Tensor | None, blocks: int, revers
     processors = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
     if cu_seqlens is None:
         return _dense(batch, tokens, segment_length(batch, tokens, blocks, processors), reverse, device)
-    return _remembered(cu_seqlens, tokens, segment_length(1, tokens, blocks, processors), reverse)
+    return _remembered(cu_seqlens, tokens, segment_length(1, tokens, blocks, processors), reverse, device)
 
 
 @functools.lru_cache(maxsize=64)
@@ -98,8 +100,10 @@ def packed(cu_seqlens: Tensor, tokens: int, length: int, reverse: bool) -> Plan:
 _recent: dict[tuple[int, ...], tuple[Tensor, Plan]] = {}
 
 
-def _remembered(cu_seqlens: Tensor, tokens: int, length: int, reverse: bool) -> Plan:
+def _remembered(cu_seqlens: Tensor, tokens: int, length: int, reverse: bool, device: torch.device) -> Plan:
     """All layers of a model see the same documents. The tensor is kept, so that its address stays its own."""
+    if cu_seqlens.device.type == "cpu":  # can be looked at, and refused, without waiting
+        return packed(offsets_of(cu_seqlens, 1, tokens).to(device), tokens, length, reverse)
     if cu_seqlens.is_inference():  # has no version: a change could not be seen
         return packed(cu_seqlens, tokens, length, reverse)
     key = (cu_seqlens.data_ptr(), cu_seqlens._version, cu_seqlens.numel(), tokens, length, reverse)

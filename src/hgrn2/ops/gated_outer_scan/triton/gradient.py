@@ -1,7 +1,9 @@
 """The backward of a chunk, parallel over all chunks: gradients of q, k (or the gate's logits), v and of log f.
 
 Only pairs of tokens that cross a token count for its log f, so nothing cancels (docs/math.md). The kernel is staged:
-what one gradient needs is finished before the next one begins, and few tiles are alive at a time. SPLIT: see `output`.
+what one gradient needs is finished before the next one begins, and few tiles are alive at a time.
+
+SPLIT is 6 or 0 here (see `output`): a third body for blocks of 16 tokens would take nearly half of the compile time.
 """
 
 # Conditions on compile-time constants stay apart from others, and a tuple is unpacked into names of one type each.
@@ -38,27 +40,8 @@ from hgrn2.ops.gated_outer_scan.triton.output import halving_scores, level_picks
 
 
 @triton.jit
-def block_pairs(q, k, log, w, SPLIT: tl.constexpr, WORK: tl.constexpr, PRECISION: tl.constexpr):
-    """dq, dk, d log f from pairs inside blocks of 2^SPLIT tokens, in one product from the block's start."""
-    token = tl.arange(0, CHUNK)
-    together = ((token[:, None] ^ token[None, :]) >> SPLIT) == 0
-    before = token[:, None] <= token[None, :]
-    inner = token_sums(log, together & before, WORK, PRECISION)
-    row, column = narrow(q * tl.exp2(inner), WORK), narrow(k * tl.exp2(-inner), WORK)
-    a = matmul(column, tl.where(together & before, w, 0.0), WORK, PRECISION)  # the diagonal of w is 0
-    dq = tl.exp2(inner) * a
-    crossing = row.to(tl.float32) * a
-    c = matmul(row, tl.where(together & (before == 0), w, 0.0), WORK, PRECISION)
-    dk = tl.exp2(-inner) * c
-    # the very factors of the product: with unrounded ones the difference would not cancel where it must
-    crossing -= column.to(tl.float32) * c
-    dl = token_sums(crossing, together & (token[:, None] >= token[None, :]), WORK, PRECISION)
-    return dq, dk, dl
-
-
-@triton.jit
-def level_pairs(q, k, log, w, dq, dk, dl, SPLIT: tl.constexpr, WORK: tl.constexpr, PRECISION: tl.constexpr):
-    """Adds to dq, dk, d log f what pairs of tokens of different blocks of 2^SPLIT give, exact for every gate.
+def level_pairs(q, k, log, w, dq, dk, dl, WORK: tl.constexpr, PRECISION: tl.constexpr):
+    """Adds to dq, dk, d log f what pairs of different tokens give, exact for every gate.
 
     w holds do vᵀ below the diagonal and its transpose above, Z the rows and columns of a halving level in one (see
     `halving_scores`): one product Z W serves rows and columns alike.
@@ -66,7 +49,7 @@ def level_pairs(q, k, log, w, dq, dk, dl, SPLIT: tl.constexpr, WORK: tl.constexp
     token = tl.arange(0, CHUNK)
     apart = token[:, None] ^ token[None, :]
     before = token[:, None] <= token[None, :]
-    for level in range(SPLIT, 6):
+    for level in range(6):
         second = ((token >> level) & 1) == 1
         outward = tl.exp2(token_sums(log, level_picks(apart, before, second, level), WORK, PRECISION))
         factor = tl.where(second[None, :], q, k)
@@ -152,11 +135,6 @@ def chunk_gradient(
             query = load_query(q, origin, q_stride, channel, length, width, scale, KEYS, WHOLE, REVERSE, ACT_OUT, EXACT)
             own += tl.sum(query * key, 0)
             scores += halving_scores(query, key, log, SPLIT, WORK, PRECISION)
-        if SPLIT == 4:
-            d_query, d_key, dl = block_pairs(query, key, log, above, SPLIT, WORK, PRECISION)
-        elif SPLIT == 0:
-            d_query = tl.zeros([KEYS, CHUNK], tl.float32)
-            d_key, dl = d_query, d_query
         prefix = token_sums(log, token[:, None] <= token[None, :], WORK, PRECISION)
         total = tl.exp2(tl.sum(tl.where((token == CHUNK - 1)[None, :], prefix, 0.0), 1))
         place, inside = state_place(states, index, k0, 0, K, V, KEYS, VALUES)
@@ -179,10 +157,10 @@ def chunk_gradient(
         else:
             state = tl.load(place, mask=inside, other=0.0)
             from_state = tl.exp2(prefix) * tl.dot(state, tl.trans(do), input_precision=PRECISION)
-            dl = add_token_sums(dl, query * from_state, after_or_at, WORK, PRECISION)
-            d_query += from_state + diagonal[None, :] * key
-            d_key += diagonal[None, :] * query
-            d_query, d_key, dl = level_pairs(query, key, log, above, d_query, d_key, dl, SPLIT, WORK, PRECISION)
+            dl = token_sums(query * from_state, after_or_at, WORK, PRECISION)
+            d_query = from_state + diagonal[None, :] * key
+            d_key = diagonal[None, :] * query
+            d_query, d_key, dl = level_pairs(query, key, log, above, d_query, d_key, dl, WORK, PRECISION)
         raw = load_keys(q, origin, q_stride, channel, length, width, 0.0, KEYS, WHOLE, REVERSE).to(tl.float32)
         d_query = scale * d_query * slope(raw, ACT_OUT, EXACT)
         store_rows(dq, tl.trans(d_query), origin, heads * K, channel, length, width, WHOLE, REVERSE)
@@ -262,12 +240,6 @@ def gradient(
             q, f, k, v, bound, grad_o, states, grads, dq, df, dk, dv, d_bound, origin, length, index, head, heads,
             q_stride, f_stride, k_stride, v_stride, o_stride, scale, K, V, KEYS, VALUES, RAW, BOUND, ACT_IN, ACT_OUT,
             REVERSE, WORK, PRECISION, 6,
-        )  # fmt: skip
-    elif split == 4:
-        chunk_gradient(
-            q, f, k, v, bound, grad_o, states, grads, dq, df, dk, dv, d_bound, origin, length, index, head, heads,
-            q_stride, f_stride, k_stride, v_stride, o_stride, scale, K, V, KEYS, VALUES, RAW, BOUND, ACT_IN, ACT_OUT,
-            REVERSE, WORK, PRECISION, 4,
         )  # fmt: skip
     else:
         chunk_gradient(
