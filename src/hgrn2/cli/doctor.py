@@ -115,8 +115,9 @@ def _print_checks(found: "Examination") -> None:
         table.add_row(*key, mark, shown, f"{sum(outcome.seconds for outcome in outcomes):.1f}")
     print()
     Console().print(table)
-    if found.healthy:
-        print(f"all {len(found.outcomes)} checks passed")
+    count, passed = len(found.outcomes), sum(outcome.ok for outcome in found.outcomes)
+    what = f"all {count} checks passed" if found.healthy else f"{passed} of {count} checks passed"
+    print(f"{what} in {found.seconds:.0f} s")
 
 
 def _nearest(outcomes: list[Any]) -> str:
@@ -135,12 +136,12 @@ def _progress() -> Iterator[Callable[[str, int, int], None]]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    console, shown = Console(stderr=True), [""]
+    console, shown = Console(stderr=True), set[str]()
     if not console.is_terminal:
 
         def tell(stage: str, done: int, total: int) -> None:
-            if stage != shown[0]:
-                shown[0] = stage
+            if stage not in shown:
+                shown.add(stage)
                 print(stage, file=sys.stderr, flush=True)
 
         yield tell

@@ -7,6 +7,7 @@ as in the contracts (`hgrn2.testing`).
 import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,26 +28,43 @@ STEP_NAMES = {"hgru2": "hgru2_step", "gated_outer_scan": "gated_outer_step", "ga
 STEPS = 9
 """Tokens that are stepped through one by one."""
 DOCUMENTS = (0, 1, 70, 0, 5, 20)
-_LOW, _FULL, _DOUBLE = torch.bfloat16, torch.float32, torch.float64
+_LOW, _HALF, _FULL, _DOUBLE = torch.bfloat16, torch.float16, torch.float32, torch.float64
+_BOTH, _ALL = (_LOW, _FULL), (_LOW, _DOUBLE, _FULL)
 
-# A case and its dtypes on a GPU. Together: raw gates from 0 to 1, every bound, both directions, packed documents with
-# empty ones, more than one chunk and more than one segment, the head sizes of published models and an odd one.
-_CASES: tuple[tuple[Case, tuple[torch.dtype, ...]], ...] = (
-    (
-        Case(op="hgru2", batch=1, tokens=70, heads=1, key=128, value=128, gates="wide", bound="mixed"),
-        (_LOW, torch.float16, _FULL),
+
+class Planned(NamedTuple):
+    """A case, its dtypes on a GPU and on the CPU.
+
+    On a GPU every further dtype of a case is a further set of kernels to compile, so most cases have one only;
+    float16 models are not trained on a CPU, double precision is checked in its stead.
+    """
+
+    case: Case
+    gpu: tuple[torch.dtype, ...]
+    cpu: tuple[torch.dtype, ...]
+
+
+# Together: raw gates from 0 to 1, every bound, both directions, packed documents with empty ones, more than one chunk
+# and more than one segment, the head sizes of published models and an odd one.
+_CASES = (
+    Planned(
+        Case(op="hgru2", batch=1, tokens=70, heads=1, key=128, value=128, gates="wide", bound="mixed"), (_LOW,), _ALL
     ),
-    (packed(Case(op="hgru2", heads=1, key=64, value=64, gates="extremes", bound="small"), DOCUMENTS), (_LOW, _FULL)),
-    (Case(op="hgru2", tokens=131, key=16, value=24, bound="high", options=(("reverse", True),)), (_LOW, _FULL)),
-    (Case(op="gated_outer_scan", batch=1, tokens=131, heads=1, key=64, value=32, gates="wide"), (_LOW, _FULL)),
-    (packed(Case(op="gated_outer_scan", key=16, value=16, state=False), DOCUMENTS), (_FULL,)),
-    (Case(op="gated_scan", tokens=131, key=40), (_LOW, torch.float16, _FULL)),
-    (packed(Case(op="gated_scan", complex=True, options=(("reverse", True),)), DOCUMENTS), (_FULL,)),
-    (Case(op="causal_conv", tokens=65, key=40), (_LOW, _FULL)),
-    (packed(Case(op="causal_conv"), DOCUMENTS), (_FULL,)),
+    Planned(
+        packed(Case(op="hgru2", heads=1, key=64, value=64, gates="extremes", bound="small"), DOCUMENTS), (_LOW,), _BOTH
+    ),
+    Planned(
+        Case(op="hgru2", tokens=131, key=16, value=24, bound="high", options=(("reverse", True),)),
+        (_FULL, _HALF),
+        _BOTH,
+    ),
+    Planned(Case(op="gated_outer_scan", batch=1, tokens=131, heads=1, key=64, value=32, gates="wide"), (_LOW,), _BOTH),
+    Planned(packed(Case(op="gated_outer_scan", key=16, value=16, state=False), DOCUMENTS), (_FULL,), (_FULL,)),
+    Planned(Case(op="gated_scan", tokens=131, key=40), (_LOW, _HALF, _FULL), _ALL),
+    Planned(packed(Case(op="gated_scan", complex=True, options=(("reverse", True),)), DOCUMENTS), (_FULL,), (_FULL,)),
+    Planned(Case(op="causal_conv", tokens=65, key=40), _BOTH, _BOTH),
+    Planned(packed(Case(op="causal_conv"), DOCUMENTS), (_FULL,), (_FULL,)),
 )
-_ON_CPU = {_LOW: _LOW, torch.float16: _DOUBLE, _FULL: _FULL}
-"""float16 models are not trained on a CPU; double precision is checked in its stead."""
 
 
 @dataclass(frozen=True)
@@ -111,15 +129,11 @@ def _of_operator(op: str, device: torch.device) -> Iterator[Check]:
             kinds = [dtype for dtype in loss.DTYPES if loss.serves(name, device, dtype)]
             yield from (Check(op, name, device, dtype, loss.CASE) for dtype in kinds)
             continue
-        for case, dtypes in _CASES:
-            for dtype in dtypes if case.op == op else ():
-                kind = dtype if device.type == "cuda" else _ON_CPU[dtype]
-                if serves(op, name, device, kind, case):
-                    yield Check(op, name, device, kind, case)
-        case, dtypes = next((case, dtypes) for case, dtypes in _CASES if case.op == op)
-        for dtype in dtypes:
-            kind = dtype if device.type == "cuda" else _ON_CPU[dtype]
-            short = replace(case, tokens=STEPS, bound="small" if op == "hgru2" else "none")
+        cases = [(row.case, row.gpu if device.type == "cuda" else row.cpu) for row in _CASES if row.case.op == op]
+        for case, dtypes in cases:
+            yield from (Check(op, name, device, kind, case) for kind in dtypes if serves(op, name, device, kind, case))
+        short = replace(cases[0][0], tokens=STEPS, bound="small" if op == "hgru2" else "none")
+        for kind in dict.fromkeys(kind for _, dtypes in cases for kind in dtypes):
             if _serves_steps(op, name, device, kind, short):
                 yield Check(STEP_NAMES[op], name, device, kind, short)
 

@@ -1,5 +1,6 @@
 """Run the checks, remember what is wrong, and say in plain sentences what that means."""
 
+import itertools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -7,46 +8,12 @@ from typing import Any
 
 import torch
 
-from hgrn2.doctor import machine
+from hgrn2.doctor import machine, pool
 from hgrn2.doctor.checks import OPS, Check, planned
+from hgrn2.doctor.outcome import Outcome, ThisProcess
 from hgrn2.ops import distrust
-from hgrn2.testing.compare import Finding
 
 Progress = Callable[[str, int, int], None]
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a check found."""
-
-    check: Check
-    seconds: float
-    findings: tuple[Finding, ...] = ()
-    error: str = ""
-    """The first line of what was raised instead of a result."""
-    unfinished: bool = False
-    """Not the kernel's fault: memory ran out, or an earlier fault took the device away."""
-
-    @property
-    def ok(self) -> bool:
-        """Every result near enough to the truth."""
-        return not self.error and all(finding.ok for finding in self.findings)
-
-    @property
-    def worst(self) -> Finding | None:
-        """The finding that is farthest beyond what is allowed, or nearest to it."""
-        measured = [finding for finding in self.findings if finding.error == finding.error]  # not NaN
-        if len(measured) < len(self.findings):
-            return next(finding for finding in self.findings if finding.error != finding.error)
-        return max(measured, key=lambda finding: finding.error / finding.allowed, default=None)
-
-    @property
-    def what(self) -> str:
-        """What is wrong, in a few words."""
-        if self.error:
-            return self.error
-        worst = self.worst
-        return f"{worst.what} off by {worst.error:.2g}, allowed {worst.allowed:.2g}" if worst else ""
 
 
 @dataclass(frozen=True)
@@ -56,6 +23,8 @@ class Examination:
     outcomes: list[Outcome]
     sentences: list[str] = field(default_factory=list)
     """One for each fault; empty where all is well."""
+    seconds: float = 0.0
+    """How long everything took."""
 
     @property
     def healthy(self) -> bool:
@@ -63,50 +32,45 @@ class Examination:
         return all(outcome.ok for outcome in self.outcomes)
 
 
-def examine(devices: list[torch.device], ops: tuple[str, ...] = OPS, progress: Progress | None = None) -> Examination:
-    """Run every check; what fails is avoided by `auto` from then on, what passes is trusted again."""
+def examine(
+    devices: list[torch.device],
+    ops: tuple[str, ...] = OPS,
+    progress: Progress | None = None,
+    workers: int | None = None,
+) -> Examination:
+    """Run every check; what fails is avoided by `auto` from then on, what passes is trusted again.
+
+    workers: processes at a time; 1 runs everything in this one. Without it `pool.size` says.
+    """
+    begin = time.perf_counter()
     tell = progress or (lambda stage, done, total: None)
     checks = planned(devices, ops)
-    outcomes: list[Outcome] = []
-    lost: set[torch.device] = set()
-    for number, check in enumerate(checks):
-        tell(f"{check.device}: {check.op} on {check.backend}", number, len(checks))
-        if check.device in lost:
-            outcomes.append(Outcome(check, 0.0, error="an earlier fault took the device away", unfinished=True))
-            continue
-        outcomes.append(_outcome(check))
-        if outcomes[-1].error and _is_lost(check.device):
-            lost.add(check.device)
+    workers = pool.size(devices) if workers is None else workers
+    if workers > 1:
+        outcomes = _together(checks, workers, tell)
+    else:
+        outcomes = _one_by_one(checks, tell)
     tell("done", len(checks), len(checks))
-    return Examination(outcomes, _sentences(outcomes, _remember(outcomes)))
+    sentences = _sentences(outcomes, _remember(outcomes))
+    return Examination(outcomes, sentences, time.perf_counter() - begin)
 
 
-def _outcome(check: Check) -> Outcome:
-    begin = time.perf_counter()
-    try:
-        findings = tuple(check.run())
-    except torch.cuda.OutOfMemoryError as error:
-        return Outcome(check, time.perf_counter() - begin, error=_first_line(error), unfinished=True)
-    except Exception as error:  # whatever a kernel or its compiler raises is a finding here
-        return Outcome(check, time.perf_counter() - begin, error=_first_line(error))
-    return Outcome(check, time.perf_counter() - begin, findings)
+def _stage(check: Check) -> str:
+    return f"{check.device}: {check.op} on {check.backend}"
 
 
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0][:160]}" if lines else type(error).__name__
+def _one_by_one(checks: list[Check], tell: Progress) -> list[Outcome]:
+    outcomes, here = [], ThisProcess()
+    for number, check in enumerate(checks):
+        tell(_stage(check), number, len(checks))
+        outcomes.append(here.run(check))
+    return outcomes
 
 
-def _is_lost(device: torch.device) -> bool:
-    """Whether the fault left the device unusable for this process, as a stray access to its memory does."""
-    if device.type != "cuda":
-        return False
-    try:
-        torch.cuda.synchronize(device)
-        torch.ones(1, device=device).item()
-    except RuntimeError:
-        return True
-    return False
+def _together(checks: list[Check], workers: int, tell: Progress) -> list[Outcome]:
+    tell(f"{workers} processes are starting", 0, len(checks))
+    done = itertools.count(1)
+    return pool.run(checks, workers, lambda outcome: tell(_stage(outcome.check), next(done), len(checks)))
 
 
 def _remember(outcomes: list[Outcome]) -> bool:
@@ -158,6 +122,7 @@ def as_json(examination: Examination, devices: list[torch.device]) -> dict[str, 
         ],
         "checks": [_row(outcome) for outcome in examination.outcomes],
         "sentences": examination.sentences,
+        "seconds": round(examination.seconds, 1),
     }
 
 
