@@ -97,7 +97,7 @@ def _overview() -> str:
     ]
     for name, (text, tasks) in VERBS.items():
         choice = " " + "|".join(tasks) if "" not in tasks else ""
-        lines.append(f"  {name + choice:<26}{text}")
+        lines.append(f"  {name + choice:<30}{text}")
     return "\n".join([*lines, "", "hgrn2 VERB --help says more, with an example.", "", EXAMPLES])
 
 

@@ -61,7 +61,7 @@ def _native_support(device: torch.device) -> tuple[bool, str]:
 
 
 @torch.compiler.assume_constant_result  # reads a file the first time
-def _doubt(op: str, backend: str, device: torch.device) -> str:
+def doubt_of(op: str, backend: str, device: torch.device) -> str:
     """Why doctor says that a backend must not be used for an operator here; empty where it does not."""
     from hgrn2.ops.distrust import reason
 
@@ -85,11 +85,11 @@ def choose(
         reasons = []
         for name in ("cuda", "triton") if device.type == "cuda" else ("native",):
             choice = _support(name, op, device, dtype, keys, values)
-            doubt = _doubt(op, name, device) if choice.backend else choice.why
+            doubt = doubt_of(op, name, device) if choice.backend else choice.why
             if not doubt:
                 return Choice(name, "; ".join([choice.why, *reasons]))
             reasons.append(doubt)
-        if doubt := _doubt(op, "chunked", device):
+        if doubt := doubt_of(op, "chunked", device):
             return Choice("reference", "; ".join([doubt, *reasons]))
         return Choice("chunked", f"plain PyTorch on {device.type}; {'; '.join(reasons)}")
     if backend not in NAMES:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from hgrn2.errors import UserError
-from hgrn2.ops.backend import check_floating
+from hgrn2.ops.backend import check_floating, doubt_of
 from hgrn2.ops.linear_cross_entropy import registration
 
 BACKENDS = ("triton", "chunked")
@@ -69,6 +69,8 @@ def choose(x: Tensor, backend: str) -> str:
         why = "its sums are float32, the tensors float64"
     elif not registration.has_triton():
         why = "triton is not installed"
+    elif backend == "auto":
+        why = doubt_of("linear_cross_entropy", "triton", x.device)
     if why and backend == "triton":
         raise UserError(f"backend triton cannot serve this call: {why}")
     return "chunked" if why else "triton"
