@@ -123,3 +123,24 @@ def test_nan_is_not_hidden() -> None:
     o, _ = ops.hgru2(q, f, i, bound, heads=2, backend="cuda")
     assert o[0, 4:, :64].isnan().all()
     assert not o[0, :4].isnan().any()
+
+
+@pytest.mark.parametrize("used", ["o", "final"])
+def test_gradients_of_one_result_alone(used: str) -> None:
+    tensors = inputs(70, 2, 64)
+    found = []
+    for backend, dtype in (("cuda", None), ("chunked", torch.float64)):
+        q, f, i, bound, state = leaves = [x.to(dtype or x.dtype).detach().requires_grad_() for x in tensors]
+        o, final = ops.hgru2(q, f, i, bound, heads=2, state=state, backend=backend)
+        assert final is not None
+        result = {"o": o, "final": final}[used]
+        weight = torch.randn(result.shape, generator=torch.Generator().manual_seed(2)).bfloat16().to(result.dtype)
+        found.append(torch.autograd.grad(result, leaves, weight, allow_unused=True))
+    for name, got, want in zip(NAMES, *found, strict=True):
+        assert (got.double() - want).norm() <= WORST * want.norm(), name
+
+
+def test_without_an_initial_state_none_has_a_gradient() -> None:
+    q, f, i, bound, _ = (x.requires_grad_() for x in inputs(20, 2, 64))
+    o, _ = ops.hgru2(q, f, i, bound, heads=2, backend="cuda")
+    assert all(x is not None and not x.isnan().any() for x in torch.autograd.grad(o.sum(), (q, f, i, bound)))

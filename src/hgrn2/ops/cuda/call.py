@@ -44,13 +44,13 @@ def backward(
     q: Tensor, f: Tensor, i: Tensor, lower_bound: Tensor | None, state: Tensor | None, cu_seqlens: Tensor | None,
     grad_o: Tensor, grad_state: Tensor | None, *, heads: int, reverse: bool, input_activation: str,
     output_activation: str, scale: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor]:  # fmt: skip
-    """Gradients of q, f, i, lower_bound (float32, None without one) and the initial state (float32)."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:  # fmt: skip
+    """Gradients of q, f, i, and in float32 of lower_bound and the initial state (None where there is none)."""
     call = _Call(q, f, i, lower_bound, state, cu_seqlens, heads, reverse, input_activation, output_activation, scale)
     grad_o = call.rows(grad_o, "grad_o", "o_row")
     arriving = None if grad_state is None else call.padded_state(grad_state)
     dq, df, di = (q.new_empty(call.q.shape) for _ in range(3))
-    d_state = q.new_empty(call.states, dtype=torch.float32)
+    d_state = None if state is None else q.new_empty(call.states, dtype=torch.float32)
     d_bound = q.new_zeros((call.plan.count, call.q.shape[2]), dtype=torch.float32)
     chunks = q.new_empty((call.plan.chunks, call.heads, call.size * call.size), dtype=torch.bfloat16)
     call.give(grad_state=arriving, dq=dq, df=df, di=di, d_state=d_state, d_bound=d_bound, chunks=chunks)
@@ -62,7 +62,7 @@ def backward(
     call.run("backward")
     bound = None if lower_bound is None else call.real_channels(d_bound.sum(0))
     dq, df, di = (call.real_channels(x).to(y.dtype) for x, y in ((dq, q), (df, f), (di, i)))
-    return dq, df, di, bound, d_state[:, :heads].contiguous()
+    return dq, df, di, bound, None if d_state is None else d_state[:, :heads].contiguous()
 
 
 class _Call:

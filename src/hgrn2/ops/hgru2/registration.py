@@ -71,12 +71,18 @@ def _(q, f, i, lower_bound, state, cu_seqlens, heads, reverse, input_activation,
 @torch.library.custom_op("hgrn2::hgru2_backward", mutates_args=())
 def backward(
     q: Tensor, f: Tensor, i: Tensor, lower_bound: Tensor | None, state: Tensor | None, cu_seqlens: Tensor | None,
-    grad_o: Tensor, grad_state: Tensor, heads: int, reverse: bool, input_activation: str, output_activation: str,
+    grad_o: Tensor, grad_state: Tensor | None, heads: int, reverse: bool, input_activation: str, output_activation: str,
     scale: float, backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients of q, f, i, lower_bound (empty where there is none) and the initial state."""
+    """Gradients of q, f, i, lower_bound and the initial state (both empty where there is none).
+
+    Without a grad_state the final state was not used; only the CUDA kernels save the work and memory of its zeros.
+    """
     options = {"input_activation": input_activation, "output_activation": output_activation, "scale": scale}
     work = work_dtype(i.dtype)
+    if grad_state is None and backend != "cuda":
+        sequences = q.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
+        grad_state = i.new_zeros((sequences, heads, q.shape[2] // heads, i.shape[2] // heads), dtype=work)
     if backend in ("cuda", "triton"):
         tensors = (q, f, i, lower_bound, state, cu_seqlens, grad_o, grad_state)
         grads = _kernels(backend).backward(*tensors, heads=heads, reverse=reverse, **options)
@@ -84,12 +90,14 @@ def backward(
         from hgrn2.ops.native import outer
         from hgrn2.ops.native.call import rows
 
+        assert grad_state is not None
         xq, xf, xi = (rows(x.flatten(0, 1), work) for x in (q, f, i))
         bound, start = (None if x is None else x.to(work).contiguous() for x in (lower_bound, state))
         do, ds = grad_o.to(work).flatten(0, 1).contiguous(), grad_state.to(work).contiguous()
         offsets = offsets_of(cu_seqlens, q.shape[0], q.shape[1])
         grads = outer.hgru2_backward(xq, xf, xi, bound, start, do, ds, offsets, heads=heads, reverse=reverse, **options)
     else:
+        assert grad_state is not None
         offsets = offsets_of(cu_seqlens, q.shape[0], q.shape[1])
         arguments = _chunk_arguments(q, f, i, lower_bound, state, offsets, heads, reverse, work)
         do = grad_o.to(work).flatten(0, 1).unflatten(-1, (heads, i.shape[2] // heads))
@@ -98,7 +106,7 @@ def backward(
     dq, df, di, d_bound, d_state = grads
     dq, df, di = (g.reshape(x.shape).to(x.dtype) for g, x in ((dq, q), (df, f), (di, i)))
     d_bound = i.new_empty(0) if lower_bound is None or d_bound is None else d_bound.flatten().to(lower_bound.dtype)
-    d_state = d_state if state is None else d_state.to(state.dtype)
+    d_state = i.new_empty(0) if state is None else d_state.to(state.dtype)
     return dq, df, di, d_bound, d_state
 
 
@@ -106,17 +114,19 @@ def backward(
 def _(q, f, i, lower_bound, state, cu_seqlens, grad_o, grad_state, heads, reverse, input_activation, output_activation,
       scale, backend):  # fmt: skip
     d_bound = i.new_empty(0) if lower_bound is None else torch.empty_like(lower_bound)
-    d_state = torch.empty_like(grad_state) if state is None else torch.empty_like(state)
+    d_state = i.new_empty(0) if state is None else torch.empty_like(state)
     return q.new_empty(q.shape), f.new_empty(f.shape), i.new_empty(i.shape), d_bound, d_state
 
 
 def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    ctx.set_materialize_grads(False)
     ctx.save_for_backward(*inputs[:6])
     ctx.options = inputs[6:]
 
 
-def _autograd(ctx, grad_o: Tensor, grad_state: Tensor):  # type: ignore[no-untyped-def]
+def _autograd(ctx, grad_o: Tensor | None, grad_state: Tensor | None):  # type: ignore[no-untyped-def]
     tensors = ctx.saved_tensors
+    grad_o = torch.zeros_like(tensors[2]) if grad_o is None else grad_o
     dq, df, di, d_bound, d_state = backward(*tensors, grad_o, grad_state, *ctx.options)
     lower_bound, state = tensors[3:5]
     optional = (None if lower_bound is None else d_bound, None if state is None else d_state)
