@@ -19,7 +19,20 @@ def test_import_is_lazy() -> None:
 
 
 def test_help_loads_no_torch() -> None:
-    for verb in ("", "train", "train lm", "eval", "data", "data prepare", "generate", "bench ops", "bench train", "bench decode", "doctor"):
+    for verb in (
+        "",
+        "train",
+        "train lm",
+        "eval",
+        "data",
+        "data prepare",
+        "generate",
+        "bench ops",
+        "bench train",
+        "bench decode",
+        "doctor",
+        "convert fla",
+    ):
         arguments = [*verb.split(), "--help"]
         parts = ("import sys", "from hgrn2.cli.main import entry", f"assert entry({arguments!r}) == 0")
         run("\n".join((*parts, "assert 'torch' not in sys.modules")))

@@ -18,6 +18,10 @@ VERBS: dict[str, tuple[str, dict[str, str]]] = {
         "turn text into token shards, look at them, check them",
         {"prepare": "data:Prepare", "info": "data:Info", "verify": "data:Verify"},
     ),
+    "convert": (
+        "published checkpoints into models of ours, and back",
+        {"fla": "convert:FromFla", "hgru2": "convert:FromHgru2", "to-fla": "convert:ToFla"},
+    ),
     "bench": (
         "measure speed on this machine, side by side with others",
         {

@@ -1,0 +1,137 @@
+"""`hgrn2 convert`: published checkpoints into model folders of ours, and back into flash-linear-attention's format."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+from hgrn2.errors import UserError
+from hgrn2.settings import refuse
+
+if TYPE_CHECKING:
+    from hgrn2.data.tokenizer import Tokenizer
+    from hgrn2.models.convert import Family
+    from hgrn2.models.language import LanguageModel
+
+In = tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="IN")]]
+Out = tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="OUT")]]
+TOKENIZER = "tokenizer.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FromFla:
+    """HGRN2 or HGRN of flash-linear-attention (fla-hub) into a model folder.
+
+    Every bit of the weights stays. A tokenizer.json beside them comes along.
+
+    Example: hgrn2 convert fla hgrn2-1.3B-100B models/hgrn2-1.3b
+    """
+
+    source: In
+    """The downloaded folder: config.json and safetensors, in one file or sharded."""
+    out: Out
+    """The model folder to write; it must not exist yet."""
+    ignore: Annotated[tuple[str, ...], tyro.conf.arg(metavar="FIELD ...")] = ()
+    """Unknown fields of config.json that do not change what the model computes."""
+
+    def run(self) -> None:
+        _convert(self.source, self.out, "fla", self.ignore, "inclusive")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FromHgru2:
+    """The language model of hgru2-pytorch into a model folder.
+
+    Every bit of the weights stays. A tokenizer.json beside them comes along.
+
+    Example: hgrn2 convert hgru2 hgru2-checkpoint models/hgru2
+    """
+
+    source: In
+    """The folder: config.json and safetensors, in one file or sharded."""
+    out: Out
+    """The model folder to write; it must not exist yet."""
+    bounds: Literal["inclusive", "exclusive", "none"] = "inclusive"
+    """Formula of the lower bounds, which config.json does not name; inclusive is that of the language model."""
+    ignore: Annotated[tuple[str, ...], tyro.conf.arg(metavar="FIELD ...")] = ()
+    """Unknown fields of config.json that do not change what the model computes."""
+
+    def run(self) -> None:
+        _convert(self.source, self.out, "hgru2", self.ignore, self.bounds)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToFla:
+    """A model or run of ours into flash-linear-attention's format.
+
+    What was converted from there comes back to the bit. Where its fixed choices (score scale, eps, formula of the
+    bounds) differ from the model's, weights are changed so that the function stays the same, and a line says so.
+
+    Example: hgrn2 convert to-fla models/hgrn2-1.3b hgrn2-1.3b-fla
+    """
+
+    source: In
+    """A run folder (its newest checkpoint), a checkpoint folder, or a model folder."""
+    out: Out
+    """The folder to write; it must not exist yet."""
+
+    def run(self) -> None:
+        from hgrn2.models.convert import write_fla
+        from hgrn2.models.saved import load_model
+
+        _refuse_existing(self.out)
+        model = load_model(self.source, warn=_warn)
+        for note in write_fla(self.out, model):
+            print(f"note: {note}")
+        _report(model, self.out)
+
+
+def _convert(
+    source: Path, out: Path, family: "Family", ignore: tuple[str, ...],
+    bounds: Literal["inclusive", "exclusive", "none"],
+) -> None:  # fmt: skip
+    from hgrn2.files import atomic_folder
+    from hgrn2.models.convert import read_published
+    from hgrn2.models.saved import reported, save_model
+
+    _refuse_existing(out)
+    model = read_published(source, family=family, bounds=bounds, ignore=ignore)
+    tokenizer = _tokenizer(source, model.config.vocab_size)
+    with reported(out), atomic_folder(out) as temporary:
+        save_model(temporary, model, tokenizer)
+    _report(model, out)
+
+
+def _refuse_existing(out: Path) -> None:
+    """Before gigabytes are read in vain."""
+    refuse(out.exists(), f"{out} already exists; it is not overwritten")
+
+
+def _tokenizer(source: Path, known: int) -> "Tokenizer | None":
+    """The tokenizer beside the weights; one that cannot be used is no reason to leave the model."""
+    from hgrn2.data.tokenizer import load_tokenizer
+
+    path = source / TOKENIZER
+    if not path.is_file():
+        return None
+    try:
+        tokenizer = load_tokenizer(path)
+    except UserError as error:
+        _warn(f"the tokenizer stays behind: {error}")
+        return None
+    if tokenizer.vocab_size > known:
+        _warn(f"the tokenizer stays behind: {path} has {tokenizer.vocab_size:,} ids, the model {known:,}")
+        return None
+    return tokenizer
+
+
+def _report(model: "LanguageModel", out: Path) -> None:
+    config = model.config
+    count = sum(parameter.numel() for parameter in model.parameters())
+    print(f"{out}: {config.mixer.kind}, {config.layers} layers of {config.width}, {count:,} parameters")
+
+
+def _warn(message: str) -> None:
+    print(f"warning: {message}", file=sys.stderr)

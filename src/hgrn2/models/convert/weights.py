@@ -1,0 +1,106 @@
+"""Tensors of a published folder: one safetensors file, or shards with an index. Pickled weights are not opened."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from hgrn2.errors import UserError
+from hgrn2.files import read_json
+from hgrn2.models.saved import opened
+from hgrn2.settings import refuse
+
+CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+LIMIT = 1 << 26
+"""Bytes of JSON that are read at most; an index of a hundred thousand tensors has a tenth of it."""
+
+
+class Weights:
+    """Open files of one model: names, shapes and dtypes at once, values when they are asked for."""
+
+    def __init__(self, folder: Path, files: dict[str, Any]) -> None:
+        self.folder = folder
+        self.files = files
+        """Tensor name -> the open file that holds it."""
+
+    def shape(self, name: str) -> list[int]:
+        """The shape of one tensor, without reading it."""
+        return list(self.files[name].get_slice(name).get_shape())
+
+    def dtype(self, name: str) -> str:
+        """safetensors' name of its dtype, as in F32."""
+        return self.files[name].get_slice(name).get_dtype()
+
+    def get(self, name: str) -> Tensor:
+        """Its values."""
+        return self.files[name].get_tensor(name)
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """The object in a folder's config.json."""
+    refuse(not folder.exists(), f"{folder} does not exist")
+    refuse(not folder.is_dir(), f"{folder} is not a folder; give the folder that holds {CONFIG} and the weights")
+    path = folder / CONFIG
+    values = _small_json(path)
+    if not isinstance(values, dict):
+        raise UserError(f"{path} must hold an object, not {type(values).__name__}")
+    return values
+
+
+@contextmanager
+def open_weights(folder: Path) -> Iterator[Weights]:
+    """The tensors of a folder; a missing, truncated or unlisted one is a `UserError` that names the file."""
+    single, index = folder / SINGLE, folder / INDEX
+    if not single.exists() and not index.exists():
+        _refuse_others(folder)
+    with ExitStack() as stack:
+        if single.exists():
+            file = stack.enter_context(opened(single))
+            yield Weights(folder, dict.fromkeys(file.keys(), file))
+            return
+        places = _places(index)
+        missing = sorted({shard for shard in places.values() if not (folder / shard).is_file()})
+        refuse(bool(missing), f"{folder} is incomplete: {', '.join(missing[:3])} named by {INDEX} is missing")
+        shards = {shard: stack.enter_context(opened(folder / shard)) for shard in sorted(set(places.values()))}
+        held = {shard: set(file.keys()) for shard, file in shards.items()}
+        for name, shard in sorted(places.items()):
+            refuse(name not in held[shard], f"{folder / shard} lacks {name}, which {INDEX} places there")
+        for shard, names in held.items():
+            strange = sorted(name for name in names if places.get(name) != shard)
+            refuse(
+                bool(strange), f"{folder / shard} holds {', '.join(strange[:3])}, which {INDEX} does not place there"
+            )
+        yield Weights(folder, {name: shards[shard] for name, shard in places.items()})
+
+
+def _places(index: Path) -> dict[str, str]:
+    """Tensor name -> name of its shard."""
+    values = _small_json(index)
+    places = values.get("weight_map") if isinstance(values, dict) else None
+    if not isinstance(places, dict) or not places:
+        raise UserError(f"{index} is damaged: it has no weight_map")
+    for name, shard in places.items():
+        # The index comes from elsewhere: a shard with a folder in its name could point outside.
+        plain = isinstance(shard, str) and Path(shard).name == shard and shard.endswith(".safetensors")
+        refuse(not plain, f"{index} is damaged at {name!r}: {shard!r} is no safetensors file of this folder")
+    return places
+
+
+def _small_json(path: Path) -> Any:
+    refuse(path.is_file() and path.stat().st_size > LIMIT, f"{path} has more than {LIMIT:,} bytes; that is no model's")
+    return read_json(path)
+
+
+def _refuse_others(folder: Path) -> None:
+    """Say what lies there instead of safetensors."""
+    pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
+    refuse(
+        bool(pickles),
+        f"{folder} has only pickled weights ({', '.join(pickles[:3])}), which can run code when they are opened; write "
+        f"them as {SINGLE} first (docs/convert.md says how)",
+    )
+    shards = sorted(path.name for path in folder.glob("*.safetensors"))
+    refuse(bool(shards), f"{folder} is incomplete: {', '.join(shards[:3])} without {INDEX}")
+    raise UserError(f"{folder} holds no weights: neither {SINGLE} nor {INDEX}")
