@@ -17,7 +17,7 @@ SHORT = 64
 """Tokens up to which its layer takes the recurrent kernel, which needs no long tuning; prompts are read so."""
 
 
-def library() -> Any:
+def required() -> Any:
     """The module with its models."""
     transformers()
     try:
@@ -31,7 +31,7 @@ def library() -> Any:
 
 def fla(size: Size, layers: int | None = None, setup: Setup | None = None) -> Subject:
     """Its HGRN2 of the very same shape, with the options that its configuration has by default."""
-    found, setup = library(), setup or Setup()
+    found, setup = required(), setup or Setup()
     config = found.HGRN2Config(
         hidden_size=size.width,
         num_hidden_layers=layers or size.layers,

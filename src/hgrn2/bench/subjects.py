@@ -111,7 +111,7 @@ def check_available(names: Sequence[str]) -> None:
     if any(name.endswith(("-hf", "-static")) for name in names):
         baselines.transformers()
     if "fla" in names:
-        fla_model.library()
+        fla_model.required()
 
 
 def hgrn2(size: Size, layers: int | None = None, setup: Setup | None = None) -> Subject:

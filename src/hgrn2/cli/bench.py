@@ -1,9 +1,8 @@
 """`hgrn2 bench ops | train | decode | table`: speed on this machine, beside others, as rows in results/."""
 
-import contextlib
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,12 +10,12 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from hgrn2.bench.settings import DecodeBench, OpsBench, TrainBench
+from hgrn2.cli.progress import Progress, progress_shown
 
 if TYPE_CHECKING:
     from hgrn2.bench.record import Row
 
 Folder = Annotated[Path, tyro.conf.arg(metavar="DIR")]
-Progress = Callable[[str, int, int], None]
 _flat = tyro.conf.configure(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
 
 
@@ -144,7 +143,7 @@ def _tune(bench: OpsBench, file: Path | None) -> int:
     from hgrn2.bench.tune import tune
     from hgrn2.ops.settings_table import TABLE
 
-    with _progress() as progress:
+    with progress_shown() as progress:
         choices = tune(bench, file or TABLE, progress)
     for choice in choices:
         print(choice)
@@ -171,7 +170,7 @@ def _run(measure: "Callable[[Callable[[Row], None], Progress], None]", out: Path
         append(out, row)
         rows.append(row)
 
-    with _progress() as progress:
+    with progress_shown() as progress:
         measure(record, progress)
     if as_json:
         print(json.dumps([to_dict(row) for row in rows], indent=2, ensure_ascii=False))
@@ -189,25 +188,3 @@ def _show(rows: "list[Row]") -> None:
 
     for table in rich_tables(rows):
         Console().print(table)
-
-
-@contextlib.contextmanager
-def _progress() -> Iterator[Progress]:
-    """What is going on, on standard error: a bar in a terminal, a line for each stage elsewhere."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    console, shown = Console(stderr=True), [""]
-    if not console.is_terminal:
-
-        def tell(stage: str, done: int, total: int) -> None:
-            if stage != shown[0]:
-                shown[0] = stage
-                print(stage, file=sys.stderr, flush=True)
-
-        yield tell
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("starting", total=None)
-        yield lambda stage, done, total: bar.update(task, description=stage, completed=done, total=total)

@@ -1,13 +1,13 @@
 """`hgrn2 doctor`: does every kernel compute what it should on this machine?"""
 
-import contextlib
 import json
 import sys
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
+
+from hgrn2.cli.progress import progress_shown
 
 if TYPE_CHECKING:
     import torch
@@ -50,7 +50,7 @@ class Doctor:
         devices = machine.devices(self.device)
         if not self.json:
             _print_machine(devices)
-        with _progress() as progress:
+        with progress_shown() as progress:
             found = examine(devices, self.ops or OPS, progress)
         if self.json:
             print(json.dumps(as_json(found, devices), indent=2, ensure_ascii=False))
@@ -128,25 +128,3 @@ def _nearest(outcomes: list[Any]) -> str:
         default=None,
     )
     return f"{worst.what} {worst.error:.0e} of {worst.allowed:.0e}" if worst else ""
-
-
-@contextlib.contextmanager
-def _progress() -> Iterator[Callable[[str, int, int], None]]:
-    """What is checked, on standard error: a bar in a terminal, a line for each stage elsewhere."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    console, shown = Console(stderr=True), set[str]()
-    if not console.is_terminal:
-
-        def tell(stage: str, done: int, total: int) -> None:
-            if stage not in shown:
-                shown.add(stage)
-                print(stage, file=sys.stderr, flush=True)
-
-        yield tell
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("starting", total=None)
-        yield lambda stage, done, total: bar.update(task, description=stage, completed=done, total=total)

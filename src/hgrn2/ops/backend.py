@@ -1,7 +1,7 @@
 """The one place that chooses a backend, and can explain its choice.
 
 Backends, in the order in which `auto` prefers them:
-    cuda       CUDA C++ compiled for this GPU; hgru2 with heads of 64 or 128 in bfloat16 or float16
+    cuda       CUDA C++ compiled for this GPU; hgru2 with heads of 64 or 128 in bfloat16
     triton     Triton kernels, every operator; CUDA tensors (CPU tensors only in Triton's interpreter, by name)
     native     C++ compiled for this machine's processor; CPU tensors
     chunked    plain PyTorch, any device, any dtype
@@ -23,16 +23,6 @@ class Choice(NamedTuple):
 
     backend: str
     why: str
-
-
-class Call(NamedTuple):
-    """What a kernel must know of a call before it can promise to serve it."""
-
-    op: str
-    device: torch.device
-    dtype: torch.dtype
-    keys: int
-    values: int
 
 
 @torch.compiler.assume_constant_result  # torch.compile asks once instead of tracing the build of the kernels

@@ -1,0 +1,30 @@
+"""What a verb is doing, on standard error: a bar in a terminal, a line for each stage elsewhere."""
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+
+Progress = Callable[[str, int, int], None]
+"""Told the stage, how much of it is done, and how much there is."""
+
+
+@contextlib.contextmanager
+def progress_shown() -> Iterator[Progress]:
+    """Shows what it is told while the context lasts; stages may come in any order, several at a time."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    console, shown = Console(stderr=True), set[str]()
+    if not console.is_terminal:
+
+        def tell(stage: str, done: int, total: int) -> None:
+            if stage not in shown:
+                shown.add(stage)
+                print(stage, file=sys.stderr, flush=True)
+
+        yield tell
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("starting", total=None)
+        yield lambda stage, done, total: bar.update(task, description=stage, completed=done, total=total)
