@@ -15,6 +15,12 @@ NAMES = ("q", "f", "i", "bound", "state")
 WORST = 4e-3  # bfloat16 operands lose 2e-3 to 3e-3 (docs/numerics.md); a wrong index loses everything
 
 
+@pytest.fixture
+def early(monkeypatch: pytest.MonkeyPatch, emulated: None) -> None:
+    """Asynchronous copies arrive at once."""
+    monkeypatch.setattr(call, "launch", emulator.launch_early)
+
+
 @pytest.fixture(autouse=True)
 def emulated(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(call, "launch", emulator.launch)
@@ -91,6 +97,15 @@ def test_an_odd_head_of_64_gets_a_companion() -> None:
 def test_segments_are_joined(reverse: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plan, "segment_length", lambda *_: 64)
     check(inputs(150, 2, 64, batch=2), 2, reverse=reverse)
+
+
+@pytest.mark.usefixtures("early")
+@pytest.mark.parametrize(("size", "tokens"), [(64, 470), (128, 512)])
+def test_copies_that_arrive_at_once_overwrite_nothing_in_use(
+    size: int, tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan, "segment_length", lambda *_: 256)  # of four chunks: two are worked on, two on their way
+    check(inputs(tokens, 1, size, shift=6.0), 1)  # gates that forget little, or the last chunks would not matter
 
 
 @pytest.mark.parametrize("reverse", [False, True])

@@ -19,7 +19,7 @@ THREADS, JOIN_THREADS = 512, 256
 _ACTIVATIONS = {"none": 0, "silu": 1, "sigmoid": 2}
 _WALK, _LOCAL, _ARRIVING = 0, 1, 2  # states.cu
 SHARED = {
-    (128, "forward"): 219392, (64, "forward"): 227584, (128, "states"): 168960, (64, "states"): 168960,
+    (128, "forward"): 219392, (64, "forward"): 227584, (128, "states"): 201728, (64, "states"): 201728,
     (128, "backward"): 232192, (64, "backward"): 224000,
 }  # fmt: skip
 """Bytes of shared memory: the END of each kernel's layout."""

@@ -5,7 +5,7 @@
 
 struct StatesLayout {
     enum { LEFT = 0, RIGHT = LEFT + 2 * TILE, RAW_F = RIGHT + 4 * TILE, RAW_Q = RAW_F + 2 * TILE,
-           TOTALS = RAW_Q + 2 * TILE, WHOLE = TOTALS + GROUPS * WIDTH * 4, END = WHOLE + 2 * WIDTH * 4 };
+           TOTALS = RAW_Q + 4 * TILE, WHOLE = TOTALS + GROUPS * WIDTH * 4, END = WHOLE + 2 * WIDTH * 4 };
 };
 typedef StatesLayout At;
 enum { WALK = 0, LOCAL = 1, ARRIVING = 2, GATE_GROUP = 1, GATE_THREADS = 256, BLOCK = 512 };
@@ -19,7 +19,8 @@ DEVICE void turn_round(Source& x, int chunks) {  // from the first chunk to the 
 }
 DEVICE void step_back(Source& x) { x.from -= 2 * CHUNK * x.row; }
 
-// Start the copies of the n-th chunk in walking order; always one group of copies.
+// Start the copies of the n-th chunk in walking order; always one group of copies. Chunk n + 2 is on its way while other
+// threads may still read chunk n, so what is read late has four places in turn; f is read before the barrier and has two.
 DEVICE void fetch(const Problem& p, Sources& from, int n, int count, int tokens, u32 to, int thread) {
     if (n < count) {
         bool back = p.mode == ARRIVING;
@@ -27,7 +28,7 @@ DEVICE void fetch(const Problem& p, Sources& from, int n, int count, int tokens,
         Load::tile(to + At::RAW_F + (n & 1) * TILE, from.f, p.f, left, thread);
         Load::tile(to + At::RIGHT + (n & 3) * TILE, from.i, back ? p.grad_o : p.i, left, thread);
         if (back) {
-            Load::tile(to + At::RAW_Q + (n & 1) * TILE, from.q, p.q, left, thread);
+            Load::tile(to + At::RAW_Q + (n & 3) * TILE, from.q, p.q, left, thread);
             step_back(from.f);
             step_back(from.i);
             step_back(from.q);
@@ -39,6 +40,7 @@ DEVICE void prepare(const Problem& p, Sources& from, int n, int count, int token
     u32 lane = thread & 31, warp = thread >> 5, pair = (warp & 1) * 32 + lane, to = base + Load::target(thread), side = n & 1;
     int first = 2 * (warp >> 1), left = tokens - (p.mode == ARRIVING ? count - 1 - n : n) * CHUNK;
     u32 column = base + side * TILE + column_part(first, pair), totals = base + At::TOTALS;
+    u32 outputs_column = base + (n & 3) * TILE + column_part(first, pair);
     Block f[2], k[2];
 #pragma unroll
     for (int h = 0; h < 2; h++) {
@@ -59,7 +61,7 @@ DEVICE void prepare(const Problem& p, Sources& from, int n, int count, int token
         doubled<4>(f[h], Q);
         u32 raw[ROWS];
         if (p.mode == ARRIVING) {
-            read_rows(raw, column, At::RAW_Q + h * ROWS * 256);
+            read_rows(raw, outputs_column, At::RAW_Q + h * ROWS * 256);
             outputs(Q, raw, p);
             times(Q, f[h]);
         } else times(Q, k[h]);

@@ -1,8 +1,9 @@
 """Run the CUDA kernels on a CPU: the very sources, compiled by g++ against a small emulation of a block of threads.
 
 Slow (a fiber a thread, a switch at every barrier and every instruction of a whole warp), but it computes what the GPU
-would up to rounding, fills shared memory with NaN first, lets asynchronous copies arrive only when they are waited for,
-and aborts on misaligned or foreign addresses in shared memory.
+would up to rounding, fills shared memory with NaN first, and aborts on misaligned or foreign addresses there.
+Asynchronous copies arrive only when they are waited for (`launch`), which shows a wait that is missing, or at once
+(`launch_early`), which shows a copy into memory that other threads still read. A GPU does anything between.
 """
 
 import ctypes
@@ -43,7 +44,11 @@ def _library(name: str, head: int) -> ctypes.CDLL:
 
 
 def launch(
-    name: str, head: int, problem: Problem, grid: tuple[int, int], threads: int, shared: int, device: torch.device
-) -> None:
+    name: str, head: int, problem: Problem, grid: tuple[int, int], threads: int, shared: int, device: torch.device,
+    early: bool = False,
+) -> None:  # fmt: skip
     """What `ops.cuda.launch.launch` does, on the CPU and at once."""
-    _library(name, head).run(ctypes.byref(problem), *grid, threads, shared)
+    _library(name, head).run(ctypes.byref(problem), *grid, threads, shared, int(early))
+
+
+launch_early = functools.partial(launch, early=True)

@@ -3,8 +3,9 @@
 #include KERNEL_FILE
 
 static Problem argument;
-extern "C" void run(const Problem* p, int width, int height, int threads, int shared) {
+extern "C" void run(const Problem* p, int width, int height, int threads, int shared, int early) {
     emulated::granted = shared;
+    emulated::early = early;
     argument = *p;
     emulated::body = [] { KERNEL_NAME(argument); };
     for (int y = 0; y < height; y++)
