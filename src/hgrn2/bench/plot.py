@@ -38,13 +38,14 @@ def draw_sweeps(rows: Sequence[Row], folder: Path) -> list[str]:
 
 
 def _of_one_kind(rows: Sequence[Row]) -> list[Row]:
-    """Those measured on the same problem as the last one, but for length and direction."""
+    """Those measured on the same problem as the last one, but for length and direction; attention has no bound."""
     kind = _kind(rows[-1])
-    return [row for row in rows if _kind(row) == kind]
+    return [row for row in rows if _kind(row) == (kind if row.subject != "sdpa" else {**kind, "bound": None})]
 
 
 def _kind(row: Row) -> dict[str, Any]:
-    return {name: value for name, value in row.case.items() if name not in ("tokens", "pass")}
+    kept = {name: value for name, value in row.case.items() if name not in ("tokens", "pass")}
+    return kept if row.subject != "sdpa" else {**kept, "bound": None}
 
 
 def _draw(rows: Sequence[Row], folder: Path, name: str) -> None:
