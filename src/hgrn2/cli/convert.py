@@ -1,4 +1,4 @@
-"""`hgrn2 convert`: published checkpoints into model folders of ours, and back into flash-linear-attention's format."""
+"""`hgrn2 convert`: published checkpoints into model folders of ours, and ours for other libraries."""
 
 import sys
 from dataclasses import dataclass
@@ -84,6 +84,37 @@ class ToFla:
         _refuse_existing(self.out)
         model = load_model(self.source, warn=_warn)
         for note in write_fla(self.out, model):
+            print(f"note: {note}")
+        _report(model, self.out)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToHf:
+    """A model or run of ours into a folder that transformers loads.
+
+    `import hgrn2.models.hf`, then AutoModelForCausalLM.from_pretrained and, where the tokenizer can be written as a
+    tokenizer.json, AutoTokenizer.from_pretrained of the folder. Every bit of the weights stays.
+
+    Example: hgrn2 convert to-hf runs/demo demo-hf
+    """
+
+    source: In
+    """A run folder (its newest checkpoint), a checkpoint folder, or a model folder."""
+    out: Out
+    """The folder to write; it must not exist yet."""
+    shard_size: Annotated[str, tyro.conf.arg(metavar="SIZE")] = "5GB"
+    """Largest size of one safetensors file, as in 500MB."""
+
+    def run(self) -> None:
+        from hgrn2.data.tokenizer import load_tokenizer
+        from hgrn2.models.hf.writing import write_hf
+        from hgrn2.models.saved import find_model, read_model
+
+        _refuse_existing(self.out)
+        found = find_model(self.source, _warn)
+        model = read_model(found.folder)
+        tokenizer = None if found.tokenizer is None else load_tokenizer(found.tokenizer)
+        for note in write_hf(self.out, model, tokenizer, shard_size=self.shard_size):
             print(f"note: {note}")
         _report(model, self.out)
 

@@ -42,13 +42,15 @@ class Block(nn.Module):
         state: LayerState | None = None,
         *,
         cu_seqlens: Tensor | None = None,
+        keep: Tensor | None = None,
         output_state: bool = True,
         inplace: bool = False,
     ) -> tuple[Tensor, LayerState | None]:
-        """x [B,T,D] -> (x [B,T,D], state)."""
+        """x [B,T,D] -> (x [B,T,D], state); `keep` [B,T] is False where a token must leave the state alone."""
         mixed, state = self.mixer(
-            self.mixer_norm(x), lower_bound, state, cu_seqlens=cu_seqlens, output_state=output_state, inplace=inplace
-        )
+            self.mixer_norm(x), lower_bound, state, cu_seqlens=cu_seqlens, keep=keep, output_state=output_state,
+            inplace=inplace,
+        )  # fmt: skip
         x = x + self.dropout(mixed)
         if self.recompute_glu and torch.is_grad_enabled():
             return x + recomputed(self._channels, x, random=self.dropout.p > 0), state

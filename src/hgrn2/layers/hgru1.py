@@ -50,12 +50,14 @@ class HGRU1(nn.Module):
         state: LayerState | None = None,
         *,
         cu_seqlens: Tensor | None = None,
+        keep: Tensor | None = None,
         output_state: bool = True,
         inplace: bool = False,
     ) -> tuple[Tensor, LayerState | None]:
         """x [B,T,D], bound γ [D], state of B (or N packed) sequences -> (y [B,T,D], state after the last token).
 
-        With `inplace` the state given is overwritten by the new one and returned.
+        Tokens whose `keep` [B,T] is False leave the state exactly as it was; their y means nothing. With `inplace` the
+        state given is overwritten by the new one and returned.
         """
         c, g, f = self.in_proj(x).split(self.projections, -1)
         work = torch.float64 if x.dtype == torch.float64 else torch.float32
@@ -67,14 +69,15 @@ class HGRU1(nn.Module):
         if self.theta is not None:
             value = torch.view_as_complex(value.unflatten(-1, (-1, 2)).contiguous())
             up = torch.polar(up, self.theta.to(work).expand_as(up))
+        added = key * value
+        if keep is not None:
+            up, added = up.masked_fill(~keep.unsqueeze(-1), 1), added.masked_fill(~keep.unsqueeze(-1), 0)
         start = None if state is None else state.recurrent
         if x.shape[1] == 1 and start is not None and cu_seqlens is None and not torch.is_grad_enabled():
-            h, final = ops.gated_step((key * value)[:, 0], up[:, 0], state=start)
+            h, final = ops.gated_step(added[:, 0], up[:, 0], state=start)
             h = h.unsqueeze(1)
         else:
-            h, final = ops.gated_scan(
-                key * value, up, state=start, cu_seqlens=cu_seqlens, output_final_state=output_state
-            )
+            h, final = ops.gated_scan(added, up, state=start, cu_seqlens=cu_seqlens, output_final_state=output_state)
         h = torch.cat((h.real, h.imag), -1) if self.complex else h
         h, gate = h.to(x.dtype), self.output_activation(g)
         y = self.norm(h) * gate if self.config.norm_first else self.norm(h * gate)

@@ -6,11 +6,14 @@
 arXiv 2404.07904 section 3; options in which published versions differ are in `MixerConfig`.
 """
 
+from math import inf
+
 import torch
 from torch import Tensor, nn
 
 from hgrn2 import ops
 from hgrn2.layers.config import MixerConfig
+from hgrn2.layers.masking import convolve_kept
 from hgrn2.layers.norm import Norm
 from hgrn2.layers.state import LayerState
 
@@ -73,15 +76,21 @@ class HGRU2(nn.Module):
         state: LayerState | None = None,
         *,
         cu_seqlens: Tensor | None = None,
+        keep: Tensor | None = None,
         output_state: bool = True,
         inplace: bool = False,
     ) -> tuple[Tensor, LayerState | None]:
         """x [B,T,D], bound γ [D], state of B (or N packed) sequences -> (y [B,T,D], state after the last token).
 
-        With `inplace` the state given is overwritten by the new one and returned, whatever its dtype.
+        Tokens whose `keep` [B,T] is False leave the state exactly as it was; their y means nothing. With `inplace` the
+        state given is overwritten by the new one and returned, whatever its dtype.
         """
-        projected, conv_state = self._convolve(self.in_proj(x), state, cu_seqlens, output_state)
+        projected, conv_state = self._convolve(self.in_proj(x), state, cu_seqlens, keep, output_state)
         i, o, f = projected.split(self.projections, -1)
+        if keep is not None:
+            # A gate logit of +inf is the operator's exact "nothing happened"; a zero input keeps 0 * inf out of it.
+            f = f.masked_fill(~keep.unsqueeze(-1), inf)
+            i = i.masked_fill(~keep.unsqueeze(-1), 0)
         options = {
             "heads": self.heads,
             "input_activation": self.config.input_activation,
@@ -102,13 +111,16 @@ class HGRU2(nn.Module):
 
     def forget_logits(self, x: Tensor) -> Tensor:
         """x_f [B,T,D], the forget gates before bound and sigmoid, of sequences that start at x."""
-        projected, _ = self._convolve(self.in_proj(x), None, None, False)
+        projected, _ = self._convolve(self.in_proj(x), None, None, None, False)
         return projected.split(self.width, -1)[2]
 
     def _convolve(
-        self, x: Tensor, state: LayerState | None, cu_seqlens: Tensor | None, output_state: bool
+        self, x: Tensor, state: LayerState | None, cu_seqlens: Tensor | None, keep: Tensor | None, output_state: bool
     ) -> tuple[Tensor, Tensor | None]:
         if self.conv is None:
             return x, None
         past = None if state is None else state.conv
+        if keep is not None:
+            y, final = convolve_kept(x, self.conv, keep, past, cu_seqlens)
+            return y, final if output_state else None
         return ops.causal_conv(x, self.conv, state=past, cu_seqlens=cu_seqlens, output_final_state=output_state)

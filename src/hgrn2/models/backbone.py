@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from hgrn2.layers.block import Block, recomputed
 from hgrn2.layers.gates import lower_bounds
+from hgrn2.layers.masking import check_keep
 from hgrn2.layers.norm import Norm
 from hgrn2.layers.state import ModelState
 from hgrn2.models.config import ModelConfig, Recompute
@@ -61,21 +62,35 @@ class Backbone(nn.Module):
         state: ModelState | None = None,
         *,
         cu_seqlens: Tensor | None = None,
+        keep: Tensor | None = None,
         output_state: bool = True,
         inplace: bool = False,
+        trace: list[Tensor] | None = None,
     ) -> tuple[Tensor, ModelState | None]:
         """x [B,T,D] -> (norm of the last block's output [B,T,D], state of every block).
 
-        With `inplace` the new state overwrites the given one, in its dtype: nothing is allocated for it.
+        Args:
+            keep: [B,T] bool; False marks padding: it leaves every state exactly alone, and its output means nothing.
+            inplace: the new state overwrites the given one, in its dtype: nothing is allocated for it.
+            trace: a list that receives what each block is given and the result, L + 1 tensors.
+
+        Raises:
+            UserError: a mask that is not [B,T] bool.
         """
+        check_keep(keep, x)
         finals = []
         recompute = self.recompute_blocks and torch.is_grad_enabled()
         for n, (block, bound) in enumerate(zip(self.blocks, self.bounds(), strict=True)):
             start = None if state is None else state.layers[n]
-            options = {"cu_seqlens": cu_seqlens, "output_state": output_state, "inplace": inplace}
+            options = {"cu_seqlens": cu_seqlens, "keep": keep, "output_state": output_state, "inplace": inplace}
+            if trace is not None:
+                trace.append(x)
             if recompute:
                 x, final = recomputed(block, x, bound, start, random=self.config.dropout > 0, **options)
             else:
                 x, final = block(x, bound, start, **options)
             finals.append(final)
-        return self.norm(x), ModelState(tuple(finals)) if output_state else None
+        x = self.norm(x)
+        if trace is not None:
+            trace.append(x)
+        return x, ModelState(tuple(finals)) if output_state else None

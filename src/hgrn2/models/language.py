@@ -48,14 +48,20 @@ class LanguageModel(nn.Module):
         state: ModelState | None = None,
         *,
         cu_seqlens: Tensor | None = None,
+        keep: Tensor | None = None,
         output_state: bool = True,
         inplace: bool = False,
+        trace: list[Tensor] | None = None,
     ) -> tuple[Tensor, ModelState | None]:
-        """Tokens [B,T] -> (features before the head [B,T,D], state)."""
-        x = self.embedding(tokens)
+        """Tokens [B,T], or their embeddings [B,T,D] -> (features before the head [B,T,D], state).
+
+        `cu_seqlens`, `keep` and `inplace` as in `forward`, `trace` as in `Backbone.forward`.
+        """
+        x = tokens if tokens.is_floating_point() else self.embedding(tokens)
         x = x * self.embedding_scale if self.embedding_scale != 1.0 else x
         x = self.dropout(x)
-        return self.backbone(x, state, cu_seqlens=cu_seqlens, output_state=output_state, inplace=inplace)
+        options = {"cu_seqlens": cu_seqlens, "keep": keep, "output_state": output_state, "inplace": inplace}
+        return self.backbone(x, state, trace=trace, **options)
 
     def logits(self, features: Tensor) -> Tensor:
         """Features [...,D] -> logits [...,V]."""
@@ -72,6 +78,7 @@ class LanguageModel(nn.Module):
         state: ModelState | None = None,
         *,
         cu_seqlens: Tensor | None = None,
+        keep: Tensor | None = None,
         output_state: bool = True,
         inplace: bool = False,
     ) -> tuple[Tensor, ModelState | None]:
@@ -81,9 +88,12 @@ class LanguageModel(nn.Module):
             tokens: [B,T] integers below vocab_size.
             state: from an earlier call on the same sequences; None starts afresh.
             cu_seqlens: offsets [N+1] of packed documents (B = 1): the state is reset at each; states are [N, ...].
+            keep: [B,T] bool for texts of different lengths; False marks padding, wherever it stands: states, gradients
+                and the logits of other tokens are those of the text without it. Logits at padding mean nothing.
             inplace: overwrite the state given with the new one, and return it.
         """
-        features, state = self.hidden(tokens, state, cu_seqlens=cu_seqlens, output_state=output_state, inplace=inplace)
+        options = {"cu_seqlens": cu_seqlens, "keep": keep, "output_state": output_state, "inplace": inplace}
+        features, state = self.hidden(tokens, state, **options)
         return self.logits(features), state
 
     def loss(

@@ -1,0 +1,47 @@
+"""Padding: tokens that leave a state exactly as it was, wherever they stand among the others.
+
+In a recurrence that is a gate of one and an input of zero. The short convolution looks at neighbours, so its tokens are
+moved together first: row after row without padding, packed, and whatever was left out as one more document behind them.
+"""
+
+import torch
+from torch import Tensor
+
+from hgrn2 import ops
+from hgrn2.errors import UserError
+
+
+def check_keep(keep: Tensor | None, x: Tensor) -> None:
+    """Refuse a mask that is not [B,T] bool beside x [B,T,D]; reads no device memory."""
+    if keep is not None and (keep.shape != x.shape[:2] or keep.dtype != torch.bool):
+        dtype = str(keep.dtype).removeprefix("torch.")
+        raise UserError(f"keep must be {list(x.shape[:2])} bool, one value a token; got {list(keep.shape)} {dtype}")
+
+
+def convolve_kept(
+    x: Tensor, weight: Tensor, keep: Tensor, state: Tensor | None, cu_seqlens: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """`ops.causal_conv` over the tokens that are kept, as if the others were not there.
+
+    Args:
+        x: [B,T,D].
+        weight: [D,W].
+        keep: [B,T] bool.
+        state, cu_seqlens: as in `ops.causal_conv`.
+
+    Returns:
+        y [B,T,D], meaningless where keep is False, and the last W-1 kept inputs of each sequence.
+    """
+    flat, kept = x.flatten(0, 1), keep.flatten()
+    total = flat.shape[0]
+    ends = cu_seqlens
+    if ends is None:
+        ends = torch.arange(x.shape[0] + 1, device=x.device) * x.shape[1]
+    before = torch.cat((kept.new_zeros(1, dtype=torch.int64), kept.cumsum(0)))
+    offsets = torch.cat((before[ends.long()], before.new_full((1,), total)))
+    order = (~kept).to(torch.uint8).argsort(stable=True)
+    if state is not None:
+        state = torch.cat((state, torch.zeros_like(state[:1])))
+    y, final = ops.causal_conv(flat[order].unsqueeze(0), weight, state=state, cu_seqlens=offsets)
+    assert final is not None
+    return torch.zeros_like(flat).index_copy(0, order, y[0].to(flat.dtype)).view_as(x), final[:-1]
