@@ -14,6 +14,7 @@ import tyro
 
 from hgrn2.errors import UserError
 from hgrn2.generate.config import GraphUse, StateDtype
+from hgrn2.models.quantize.config import Quantization, QuantizeConfig
 from hgrn2.settings import refuse
 
 if TYPE_CHECKING:
@@ -76,6 +77,11 @@ class Generate:
     state_dtype: StateDtype = "float32"
     """Of the states while tokens are made; bfloat16 is quicker for many samples and rounds after every token."""
 
+    quantize: Annotated[
+        Quantization | None, tyro.conf.arg(metavar="{int8,int4}", help_behavior_hint="(default: as saved)")
+    ] = None
+    """Hold the matrices in eight or four bits: less memory, quicker tokens, slightly other text (docs/quantize.md)."""
+
     def run(self) -> None:
         config = self._config()
         prompt = self._prompt()
@@ -84,7 +90,8 @@ class Generate:
         from hgrn2.generate.loading import load
         from hgrn2.generate.snapshots import load_snapshot, save_snapshot
 
-        loaded = load(self.model, self.device, warn=_warn)
+        quantization = None if self.quantize is None else QuantizeConfig(kind=self.quantize)
+        loaded = load(self.model, self.device, quantization=quantization, warn=_warn)
         generator = Generator(loaded.model, loaded.need_tokenizer())
         start = None if self.state is None else load_snapshot(self.state, generator.model, generator.tokenizer)
         report = _Report(self, loaded.name, config)
@@ -192,6 +199,7 @@ class _Report:
                 "prompt_seconds": reading,
                 "tokens_per_second": speed,
                 "decoding": self.decoding,
+                "quantize": self.options.quantize,
                 "samples": self.samples,
             }
             return print(json.dumps(result, indent=2, ensure_ascii=False))

@@ -10,6 +10,8 @@ from hgrn2.data.tokenizer import Tokenizer, load_tokenizer
 from hgrn2.errors import UserError
 from hgrn2.files import read_json
 from hgrn2.models.language import LanguageModel
+from hgrn2.models.quantize.config import QuantizeConfig
+from hgrn2.models.quantize.model import fallback_lines, quantize
 from hgrn2.models.saved import CONFIG, Found, Warn, find_model, read_model
 from hgrn2.settings import refuse
 
@@ -45,13 +47,26 @@ class Loaded:
 
 
 def load(
-    path: str | Path, device: str = "auto", dtype: torch.dtype | None = None, *, warn: Warn | None = None
+    path: str | Path,
+    device: str = "auto",
+    dtype: torch.dtype | None = None,
+    *,
+    quantization: QuantizeConfig | None = None,
+    warn: Warn | None = None,
 ) -> Loaded:
-    """The model and tokenizer of a model folder, checkpoint folder or run folder; see `load_model`."""
+    """The model and tokenizer of a model folder, checkpoint folder or run folder; see `load_model`.
+
+    With `quantization` its matrices are quantised; `warn` is then also told which ones are not as asked, and why.
+    """
     found = find_model(path, warn)
     model = read_model(found.folder, device, dtype)
     tokenizer = None if found.tokenizer is None else load_tokenizer(found.tokenizer)
     if tokenizer is not None:
         size, known = tokenizer.vocab_size, model.config.vocab_size
         refuse(size > known, f"{found.tokenizer} has {size} ids, the model knows {known}: they do not belong together")
+    if quantization is not None:
+        model = quantize(model, quantization)
+        if warn is not None:
+            for line in fallback_lines(model):
+                warn(f"{quantization.kind}: {line}")
     return Loaded(model, found, tokenizer)

@@ -64,9 +64,11 @@ def save_model(folder: str | Path, model: LanguageModel, tokenizer: Saveable | N
     Each file is whole or absent; `config.json` comes last, so a folder that has one is complete.
     """
     folder = Path(folder)
+    state = model.state_dict()
+    refuse("quantized" in state, "a quantised model is not saved; save the model it was made from")
     for name in (CONFIG, WEIGHTS):
         refuse((folder / name).exists(), f"{folder / name} already exists; it is not overwritten")
-    tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
     with reported(folder):
         with atomic_path(folder / WEIGHTS) as temporary:
             save_file(tensors, temporary)
