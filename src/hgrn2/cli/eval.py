@@ -1,4 +1,5 @@
-"""`hgrn2 eval`: how well a model predicts a text, as perplexity and bits per byte, each number under its own name."""
+"""`hgrn2 eval`: how well a model predicts a text, as perplexity and bits per byte, each number under its own name; and
+what cli/eval_standard.py shows: zero-shot tasks, WikiText, loss by position."""
 
 import contextlib
 import json
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from hgrn2.errors import UserError
+from hgrn2.models.quantize.config import Quantization, QuantizeConfig
 from hgrn2.settings import refuse
 
 if TYPE_CHECKING:
@@ -25,19 +27,23 @@ EMBEDDED = "shakespeare"
 
 @dataclass(frozen=True, kw_only=True)
 class Eval:
-    """Measure how well a model predicts a text it was not trained on: perplexity and bits per byte.
+    """Measure how well a model predicts a text it was not trained on, or what it knows without being shown examples.
 
-    Three ways to measure give three different numbers: carried keeps the state through the whole text, strided gives
-    every token a long context within windows, windows cuts the text into pieces that know nothing of each other.
+    Perplexity, in three ways that give three different numbers: carried keeps the state through the whole text, strided
+    gives every token a long context within windows, windows cuts the text into pieces that know nothing of each other.
+    --tasks, --wikitext and --positions measure something else instead, one of them at a time.
 
     Example: hgrn2 eval runs/demo --method all
+    Zero-shot: hgrn2 eval runs/mine --tasks piqa,arc_easy,lambada --task-data my-tasks/
     """
 
     model: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="RUN_OR_MODEL")]]
     """A run folder (its newest checkpoint), a checkpoint folder, or a model folder."""
     data: Annotated[Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="(default: that of the run)")] = None
     """The folder of a prepared corpus, or a text or JSONL file (also .xz, .gz)."""
-    split: str = "valid"
+    split: Annotated[
+        str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="(default: the run's data.valid_split, or valid)")
+    ] = None
     """Which split of a prepared corpus, or of the run's own data."""
     method: Literal["carried", "strided", "windows", "all"] = "all"
     """Which of the numbers."""
@@ -47,23 +53,59 @@ class Eval:
     """Tokens from one window of strided to the next."""
     segment: int = 1024
     """Tokens read at a time (carried); changes speed and memory, not the number."""
-    batch_size: int = 8
-    """Windows read side by side (strided, windows); changes speed and memory, not the number."""
+    batch_size: Annotated[
+        int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: 32 with --tasks and --wikitext, else 8)")
+    ] = None
+    """Sequences read side by side (all but carried); changes speed and memory, not the number."""
     reset_documents: Flag = False
     """Carried starts from a zero state at each document."""
     limit_tokens: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: all)")] = None
     """Only the first N tokens of the text."""
+    tasks: Annotated[str | None, tyro.conf.arg(metavar="NAMES", help_behavior_hint="(default: none)")] = None
+    """Zero-shot tasks by lm-eval, with commas: piqa, hellaswag, winogrande, arc_easy, arc_challenge, openbookqa,
+    lambada; or all. Scores a context that several answers share once. Needs hgrn2[eval]."""
+    task_data: Annotated[
+        Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="(default: lm-eval's own, from the network)")
+    ] = None
+    """The folder of local task files (see docs/evaluation.md)."""
+    compare_rescoring: Flag = False
+    """After the tasks, also read every answer from the beginning of its context, check that the scores are the same,
+    and report how much longer that takes."""
+    wikitext: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: none)")] = None
+    """Word- and token-perplexity of a WikiText file, also .xz. Needs hgrn2[eval]."""
+    positions: Flag = False
+    """Mean loss by position in pieces of the text that each begin with a zero state."""
+    length: int = 4096
+    """Tokens of a piece (positions)."""
+    plot: Annotated[Path | None, tyro.conf.arg(metavar="PNG", help_behavior_hint="(default: none)")] = None
+    """Also draw the losses (positions)."""
+    limit: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: all)")] = None
+    """Only the first N items of each task, pages (wikitext) or pieces (positions)."""
+    out: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="(default: none)")] = None
+    """Also append the results to eval.jsonl in this folder, a row each (tasks, wikitext, positions)."""
     json: Flag = False
     """Print the result as JSON."""
     device: str = "auto"
     """cpu, cuda or cuda:N; auto takes a GPU where there is one."""
+    quantize: Annotated[Quantization | None, tyro.conf.arg(help_behavior_hint="(default: none)")] = None
+    """Keep the weights in eight or four bits, to see what that costs (docs/quantize.md)."""
 
     def run(self) -> None:
+        from hgrn2.cli import eval_standard
         from hgrn2.generate.loading import load
         from hgrn2.perplexity import Beginning
 
-        loaded = load(self.model, self.device, warn=lambda message: print(f"warning: {message}", file=sys.stderr))
-        corpus = self._corpus(loaded)
+        standard = eval_standard.choose(self)  # before the model is read: what does not fit together is said at once
+        quantization = None if self.quantize is None else QuantizeConfig(kind=self.quantize)
+        loaded = load(
+            self.model,
+            self.device,
+            quantization=quantization,
+            warn=lambda message: print(f"warning: {message}", file=sys.stderr),
+        )
+        if standard is not None:
+            return standard(self, loaded)
+        corpus = self.corpus(loaded)
         text = corpus
         if self.limit_tokens is not None:
             text = Beginning(corpus, self.limit_tokens, corpus.tokenizer())
@@ -88,23 +130,27 @@ class Eval:
         from hgrn2 import perplexity
 
         options = self._settings(name)
-        options |= {"segment": self.segment} if name == "carried" else {"batch_size": self.batch_size}
+        options |= (
+            {"segment": self.segment}
+            if name == "carried"
+            else {"batch_size": 8 if self.batch_size is None else self.batch_size}
+        )
         with _bar(name) as progress:
             return getattr(perplexity, name)(loaded.model, corpus, progress=progress, **options)
 
-    def _corpus(self, loaded: "Loaded") -> "Corpus":
+    def corpus(self, loaded: "Loaded") -> "Corpus":
         """The text to measure on, in the tokens of the model."""
         from hgrn2.data.corpus import Corpus
 
-        data = self.data if self.data is not None else _source(loaded)
+        data, split = (self.data, self.split or "valid") if self.data is not None else _source(loaded, self.split)
         if data == EMBEDDED:
-            return _embedded(loaded, self.split)
+            return _embedded(loaded, split)
         path = Path(data)
         hint = "" if self.data is not None else ", where the run had its data: give --data"
         refuse(not path.exists(), f"{path} does not exist{hint}")
         if path.is_file():
             return _from_file(path, loaded)
-        corpus = Corpus.open(path, self.split)
+        corpus = Corpus.open(path, split)
         if loaded.tokenizer is not None:
             same = corpus.tokenizer().identity() == loaded.tokenizer.identity()
             refuse(not same, f"{path} was prepared with another tokenizer than {loaded.name} has")
@@ -134,14 +180,15 @@ class Eval:
         print("Every token but the first is predicted once. Compare a number only with others of the same name.")
 
 
-def _source(loaded: "Loaded") -> str:
-    """What the run was trained on, as its settings name it."""
+def _source(loaded: "Loaded", split: str | None) -> tuple[str, str]:
+    """What the run was trained on and the split it was measured on, as its settings name them; `split` goes first."""
     config = loaded.run_config() or {}
     data = config.get("data")
-    source = data.get("source") if isinstance(data, dict) else None
+    data = data if isinstance(data, dict) else {}
+    source, held_out = data.get("source"), data.get("valid_split", "valid")
     if not isinstance(source, str):
         raise UserError(f"{loaded.name} does not say what it was trained on: give --data")
-    return source
+    return source, split or (held_out if isinstance(held_out, str) else "valid")
 
 
 def _embedded(loaded: "Loaded", split: str) -> "Corpus":

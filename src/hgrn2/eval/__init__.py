@@ -1,0 +1,1 @@
+"""Standard tests of language models: zero-shot tasks, WikiText, loss by position."""
