@@ -1,4 +1,4 @@
-"""`hgrn2 bench ops | train | decode | table`: speed on this machine, beside others, as rows in results/."""
+"""`hgrn2 bench ops | train | decode | onnx | table`: speed on this machine, beside others, as rows in results/."""
 
 import json
 import sys
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from hgrn2.bench.onnx_settings import OnnxBench
 from hgrn2.bench.settings import DecodeBench, OpsBench, TrainBench
 from hgrn2.cli.progress import Progress, progress_shown
 
@@ -16,10 +17,10 @@ if TYPE_CHECKING:
     from hgrn2.bench.record import Row
 
 Folder = Annotated[Path, tyro.conf.arg(metavar="DIR")]
-_flat = tyro.conf.configure(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
+flat = tyro.conf.configure(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
 
 
-@_flat
+@flat
 @dataclass(frozen=True, kw_only=True)
 class BenchOps(OpsBench):
     """Time every operator on every backend of this machine, forward and with its backward, beside its peers.
@@ -46,7 +47,7 @@ class BenchOps(OpsBench):
         from hgrn2.bench import ops
 
         wrong: list[str] = []
-        _run(lambda record, progress: wrong.extend(ops.measure(self, record, progress)), self.out, self.json)
+        run_bench(lambda record, progress: wrong.extend(ops.measure(self, record, progress)), self.out, self.json)
         for line in wrong:
             print(line, file=sys.stderr)
         if wrong:
@@ -54,7 +55,7 @@ class BenchOps(OpsBench):
         return 1 if wrong else 0
 
 
-@_flat
+@flat
 @dataclass(frozen=True, kw_only=True)
 class BenchTrain(TrainBench):
     """Training tokens/s of HGRN2 beside transformers' Llama (SDPA) and Mamba of the same number of parameters.
@@ -77,11 +78,11 @@ class BenchTrain(TrainBench):
         from hgrn2.bench import train
 
         failed: list[str] = []
-        _run(lambda record, progress: failed.extend(train.measure(self, record, progress)), self.out, self.json)
+        run_bench(lambda record, progress: failed.extend(train.measure(self, record, progress)), self.out, self.json)
         return _told(failed)
 
 
-@_flat
+@flat
 @dataclass(frozen=True, kw_only=True)
 class BenchDecode(DecodeBench):
     """Decoding tokens/s and memory after a short and a long prompt, HGRN2 beside transformers' Llama and Mamba.
@@ -103,13 +104,41 @@ class BenchDecode(DecodeBench):
         from hgrn2.bench import decode
 
         failed: list[str] = []
-        rows = _run(lambda record, progress: failed.extend(decode.measure(self, record, progress)), self.out, self.json)
+        rows = run_bench(
+            lambda record, progress: failed.extend(decode.measure(self, record, progress)), self.out, self.json
+        )
         longest, shortest = max(self.contexts), min(self.contexts)
         for row in rows if longest > shortest and not self.json else ():
             if row.case["context"] == longest:
                 ratio = row.details["of_shortest_context"]
                 print(f"{row.subject} after {longest:,} tokens: {ratio:.3f} of its speed after {shortest:,}")
         return _told(failed)
+
+
+@flat
+@dataclass(frozen=True, kw_only=True)
+class BenchOnnx(OnnxBench):
+    """Decoding tokens/s of a saved model on the CPU: PyTorch's generate loop beside onnxruntime, the same weights.
+
+    One sequence, greedy; all subjects take turns. Other programs on the machine spoil the numbers: PyTorch and
+    onnxruntime both wait for their slowest thread.
+
+    Example: hgrn2 bench onnx runs/demo --threads 1 2
+    """
+
+    source: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="RUN")]]
+    """A run folder (its newest checkpoint), a checkpoint folder, or a model folder."""
+    out: Folder = Path("results")
+    """The folder whose onnx.jsonl gets the rows."""
+    json: bool = False
+    """Print the rows as JSON."""
+
+    def run(self) -> None:
+        from hgrn2.bench import onnx
+        from hgrn2.generate.loading import load
+
+        loaded = load(self.source, "cpu", warn=lambda message: print(f"warning: {message}", file=sys.stderr))
+        run_bench(lambda record, progress: onnx.measure(loaded, self, record, progress), self.out, self.json)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,7 +187,7 @@ def _told(failed: list[str]) -> int:
     return 1 if failed else 0
 
 
-def _run(measure: "Callable[[Callable[[Row], None], Progress], None]", out: Path, as_json: bool) -> "list[Row]":
+def run_bench(measure: "Callable[[Callable[[Row], None], Progress], None]", out: Path, as_json: bool) -> "list[Row]":
     """Measure, append every row to its file at once, and show them all at the end."""
     from hgrn2.bench.record import append, prepare_folder
     from hgrn2.settings import to_dict
