@@ -22,8 +22,15 @@ $(VENV)/.dev: $(VENV)/.base
 demo: $(VENV)/.base
 	$(BIN)/hgrn2 train lm demo --out $(RUN) --restart
 
-test: $(VENV)/.dev
+# The oldest supported transformers, with the hub library it needs, beside the newest one that the environment has.
+OLD_TRANSFORMERS := $(VENV)/transformers-5.17
+$(OLD_TRANSFORMERS): $(VENV)/.dev
+	$(PIP) install -q --no-deps --upgrade --target $@ transformers==5.17.0 huggingface_hub==1.33.0 httpx==0.28.1 httpcore==1.0.9
+	touch $@
+
+test: $(VENV)/.dev $(OLD_TRANSFORMERS)
 	$(BIN)/python -m pytest -q -m "not full and not gpu"
+	PYTHONPATH=$(OLD_TRANSFORMERS) $(BIN)/python -m pytest -q -m "not full and not gpu" tests/models/hf
 
 test-full: $(VENV)/.dev
 	$(BIN)/python -m pytest -q -m "not gpu"

@@ -17,6 +17,11 @@ TITLES = {
     "sweep": "Cost of the operators against length",
     "train": "Training steps",
     "decode": "Decoding, one token at a time",
+    "onnx": "Decoding on a CPU: onnxruntime beside PyTorch",
+    "quantize": "Quantised weights",
+    "eval": "Evaluation",
+    "tune": "Tuned initial states beside LoRA",
+    "qlora": "LoRA on quantised weights",
 }
 BETTER = {"ms": "less is better", "s": "less is better", "tokens/s": "more is better"}
 INTRODUCTION = """\

@@ -1,0 +1,77 @@
+"""`hgrn2 tune`: adapt a trained model without touching its weights."""
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+if TYPE_CHECKING:
+    from hgrn2.tasks.tune.run import TuneResult
+
+Flag = tyro.conf.FlagCreatePairsOff[bool]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuneState:
+    """Learn the state from which a frozen model reads and writes texts of one kind; the weights stay as they are.
+
+    Writes a run folder with state.safetensors, which hgrn2 generate MODEL --state takes. The same command goes on where
+    an interrupted run stopped.
+
+    Example: hgrn2 tune state runs/wiki --data shakespeare --out runs/wiki-shakespeare
+    """
+
+    model: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="RUN_OR_MODEL")]]
+    """A run folder (its newest checkpoint), a checkpoint folder, or a model folder."""
+    data: Annotated[str | None, tyro.conf.arg(metavar="CORPUS", help_behavior_hint="(default: shakespeare)")] = None
+    """Folder of a corpus prepared with the model's tokenizer, or shakespeare for the embedded text."""
+    out: Annotated[Path, tyro.conf.arg(metavar="FOLDER")] = Path("runs/tuned")
+    """Run folder, new or of this very run."""
+    set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE")] = ()
+    """Any setting of the run, such as train.steps=500 optim.lr=0.1 start_tokens=1000."""
+    device: str = "auto"
+    """auto, cpu or cuda."""
+    restart: Flag = False
+    """Drop what the folder holds of an earlier run and begin anew."""
+    json: Flag = False
+    """Print the summary as JSON and show no live view."""
+
+    def run(self) -> int:
+        """Returns the exit code: 0, or 130 after Ctrl-C with a checkpoint."""
+        from hgrn2.settings import with_overrides
+        from hgrn2.tasks.tune.config import TuneSettings
+
+        settings = with_overrides(TuneSettings(), self.set)
+
+        from hgrn2.generate.loading import load
+        from hgrn2.tasks.tune.run import tune_state, with_data
+
+        loaded = load(self.model, self.device, warn=lambda text: print(f"warning: {text}", file=sys.stderr))
+        settings = with_data(settings, self.data)
+        result = tune_state(loaded, settings, self.out, restart=self.restart, quiet=self.json)
+        if self.json:
+            found = {"folder": str(result.folder), "interrupted": result.interrupted, "state": str(result.state)}
+            print(json.dumps({**found, **result.summary}))
+        elif result.interrupted:
+            print(f"stopped at step {result.step}; the same command, without --restart, goes on from there")
+        else:
+            _show(result, self.model)
+        return 130 if result.interrupted else 0
+
+
+def _show(result: "TuneResult", model: Path) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    summary, console = result.summary, Console()
+    title = f"Held-out text, {summary['trained_numbers']:,} trained numbers, {result.step:,} steps"
+    table = Table("measured with", "nats a token", "bits a byte", title=title)
+    for name, row in summary["held_out"].items():
+        bits = "" if row["bits_per_byte"] is None else f"{row['bits_per_byte']:.4f}"
+        table.add_row(name, f"{row['nats_per_token']:.4f}", bits)
+    console.print(table)
+    console.print(Text(f"\nNext:\n  hgrn2 generate {model} --state {result.state}\n"), soft_wrap=True)

@@ -1,0 +1,201 @@
+"""State tuning from beginning to end: a frozen model and a text in, a state file out, and a run folder on the way."""
+
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hgrn2 import cpu, perplexity
+from hgrn2.data.corpus import Corpus
+from hgrn2.data.samples import shakespeare_corpora
+from hgrn2.data.tokenizer import Tokenizer
+from hgrn2.errors import UserError
+from hgrn2.files import read_json, write_json
+from hgrn2.generate.loading import Loaded
+from hgrn2.generate.snapshots import Snapshot, save_snapshot
+from hgrn2.models.language import LanguageModel
+from hgrn2.models.modes import reading
+from hgrn2.models.saved import model_hash
+from hgrn2.models.tuned import StateTuned
+from hgrn2.settings import from_dict, refuse, to_dict
+from hgrn2.tasks.lm.task import EMBEDDED, LanguageTask
+from hgrn2.tasks.tune.config import TuneConfig, TuneSettings
+from hgrn2.train import checkpoint
+from hgrn2.train.config import DataConfig
+from hgrn2.train.environment import environment
+from hgrn2.train.metrics import read_metrics
+from hgrn2.train.report import write_report
+from hgrn2.train.trainer import Trainer, refuse_other_run
+from hgrn2.train.view import TrainView
+
+STATE = "state.safetensors"
+
+
+@dataclass(frozen=True)
+class TuneResult:
+    """What a run ended with."""
+
+    folder: Path
+    interrupted: bool
+    step: int
+    summary: dict[str, Any]
+    """As in summary.json: trained numbers, steps, tokens, seconds, held-out measurements before and after."""
+
+    @property
+    def state(self) -> Path:
+        """The learned state, for `hgrn2 generate --state`; written when the run ends."""
+        return self.folder / STATE
+
+
+def tune_state(
+    loaded: Loaded, settings: TuneSettings, folder: Path, *, restart: bool = False, quiet: bool = False
+) -> TuneResult:
+    """Learn initial states for a text in `folder`, or go on where an interrupted run stopped.
+
+    Args:
+        loaded: the model, which stays as it is, and its tokenizer.
+        settings: data and training; a folder that holds another run is refused.
+        restart: drop what the folder holds of an earlier run and begin anew.
+        quiet: no live view.
+    """
+    base, tokenizer = loaded.model, loaded.need_tokenizer()
+    place = base.embedding.weight.device
+    if place.type == "cpu":
+        cpu.keep_freed_memory()
+    train, valid = corpora(settings.data, loaded)
+    first = settings.start_tokens
+    refuse(first > train.n_tokens, f"start_tokens is {first:,}; {train.name} has {train.n_tokens:,} tokens")
+    config = TuneConfig(
+        base=str(loaded.found.run or loaded.found.folder), base_hash=model_hash(base), model=base.config,
+        settings=settings,
+    )  # fmt: skip
+    run = config.run
+    task = LanguageTask(run, train, valid, place)
+    _prepare_folder(folder, config, restart)
+    torch.manual_seed(run.train.seed)
+    tuned = StateTuned(base, opening_token(tokenizer))
+    base.backbone.set_recompute(run.train.recompute)
+    _begin(tuned, train, settings.start_tokens)
+    trainer = Trainer(run, task, tuned, folder)
+    view = TrainView(f"hgrn2 {folder.name}", total_steps=run.train.steps, quiet=quiet)
+    with view:
+        newest, problems = checkpoint.newest_whole(folder)
+        for problem in problems:
+            view.event(problem)
+        if newest is not None:
+            trainer.resume(newest)
+            view.event(f"resumed from step {trainer.step}", step=trainer.step, elapsed_s=trainer.elapsed_s)
+        trainer.fit(view)
+        view.finish("interrupted: a checkpoint was saved" if trainer.interrupted else "trained")
+    if trainer.interrupted:
+        return TuneResult(folder, True, trainer.step, {})
+    summary = _finish(config, trainer, task, tuned, base, tokenizer)
+    return TuneResult(folder, False, trainer.step, summary)
+
+
+def corpora(data: DataConfig, loaded: Loaded) -> tuple[Corpus, Corpus]:
+    """Training and held-out text in the model's own tokens; text prepared with another tokenizer is a `UserError`."""
+    tokenizer = loaded.need_tokenizer()
+    if data.source == EMBEDDED:
+        sample = shakespeare_corpora(tokenizer)
+        return sample.train, sample.valid
+    path = Path(data.source)
+    refuse(not path.is_dir(), f"data {data.source!r} is neither {EMBEDDED!r} nor the folder of a prepared corpus")
+    found = Corpus.open(path, data.train_split), Corpus.open(path, data.valid_split)
+    other = found[0].tokenizer().identity() != tokenizer.identity()
+    hint = f"prepare it with --tokenizer {loaded.found.tokenizer}"
+    refuse(other, f"{path} was prepared with another tokenizer than {loaded.name} has; {hint}")
+    return found
+
+
+def opening_token(tokenizer: Tokenizer) -> int:
+    """What texts begin with here: the end-of-document mark, else a new line, else whatever has the first id."""
+    if tokenizer.eot is not None:
+        return tokenizer.eot
+    try:
+        return int(tokenizer.encode("\n")[0])
+    except UserError:  # a vocabulary of characters without it; the state is learned in front of any token
+        return 0
+
+
+def _begin(tuned: StateTuned, train: Corpus, tokens: int) -> None:
+    """Start from the state after the first tokens of the training text."""
+    if tokens == 0:
+        return
+    state = None
+    with reading(tuned):
+        for start in range(0, tokens, 1024):
+            part = torch.from_numpy(train.read(start, min(1024, tokens - start))).to(tuned.recurrent[0].device)
+            _, state = tuned.hidden(part[None], state)
+    assert state is not None  # some tokens were read
+    tuned.set_learned(state)
+
+
+def _prepare_folder(folder: Path, config: TuneConfig, restart: bool) -> None:
+    path = folder / "config.json"
+    refuse(folder.exists() and not folder.is_dir(), f"{folder} is a file; --out must name a folder")
+    values = read_json(path) if path.exists() else None
+    other = values is not None and not (isinstance(values, dict) and values.get("kind") == config.kind)
+    refuse(other, f"{folder} holds another kind of run; choose an empty or new folder for --out")
+    if restart and values is not None:
+        for name in ("checkpoints", "figures"):
+            shutil.rmtree(folder / name, ignore_errors=True)
+        for name in ("config.json", "metrics.jsonl", "summary.json", "report.html", "environment.json", STATE):
+            (folder / name).unlink(missing_ok=True)
+    if path.exists():
+        saved = from_dict(TuneConfig, values, str(path))
+        refuse(saved.base_hash != config.base_hash, f"{folder} holds a run on another model; use another --out")
+        refuse_other_run(folder, config.run, saved.run)
+        starts = {saved.settings.start_tokens, config.settings.start_tokens}
+        refuse(len(starts) > 1, f"{folder} holds a run with another start_tokens; use another --out or --restart")
+    else:
+        refuse(
+            folder.exists() and any(folder.iterdir()),
+            f"{folder} holds other files; choose an empty or new folder for --out",
+        )
+    write_json(path, to_dict(config))
+    write_json(folder / "environment.json", environment())
+
+
+def _finish(
+    config: TuneConfig, trainer: Trainer, task: LanguageTask, tuned: StateTuned, base: LanguageModel,
+    tokenizer: Tokenizer,
+) -> dict[str, Any]:  # fmt: skip
+    """Save the state; measure the whole held-out text with and without it; write summary.json and report.html."""
+    folder = trainer.folder
+    with reading(tuned):
+        learned = tuned.learned
+    # The opening is the one token of the text so far, and unread: see models/tuned.py.
+    save_snapshot(folder / STATE, Snapshot(learned, tuned.opening, 1), base, tokenizer, overwrite=True)
+    summary: dict[str, Any] = {
+        "trained_numbers": sum(p.numel() for p in tuned.parameters()),
+        "steps": trainer.step,
+        "tokens": trainer.step * task.tokens_per_step,
+        "train_seconds": round(trainer.elapsed_s, 1),
+        "held_out": held_out(base, tuned, config.settings, task.valid),
+    }
+    write_json(folder / "summary.json", summary)
+    write_report(
+        folder, config=to_dict(config), environment=read_json(folder / "environment.json"),
+        metrics=read_metrics(folder / "metrics.jsonl"), summary=summary, samples=[], gates=None,
+    )  # fmt: skip
+    return summary
+
+
+def held_out(
+    base: LanguageModel, tuned: LanguageModel, settings: TuneSettings, valid: Corpus
+) -> dict[str, dict[str, Any]]:
+    """Held-out text under the model before and after, carried and in windows of the training length."""
+    found, window = {}, settings.train.sequence_length
+    for model, when in ((base, "before"), (tuned, "after")):
+        carried = perplexity.carried(model, valid, reset_documents=settings.data.reset_at_documents)
+        found[f"carried state, {when}"] = to_dict(carried)
+        found[f"windows of {window}, {when}"] = to_dict(perplexity.windows(model, valid, window=window))
+    return found
+
+
+def with_data(settings: TuneSettings, source: str | None) -> TuneSettings:
+    """The settings with another text."""
+    return settings if source is None else replace(settings, data=replace(settings.data, source=source))
