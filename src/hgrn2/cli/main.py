@@ -12,7 +12,8 @@ from hgrn2.errors import UserError
 # verb -> (one line, task -> module:class); verbs without tasks have the one task "".
 VERBS: dict[str, tuple[str, dict[str, str]]] = {
     "train": ("train a model, or go on with an interrupted run", {"lm": "train:TrainLM"}),
-    "eval": ("measure perplexity, in three ways that are told apart", {"": "eval:Eval"}),
+    "tune": ("learn the state from which a frozen model begins", {"state": "tune:TuneState"}),
+    "eval": ("measure perplexity, zero-shot tasks, WikiText, loss by position", {"": "eval:Eval"}),
     "generate": ("continue a text; save and restore the model's state", {"": "generate:Generate"}),
     "data": (
         "turn text into token shards, look at them, check them",
@@ -20,14 +21,22 @@ VERBS: dict[str, tuple[str, dict[str, str]]] = {
     ),
     "convert": (
         "published checkpoints into models of ours, and back",
-        {"fla": "convert:FromFla", "hgru2": "convert:FromHgru2", "to-fla": "convert:ToFla"},
+        {
+            "fla": "convert:FromFla",
+            "hgru2": "convert:FromHgru2",
+            "to-fla": "convert:ToFla",
+            "to-hf": "convert:ToHf",
+        },
     ),
+    "export": ("models for other engines, which need no PyTorch", {"onnx": "export:ExportOnnx"}),
     "bench": (
         "measure speed on this machine, side by side with others",
         {
             "ops": "bench:BenchOps",
             "train": "bench:BenchTrain",
             "decode": "bench:BenchDecode",
+            "onnx": "bench:BenchOnnx",
+            "quantize": "bench_quantize:BenchQuantize",
             "table": "bench:BenchTable",
         },
     ),
@@ -101,7 +110,8 @@ def _overview() -> str:
     ]
     for name, (text, tasks) in VERBS.items():
         choice = " " + "|".join(tasks) if "" not in tasks else ""
-        lines.append(f"  {name + choice:<30}{text}")
+        verb = f"  {name + choice}"
+        lines += [f"{verb:<32}{text}"] if len(verb) < 32 else [verb, f"{'':<32}{text}"]
     return "\n".join([*lines, "", "hgrn2 VERB --help says more, with an example.", "", EXAMPLES])
 
 
