@@ -1,4 +1,4 @@
-"""One function, however it is asked for: loop = chunked = generate = cached = padded = converted.
+"""One function, however it is asked for: loop = chunked = generate = cached = padded = converted = ONNX.
 
 In float64 every way must give the same numbers but for a thousand roundings, and in float32 what float32 allows: the
 fixture `same` measures in roundings of the dtype. The first truth is the operator's definition, a loop over tokens.
@@ -17,9 +17,10 @@ from small_models import CONFIGS, VOCABULARY
 from torch import Tensor
 
 from hgrn2.files import read_json
+from hgrn2.generate.loading import Loaded
 from hgrn2.models.convert import write_fla
 from hgrn2.models.hf import HGRN2Cache
-from hgrn2.models.saved import load_model, save_model
+from hgrn2.models.saved import Found, load_model, save_model
 
 NEW = 9
 every = pytest.mark.parametrize("name", CONFIGS)
@@ -279,3 +280,26 @@ def test_converted(tmp_path: Path, variant: str, shards: int, same: Callable) ->
     names = {"hidden_size", "num_hidden_layers", "vocab_size", "intermediate_size", "norm_eps", "model_type"}
     written = read_json(tmp_path / "ours" / "config.json")
     assert {key: written[key] for key in names} == {key: config[key] for key in names}
+
+
+@pytest.mark.parametrize("name", ["hgru2", "hgru2 conv", "hgru2 modules"])
+def test_the_exported_graph_is_the_loop(
+    name: str, twin: Callable, tokens: Callable, same: Callable, tmp_path: Path
+) -> None:
+    for library in ("onnx", "onnxruntime"):
+        pytest.importorskip(library, reason="the ONNX export is an extra: pip install 'hgrn2[onnx]'")
+    from hgrn2.export.config import OnnxConfig
+    from hgrn2.export.onnx_folder import GRAPH, write
+    from hgrn2.export.runtime import Session
+
+    own, model = twin(name, torch.float32)
+    ids = tokens()
+    with torch.no_grad():
+        truth = by_tokens(own, ids)
+    write(tmp_path / "graph", Loaded(model.to_language_model(), Found(tmp_path), None), OnnxConfig())
+    session = Session(tmp_path / "graph" / GRAPH)
+    state, found = session.zeros(ids.shape[0]), []
+    for part in ids.split((13, 1, 1, 14), 1):
+        logits, state = session(part.numpy(), state, keep=0)
+        found.append(torch.from_numpy(logits))
+    same(torch.cat(found, 1), truth)
