@@ -1,8 +1,8 @@
 """A language-model run from beginning to end: folder, resume, training, last measurements, samples, report."""
 
-import shutil
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,6 @@ import torch
 
 from hgrn2 import cpu, perplexity
 from hgrn2.data.corpus import Corpus
-from hgrn2.errors import UserError
 from hgrn2.files import read_json, write_json
 from hgrn2.generate.config import GenerationConfig, SamplingConfig
 from hgrn2.generate.generator import Generator
@@ -18,13 +17,13 @@ from hgrn2.models.gates import gate_statistics
 from hgrn2.models.language import LanguageModel
 from hgrn2.models.saved import usable_device
 from hgrn2.perplexity import Perplexity
-from hgrn2.settings import from_dict, to_dict
+from hgrn2.settings import to_dict
 from hgrn2.tasks.lm.task import LanguageTask, open_corpora
-from hgrn2.train import checkpoint
 from hgrn2.train.config import RunConfig
-from hgrn2.train.environment import environment
 from hgrn2.train.metrics import read_metrics
 from hgrn2.train.report import LayerGates, Sample, write_report
+from hgrn2.train.runs import prepare_folder
+from hgrn2.train.runs import train as train_to_end
 from hgrn2.train.trainer import Trainer, refuse_other_run
 from hgrn2.train.view import TrainView
 
@@ -60,7 +59,7 @@ def train_language(
         cpu.keep_freed_memory()
     train, valid = open_corpora(run.data)
     task = LanguageTask(run, train, valid, place)
-    _prepare_folder(folder, run, restart)
+    prepare_folder(folder, run, partial(refuse_other_run, folder, run), restart=restart, assets=("tokenizer",))
     task.save_assets(folder)
     torch.manual_seed(run.train.seed)
     model = LanguageModel(run.model).to(place)
@@ -70,42 +69,10 @@ def train_language(
         f"hgrn2 {folder.name}", total_steps=run.train.steps if not run.train.budget_s else None,
         budget_s=run.train.budget_s or None, quiet=quiet,
     )  # fmt: skip
-    with view:
-        _resume(trainer, folder, view)
-        trainer.fit(view)
-        view.finish("interrupted: a checkpoint was saved" if trainer.interrupted else "trained")
+    train_to_end(trainer, view)
     if trainer.interrupted:
         return RunResult(folder, True, trainer.step, {})
     return _finish(run, trainer, task, folder, quiet)
-
-
-def _prepare_folder(folder: Path, run: RunConfig, restart: bool) -> None:
-    config = folder / "config.json"
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder} is a file; --out must name a folder")
-    if restart and config.exists():
-        for name in ("checkpoints", "figures", "tokenizer"):
-            shutil.rmtree(folder / name, ignore_errors=True)
-        for name in ("config.json", "metrics.jsonl", "summary.json", "report.html", "environment.json"):
-            (folder / name).unlink(missing_ok=True)
-    if not config.exists() and folder.exists() and any(folder.iterdir()):
-        raise UserError(f"{folder} holds other files; choose an empty or new folder for --out")
-    if config.exists():
-        refuse_other_run(folder, run, from_dict(RunConfig, read_json(config), str(config)))
-    write_json(config, to_dict(run))
-    write_json(folder / "environment.json", environment())
-
-
-def _resume(trainer: Trainer, folder: Path, view: TrainView) -> None:
-    newest, problems = checkpoint.newest_whole(folder)
-    for problem in problems:
-        view.event(problem)
-    if newest is None:
-        if problems:
-            raise UserError(f"{problems[0]}; no whole checkpoint is left, use --restart to begin anew")
-        return
-    trainer.resume(newest)
-    view.event(f"resumed from step {trainer.step}", step=trainer.step, elapsed_s=trainer.elapsed_s)
 
 
 def _finish(run: RunConfig, trainer: Trainer, task: LanguageTask, folder: Path, quiet: bool) -> RunResult:

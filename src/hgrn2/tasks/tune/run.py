@@ -1,7 +1,7 @@
 """State tuning from beginning to end: a frozen model and a text in, a state file out, and a run folder on the way."""
 
-import shutil
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +19,14 @@ from hgrn2.models.language import LanguageModel
 from hgrn2.models.modes import reading
 from hgrn2.models.saved import model_hash
 from hgrn2.models.tuned import StateTuned
-from hgrn2.settings import from_dict, refuse, to_dict
+from hgrn2.settings import refuse, to_dict
 from hgrn2.tasks.lm.task import EMBEDDED, LanguageTask
 from hgrn2.tasks.tune.config import TuneConfig, TuneSettings
-from hgrn2.train import checkpoint
 from hgrn2.train.config import DataConfig
-from hgrn2.train.environment import environment
 from hgrn2.train.metrics import read_metrics
 from hgrn2.train.report import write_report
+from hgrn2.train.runs import prepare_folder
+from hgrn2.train.runs import train as train_to_end
 from hgrn2.train.trainer import Trainer, refuse_other_run
 from hgrn2.train.view import TrainView
 
@@ -73,22 +73,14 @@ def tune_state(
     )  # fmt: skip
     run = config.run
     task = LanguageTask(run, train, valid, place)
-    _prepare_folder(folder, config, restart)
+    prepare_folder(folder, config, partial(_refuse_other, folder, config), restart=restart, assets=(STATE,))
     torch.manual_seed(run.train.seed)
     tuned = StateTuned(base, opening_token(tokenizer))
     base.backbone.set_recompute(run.train.recompute)
     _begin(tuned, train, settings.start_tokens)
     trainer = Trainer(run, task, tuned, folder)
     view = TrainView(f"hgrn2 {folder.name}", total_steps=run.train.steps, quiet=quiet)
-    with view:
-        newest, problems = checkpoint.newest_whole(folder)
-        for problem in problems:
-            view.event(problem)
-        if newest is not None:
-            trainer.resume(newest)
-            view.event(f"resumed from step {trainer.step}", step=trainer.step, elapsed_s=trainer.elapsed_s)
-        trainer.fit(view)
-        view.finish("interrupted: a checkpoint was saved" if trainer.interrupted else "trained")
+    train_to_end(trainer, view)
     if trainer.interrupted:
         return TuneResult(folder, True, trainer.step, {})
     summary = _finish(config, trainer, task, tuned, base, tokenizer)
@@ -133,30 +125,12 @@ def _begin(tuned: StateTuned, train: Corpus, tokens: int) -> None:
     tuned.set_learned(state)
 
 
-def _prepare_folder(folder: Path, config: TuneConfig, restart: bool) -> None:
-    path = folder / "config.json"
-    refuse(folder.exists() and not folder.is_dir(), f"{folder} is a file; --out must name a folder")
-    values = read_json(path) if path.exists() else None
-    other = values is not None and not (isinstance(values, dict) and values.get("kind") == config.kind)
-    refuse(other, f"{folder} holds another kind of run; choose an empty or new folder for --out")
-    if restart and values is not None:
-        for name in ("checkpoints", "figures"):
-            shutil.rmtree(folder / name, ignore_errors=True)
-        for name in ("config.json", "metrics.jsonl", "summary.json", "report.html", "environment.json", STATE):
-            (folder / name).unlink(missing_ok=True)
-    if path.exists():
-        saved = from_dict(TuneConfig, values, str(path))
-        refuse(saved.base_hash != config.base_hash, f"{folder} holds a run on another model; use another --out")
-        refuse_other_run(folder, config.run, saved.run)
-        starts = {saved.settings.start_tokens, config.settings.start_tokens}
-        refuse(len(starts) > 1, f"{folder} holds a run with another start_tokens; use another --out or --restart")
-    else:
-        refuse(
-            folder.exists() and any(folder.iterdir()),
-            f"{folder} holds other files; choose an empty or new folder for --out",
-        )
-    write_json(path, to_dict(config))
-    write_json(folder / "environment.json", environment())
+def _refuse_other(folder: Path, config: TuneConfig, saved: TuneConfig) -> None:
+    """The same base, data and optimiser, and the same beginning."""
+    refuse(saved.base_hash != config.base_hash, f"{folder} holds a run on another model; use another --out")
+    refuse_other_run(folder, config.run, saved.run)
+    starts = {saved.settings.start_tokens, config.settings.start_tokens}
+    refuse(len(starts) > 1, f"{folder} holds a run with another start_tokens; use another --out or --restart")
 
 
 def _finish(

@@ -1,0 +1,73 @@
+"""A run folder from outside the loop: made ready, refused where it is another run's, gone on with where it stopped."""
+
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from hgrn2.errors import UserError
+from hgrn2.files import read_json, write_json
+from hgrn2.settings import from_dict, refuse, to_dict
+from hgrn2.train import checkpoint
+from hgrn2.train.environment import environment
+from hgrn2.train.trainer import Trainer
+from hgrn2.train.view import TrainView
+
+FOLDERS = ("checkpoints", "figures")
+FILES = ("config.json", "metrics.jsonl", "summary.json", "report.html", "environment.json")
+
+
+def prepare_folder(
+    folder: Path,
+    config: Any,
+    refuse_other: Callable[[Any], None],
+    *,
+    restart: bool = False,
+    assets: Sequence[str] = (),
+) -> None:
+    """Make a folder ready for a run and write its config.json and environment.json.
+
+    Args:
+        folder: new, empty, or of this very run.
+        config: the run's settings, a dataclass with a `kind`.
+        refuse_other: told the settings that the folder holds already; raises where they are another run's.
+        restart: drop what the folder holds of an earlier run of this kind.
+        assets: names of files and folders beside the usual ones that belong to a run of this kind.
+
+    Raises:
+        UserError: a file in the folder's place, other files in it, a run of another kind, or another run.
+    """
+    path = folder / "config.json"
+    refuse(folder.exists() and not folder.is_dir(), f"{folder} is a file; --out must name a folder")
+    values = read_json(path) if path.exists() else None
+    other = values is not None and not (isinstance(values, dict) and values.get("kind") == config.kind)
+    refuse(other, f"{folder} holds another kind of run; choose an empty or new folder for --out")
+    if restart and values is not None:
+        for name in (*FOLDERS, *FILES, *assets):
+            if (folder / name).is_dir():
+                shutil.rmtree(folder / name, ignore_errors=True)
+            else:
+                (folder / name).unlink(missing_ok=True)
+        values = None
+    if values is not None:
+        refuse_other(from_dict(type(config), values, str(path)))
+    else:
+        taken = folder.exists() and any(folder.iterdir())
+        refuse(taken, f"{folder} holds other files; choose an empty or new folder for --out")
+    write_json(path, to_dict(config))
+    write_json(folder / "environment.json", environment())
+
+
+def train(trainer: Trainer, view: TrainView) -> None:
+    """Go on from the newest whole checkpoint of the trainer's folder, if there is one, to the end or to Ctrl-C."""
+    with view:
+        newest, problems = checkpoint.newest_whole(trainer.folder)
+        for problem in problems:
+            view.event(problem)
+        if newest is None and problems:
+            raise UserError(f"{problems[0]}; no whole checkpoint is left, use --restart to begin anew")
+        if newest is not None:
+            trainer.resume(newest)
+            view.event(f"resumed from step {trainer.step}", step=trainer.step, elapsed_s=trainer.elapsed_s)
+        trainer.fit(view)
+        view.finish("interrupted: a checkpoint was saved" if trainer.interrupted else "trained")
