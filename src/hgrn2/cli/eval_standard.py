@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hgrn2.cli.progress import progress_shown
@@ -218,12 +219,13 @@ def show_positions(verb: "Eval", loaded: "Loaded") -> None:
         batch_size = 8 if verb.batch_size is None else verb.batch_size
         options = {"batch_size": batch_size, "segment": verb.segment, "progress": tell}
         found = by_position(loaded.model, corpus, starts, verb.length, **options)
-    told = f"{loaded.name} on {corpus.name}: {len(starts):,} pieces of {verb.length:,} tokens"
+    name = Path(corpus.name).name  # rows and pictures leave this machine, where nobody knows its folders
+    told = f"{loaded.name} on {name}: {len(starts):,} pieces of {verb.length:,} tokens"
     trained_on = _training_length(loaded)
     if verb.plot is not None:
         draw(found, verb.plot, title=told, trained_on=trained_on)
     for one in found:
-        case = {"data": corpus.name, "pieces": len(starts), "length": verb.length, "first": one.first, "stop": one.stop}
+        case = {"data": name, "pieces": len(starts), "length": verb.length, "first": one.first, "stop": one.stop}
         _record(verb, loaded, case, one.nats_per_token, "nats a token", asdict(one))
     if verb.json:
         values = {"model": loaded.name, "data": corpus.name, "pieces": len(starts), "length": verb.length}
