@@ -58,7 +58,7 @@ def message(call: Any, *args: Any, **kwargs: Any) -> str:
         ({"dropout": -0.1}, "dropout is -0.1; it must be in [0, 1)"),
         ({"dropout": float("nan")}, "dropout is nan; it must be in [0, 1)"),
         ({"norm": "head_rms"}, "norm head_rms is offered inside the mixer only"),
-        ({"norm": "batch"}, "norm is 'batch'; choose one of: rms, layer, simple_rms, head_rms"),
+        ({"norm": "group"}, "norm is 'group'; choose one of: rms, layer, simple_rms, head_rms, batch"),
         ({"norm_eps": 0.0}, "norm_eps is 0.0; it must be positive"),
         ({"norm_eps": float("nan")}, "norm_eps is nan; it must be positive"),
         ({"glu_activation": "relu"}, "glu_activation is 'relu'; choose one of: none, silu, gelu"),
@@ -72,16 +72,16 @@ def test_models_that_cannot_work(changes: dict[str, Any], said: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"kind": "lstm"}, "kind is 'lstm'; choose one of: hgru2, hgru1, hgru1_real"),
+        ({"kind": "lstm"}, "kind is 'lstm'; choose one of: hgru2, hgru1, hgru1_real, gla, attention"),
         ({"head_size": 0}, "head_size is 0; it must be at least 1"),
         ({"norm_eps": -1.0}, "norm_eps is -1.0; it must be positive"),
         ({"conv_width": 1}, "conv_width is 1; use 0 or at least 2"),
         ({"conv_width": -4}, "conv_width is -4; use 0 or at least 2"),
         ({"input_activation": "sigmoid"}, "input_activation is 'sigmoid'; choose one of: none, silu"),
         ({"output_activation": "none"}, "output_activation is 'none'; choose one of: silu, sigmoid"),
-        ({"kind": "hgru1", "norm": "head_rms"}, "norm head_rms needs heads, which only hgru2 has"),
-        ({"kind": "hgru1", "conv_width": 4}, "conv_width is offered for hgru2, not for hgru1"),
-        ({"kind": "hgru1_real", "scale_scores": True}, "scale_scores is offered for hgru2, not for hgru1_real"),
+        ({"kind": "hgru1", "norm": "head_rms"}, "norm head_rms needs heads, which hgru1 has not"),
+        ({"kind": "hgru1", "conv_width": 4}, "conv_width is not offered for hgru1"),
+        ({"kind": "hgru1_real", "scale_scores": True}, "scale_scores is offered for hgru2 and gla, not for hgru1_real"),
         ({"norm_first": False}, "norm_first=false is offered for hgru1, not for hgru2"),
     ],
 )
@@ -170,7 +170,7 @@ def test_overrides_of_a_model() -> None:
         ("width=wide", "setting.width must be a whole number, not 'wide'"),
         ("glu_bias=yes", "setting.glu_bias must be true or false, not 'yes'"),
         ("mixer.head_size=100", "width 256 does not divide into heads of head_size 100"),
-        ("norm=batch", "norm is 'batch'; choose one of: rms, layer, simple_rms, head_rms"),
+        ("norm=group", "norm is 'group'; choose one of: rms, layer, simple_rms, head_rms, batch"),
     ],
 )
 def test_overrides_that_do_not_fit(text: str, said: str) -> None:

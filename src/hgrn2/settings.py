@@ -29,6 +29,18 @@ def to_dict(config: Any) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
+def changed(config: Any) -> dict[str, Any]:
+    """Those settings that differ from their defaults, as plain values; a new field with a default changes nothing."""
+    found = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        factory = field.default_factory
+        default = field.default if factory is dataclasses.MISSING else factory()
+        if value != default:
+            found[field.name] = changed(value) if dataclasses.is_dataclass(value) else value
+    return found
+
+
 def from_dict(kind: type[T], values: Any, where: str = "config") -> T:
     """Build settings from plain values; unknown or missing fields and wrong types are `UserError`s that name them."""
     if not isinstance(values, dict):

@@ -16,6 +16,8 @@ WIDTH, TOKENS = 16, 37
 CONFIGS = {
     "hgru2": MixerConfig(head_size=8, bias=True),
     "hgru2 silu scaled": MixerConfig(head_size=4, input_activation="silu", scale_scores=True, norm="head_rms"),
+    "hgru2 n=1": MixerConfig(head_size=1, norm="layer"),
+    "hgru2 n=2 conv": MixerConfig(head_size=2, conv_width=3, bias=True),
     "hgru2 conv 4": MixerConfig(head_size=8, conv_width=4),
     "hgru2 conv 2": MixerConfig(head_size=8, conv_width=2),
     "hgru1": MixerConfig(kind="hgru1", input_activation="silu", norm="layer", bias=True),

@@ -1,10 +1,11 @@
-"""Four norms against their formulas in plain numbers."""
+"""Norms against their formulas in plain numbers."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from hgrn2.layers.config import NormKind
 from hgrn2.layers.norm import Norm
@@ -56,3 +57,52 @@ def test_bfloat16_loses_no_more_than_its_output_must(kind: NormKind, randomised:
     assert y.dtype == torch.bfloat16
     truth = norm.double()(x.double())
     assert float((y.double() - truth).abs().max()) <= 2 * torch.finfo(torch.bfloat16).eps * float(truth.abs().max())
+
+
+def batches() -> Iterator[Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    for _ in range(3):
+        yield 2 + 3 * torch.randn(4, 5, 12, generator=generator, dtype=torch.float64)
+
+
+def test_batch_norm_is_pytorchs(randomised: Callable, same: Callable) -> None:
+    """Training, gradients, running statistics and evaluation, beside BatchNorm1d over the tokens."""
+    ours, theirs = randomised(Norm("batch", 12, EPS)), nn.BatchNorm1d(12, EPS).double()
+    theirs.load_state_dict(ours.state_dict(), strict=False)
+    for x in batches():
+        results = []
+        for run in (ours, lambda x: theirs(x.flatten(0, 1)).view_as(x)):
+            leaf = x.clone().requires_grad_()
+            y = run(leaf)
+            results.append((y, *torch.autograd.grad(y.square().sum() + y[0, 0, 0], [leaf])))
+        for mine, other in zip(*results, strict=True):
+            same(mine, other, 3000)
+    for name in ("running_mean", "running_var"):
+        same(getattr(ours, name), getattr(theirs, name))
+    same(ours.eval()(x), theirs.eval()(x.flatten(0, 1)).view_as(x))
+
+
+def test_batch_norm_leaves_padding_out(randomised: Callable, same: Callable) -> None:
+    keep = torch.arange(5) < torch.tensor([[5], [2], [0], [3]])
+    padded, packed = (randomised(Norm("batch", 12, EPS)) for _ in range(2))
+    for x in batches():
+        results = []
+        for norm, leaf in ((padded, x.masked_fill(~keep.unsqueeze(-1), 1e6)), (packed, x[keep])):
+            leaf.requires_grad_()
+            y = norm(leaf, keep)[keep] if norm is padded else norm(leaf)
+            grad = torch.autograd.grad(y.pow(3).sum(), leaf)[0]
+            results.append((y, grad[keep] if norm is padded else grad))
+        for mine, truth in zip(*results, strict=True):
+            same(mine, truth, 3000)
+    same(padded.running_mean, packed.running_mean)
+    same(padded.running_var, packed.running_var)
+
+
+def test_batch_norm_reads_tokens_one_by_one_in_evaluation(randomised: Callable) -> None:
+    norm = randomised(Norm("batch", 12, EPS))
+    norm.running_var.abs_()
+    norm.eval()
+    before = norm.running_mean.clone()
+    for x in batches():
+        assert torch.equal(norm(x)[1, 2], norm(x[1:2, 2:3])[0, 0])
+    assert torch.equal(norm.running_mean, before)

@@ -22,7 +22,11 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "hgru2 without bounds": {"mixer": MixerConfig(head_size=16, norm="head_rms"), "lower_bound": "none"},
     "hgru1": {"mixer": MixerConfig(kind="hgru1", input_activation="silu", norm="layer", bias=True), "glu_bias": True},
     "hgru1_real": {"mixer": MixerConfig(kind="hgru1_real", input_activation="silu"), "norm": "simple_rms"},
+    "gla": {"mixer": MixerConfig(kind="gla", head_size=8, conv_width=4, bias=True), "lower_bound": "none"},
 }
+
+HGRN = [name for name in CONFIGS if name != "gla"]
+"""The models of this project; transformers' classes and the published formats know no others."""
 
 
 def config_of(name: str, **changes: Any) -> ModelConfig:

@@ -90,7 +90,7 @@ def test_overrides_replace_fields() -> None:
 
 
 def test_overrides_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(UserError, match=r"no setting depth, wdth; it has: vocab_size, width, layers"):
+    with pytest.raises(UserError, match=r"no setting depth, wdth; it has: width, layers, mixer"):
         preset("hgrn2_70m", wdth=4, depth=3)
     with pytest.raises(UserError, match="width 500 does not divide into heads of head_size 128"):
         preset("hgrn2_70m", width=500)

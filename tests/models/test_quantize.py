@@ -5,7 +5,7 @@ from typing import get_args
 
 import pytest
 import torch
-from small_models import CONFIGS
+from small_models import HGRN
 from torch import Tensor
 
 from hgrn2.errors import UserError
@@ -59,7 +59,7 @@ def one_by_one(model: LanguageModel, tokens: Tensor, state: ModelState | None = 
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", list(CONFIGS))
+@pytest.mark.parametrize("name", HGRN)
 @torch.inference_mode()
 def test_equals_the_model_with_dequantised_weights(
     name: str, kind: Quantization, make: Callable[..., LanguageModel], tokens: Callable[..., Tensor]

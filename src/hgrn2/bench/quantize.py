@@ -72,7 +72,7 @@ def _case(model: LanguageModel, corpus: Corpus, text_tokens: int, bench: Quantiz
     config = model.config
     return {
         "width": config.width, "layers": config.layers, "head_size": config.mixer.head_size,
-        "glu_width": config.glu_width, "vocab_size": config.vocab_size, "text": corpus.name,
+        "glu_width": config.glu_width, "vocab_size": config.vocab_size, "text": Path(corpus.name).name,
         "text_tokens": text_tokens, "batch": 1, "context": bench.context, "new_tokens": bench.tokens,
         "device": bench.device, "threads": bench.threads,
     }  # fmt: skip

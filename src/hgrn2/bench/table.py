@@ -22,6 +22,7 @@ TITLES = {
     "eval": "Evaluation",
     "tune": "Tuned initial states beside LoRA",
     "qlora": "LoRA on quantised weights",
+    "mqar": "Recall",
 }
 BETTER = {"ms": "less is better", "s": "less is better", "tokens/s": "more is better"}
 INTRODUCTION = """\

@@ -11,13 +11,16 @@ from hgrn2.errors import UserError
 
 # verb -> (one line, task -> module:class); verbs without tasks have the one task "".
 VERBS: dict[str, tuple[str, dict[str, str]]] = {
-    "train": ("train a model, or go on with an interrupted run", {"lm": "train:TrainLM"}),
+    "train": (
+        "train a model, or go on with an interrupted run",
+        {"lm": "train:TrainLM", "mqar": "train_mqar:TrainMQAR"},
+    ),
     "tune": ("learn the state from which a frozen model begins", {"state": "tune:TuneState"}),
     "eval": ("measure perplexity, zero-shot tasks, WikiText, loss by position", {"": "eval:Eval"}),
     "generate": ("continue a text; save and restore the model's state", {"": "generate:Generate"}),
     "data": (
         "turn text into token shards, look at them, check them",
-        {"prepare": "data:Prepare", "info": "data:Info", "verify": "data:Verify"},
+        {"prepare": "data:Prepare", "info": "data:Info", "verify": "data:Verify", "lra": "data_lra:Lra"},
     ),
     "convert": (
         "published checkpoints into models of ours, and back",
@@ -40,6 +43,7 @@ VERBS: dict[str, tuple[str, dict[str, str]]] = {
             "table": "bench:BenchTable",
         },
     ),
+    "study": ("a controlled comparison: rows, a table and a picture", {"mqar": "study:StudyMQAR"}),
     "doctor": ("hold every kernel to the float64 reference on this machine", {"": "doctor:Doctor"}),
 }
 EXAMPLES = """\

@@ -114,6 +114,7 @@ class _Builder:
             x = self._block(x, block, bound, n)
         first = g.add("Neg", [keep], "first_kept")
         x = g.add("Slice", [x, first, self._whole([END]), self._whole([1])], "kept")
+        assert backbone.norm is not None  # which only classifiers leave out
         x = self._norm(x, backbone.norm, "backbone.norm")
         self._head(x)
         return g

@@ -7,7 +7,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from hgrn2.layers.attention import Attention
 from hgrn2.layers.config import GLUActivation, MixerConfig, NormKind
+from hgrn2.layers.directions import Directional, Shape
+from hgrn2.layers.gla import GLA
 from hgrn2.layers.glu import GLU
 from hgrn2.layers.hgru1 import HGRU1
 from hgrn2.layers.hgru2 import HGRU2
@@ -15,9 +18,12 @@ from hgrn2.layers.norm import Norm
 from hgrn2.layers.state import LayerState
 
 
-def token_mixer(width: int, config: MixerConfig) -> HGRU2 | HGRU1:
+def token_mixer(width: int, config: MixerConfig) -> HGRU2 | HGRU1 | Directional | GLA | Attention:
     """The mixer that the settings name."""
-    return HGRU2(width, config) if config.kind == "hgru2" else HGRU1(width, config)
+    if config.direction != "causal" and config.kind != "attention":  # attention only needs another mask
+        return Directional(width, config)
+    kinds = {"hgru2": HGRU2, "hgru1": HGRU1, "hgru1_real": HGRU1, "gla": GLA, "attention": Attention}
+    return kinds[config.kind](width, config)
 
 
 class Block(nn.Module):
@@ -25,7 +31,7 @@ class Block(nn.Module):
 
     def __init__(
         self, width: int, mixer: MixerConfig, *, glu_width: int, glu_activation: GLUActivation, glu_bias: bool,
-        norm: NormKind, norm_eps: float, dropout: float,
+        norm: NormKind, norm_eps: float, dropout: float, drop_path: float = 0.0,
     ) -> None:  # fmt: skip
         super().__init__()
         self.recompute_glu = False
@@ -34,6 +40,7 @@ class Block(nn.Module):
         self.glu_norm = Norm(norm, width, norm_eps)
         self.glu = GLU(width, glu_width, glu_activation, bias=glu_bias)
         self.dropout = nn.Dropout(dropout)
+        self.drop_path = DropPath(drop_path)
 
     def forward(
         self,
@@ -43,21 +50,45 @@ class Block(nn.Module):
         *,
         cu_seqlens: Tensor | None = None,
         keep: Tensor | None = None,
+        shape: Shape | None = None,
         output_state: bool = True,
         inplace: bool = False,
     ) -> tuple[Tensor, LayerState | None]:
-        """x [B,T,D] -> (x [B,T,D], state); `keep` [B,T] is False where a token must leave the state alone."""
+        """x [B,T,D] -> (x [B,T,D], state); `keep` [B,T] is False where a token must leave the state alone, `shape` is
+        that of a picture, for mixers that read one."""
+        picture = {} if shape is None else {"shape": shape}
         mixed, state = self.mixer(
-            self.mixer_norm(x), lower_bound, state, cu_seqlens=cu_seqlens, keep=keep, output_state=output_state,
-            inplace=inplace,
+            self.mixer_norm(x, keep), lower_bound, state, cu_seqlens=cu_seqlens, keep=keep, output_state=output_state,
+            inplace=inplace, **picture,
         )  # fmt: skip
-        x = x + self.dropout(mixed)
+        x = x + self.drop_path(self.dropout(mixed))
         if self.recompute_glu and torch.is_grad_enabled():
-            return x + recomputed(self._channels, x, random=self.dropout.p > 0), state
-        return x + self._channels(x), state
+            return x + recomputed(self._channels, x, keep, random=self.random), state
+        return x + self._channels(x, keep), state
 
-    def _channels(self, x: Tensor) -> Tensor:
-        return self.dropout(self.glu(self.glu_norm(x)))
+    @property
+    def random(self) -> bool:
+        """Whether a training step draws random numbers here."""
+        return self.dropout.p > 0 or self.drop_path.rate > 0
+
+    def _channels(self, x: Tensor, keep: Tensor | None) -> Tensor:
+        return self.drop_path(self.dropout(self.glu(self.glu_norm(x, keep))))
+
+
+class DropPath(nn.Module):
+    """Stochastic depth: in training, what a branch adds is left out for a random share `rate` of the rows of a batch,
+    and scaled by 1 / (1 - rate) in the others."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B,...] -> [B,...]."""
+        if not self.training or self.rate == 0:
+            return x
+        shape = (x.shape[0], *([1] * (x.dim() - 1)))
+        return x * torch.empty(shape, device=x.device, dtype=x.dtype).bernoulli_(1 - self.rate).div_(1 - self.rate)
 
 
 def recomputed(function: Callable[..., Any], *arguments: Any, random: bool, **options: Any) -> Any:

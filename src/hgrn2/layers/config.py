@@ -6,8 +6,13 @@ from typing import Literal
 
 from hgrn2.settings import check_literals, refuse
 
-MixerKind = Literal["hgru2", "hgru1", "hgru1_real"]
-NormKind = Literal["rms", "layer", "simple_rms", "head_rms"]
+MixerKind = Literal["hgru2", "hgru1", "hgru1_real", "gla", "attention"]
+HEADED: tuple[MixerKind, ...] = ("hgru2", "gla", "attention")
+"""Kinds whose width is cut into heads of `head_size`."""
+GATE_RANK = 16
+"""Width between the two matrices of gla's forget gate, as published."""
+NormKind = Literal["rms", "layer", "simple_rms", "head_rms", "batch"]
+Direction = Literal["causal", "bidirectional", "parallel_2d", "series_2d"]
 InputActivation = Literal["none", "silu"]
 OutputActivation = Literal["silu", "sigmoid"]
 GLUActivation = Literal["none", "silu", "gelu"]
@@ -19,9 +24,10 @@ class MixerConfig:
     """How a block mixes time: the recurrent unit and the options in which published versions differ."""
 
     kind: MixerKind = "hgru2"
-    """hgru2: matrix state by outer product; hgru1: complex vector state; hgru1_real: real vector state."""
+    """hgru2: matrix state by outer product; hgru1: complex vector state; hgru1_real: real vector state; gla: matrix
+    state with a key of its own; attention: softmax over all keys, rotary positions. The last two have no bounds."""
     head_size: int = 128
-    """n, the state expansion of hgru2: keys and values of one head. hgru1 has none and ignores it."""
+    """n, the state expansion of hgru2: keys and values of one head. hgru1 has no heads and ignores it."""
     input_activation: InputActivation = "none"
     """On i_t. none: paper figure, language models; silu: the hgru2 modules for images and long range, and HGRN1."""
     output_activation: OutputActivation = "silu"
@@ -37,13 +43,62 @@ class MixerConfig:
     """Biases in the projections (the hgru2 modules and HGRN1 have them)."""
     conv_width: int = 0
     """Width of a causal depthwise convolution on the three projections, no activation; 0 leaves it out."""
+    direction: Direction = "causal"
+    """causal: each token sees those before it, and a state can be carried; bidirectional: a second scan reads from the
+    end; parallel_2d: four scans over a picture, along rows and columns both ways; series_2d: the bidirectional mixer
+    along columns, then along rows with the same weights."""
+    separate_scans: bool = False
+    """Each scan has its own input, gates and (hgru2) read-out vector; false: all share them (the published form), and
+    a classifier without positions cannot tell a sequence from its reverse (layers/directions.py). The norm, the output
+    projection and, in series_2d, the weights of the two axes are shared always."""
+    count_once: bool = False
+    """Leave the token at which a scan stands out of every scan but the first; the published form sums scans that all
+    hold it, so that it counts twice (four times in parallel_2d)."""
 
     def __post_init__(self) -> None:
         check_literals(self)
         refuse(self.head_size < 1, f"head_size is {self.head_size}; it must be at least 1")
         refuse(not 0 < self.norm_eps < inf, f"norm_eps is {self.norm_eps}; it must be positive")
         refuse(self.conv_width < 0 or self.conv_width == 1, f"conv_width is {self.conv_width}; use 0 or at least 2")
-        refuse(self.kind != "hgru2" and self.norm == "head_rms", "norm head_rms needs heads, which only hgru2 has")
-        refuse(self.kind != "hgru2" and self.conv_width > 0, f"conv_width is offered for hgru2, not for {self.kind}")
-        refuse(self.kind != "hgru2" and self.scale_scores, f"scale_scores is offered for hgru2, not for {self.kind}")
-        refuse(self.kind == "hgru2" and not self.norm_first, "norm_first=false is offered for hgru1, not for hgru2")
+        headed = self.kind in HEADED
+        refuse(not headed and self.norm == "head_rms", f"norm head_rms needs heads, which {self.kind} has not")
+        refuse(not headed and self.conv_width > 0, f"conv_width is not offered for {self.kind}")
+        refuse(
+            self.kind not in ("hgru2", "gla") and self.scale_scores,
+            f"scale_scores is offered for hgru2 and gla, not for {self.kind}",
+        )
+        refuse(
+            self.kind in ("gla", "attention") and self.input_activation != "none",
+            f"input_activation is not offered for {self.kind}",
+        )
+        refuse(
+            (self.kind == "gla" and self.direction != "causal") or (self.kind == "attention" and self.is_2d),
+            f"direction {self.direction} is not offered for {self.kind}",
+        )
+        refuse(
+            self.kind == "attention" and (self.separate_scans or self.count_once),
+            "attention has no scans: separate_scans and count_once are not offered for it",
+        )
+        refuse(
+            self.kind == "attention" and self.head_size % 2 != 0,
+            f"head_size is {self.head_size}; rotary positions of attention need an even one",
+        )
+        refuse(self.norm == "batch", "norm batch is offered between blocks, not inside the mixer")
+        causal = self.direction == "causal"
+        refuse(
+            not causal and self.conv_width > 0,
+            f"conv_width {self.conv_width} looks back along one line; direction {self.direction} needs conv_width 0",
+        )
+        refuse(causal and self.separate_scans, "separate_scans needs a direction of more than one scan, not causal")
+        refuse(causal and self.count_once, "count_once needs a direction of more than one scan, not causal")
+        refuse(headed and not self.norm_first, f"norm_first=false is offered for hgru1, not for {self.kind}")
+
+    @property
+    def scans(self) -> int:
+        """How many scans read the tokens in one pass: 1, 2 or 4; series_2d has two passes of 2."""
+        return {"causal": 1, "parallel_2d": 4}.get(self.direction, 2)
+
+    @property
+    def is_2d(self) -> bool:
+        """Whether the mixer reads pictures, and must be told their height and width."""
+        return self.direction in ("parallel_2d", "series_2d")

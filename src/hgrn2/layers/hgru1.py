@@ -7,6 +7,8 @@
 imaginary parts are interleaved, as in the released code. `norm_first=False` puts the norm after the gate's product.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -59,12 +61,40 @@ class HGRU1(nn.Module):
         Tokens whose `keep` [B,T] is False leave the state exactly as it was; their y means nothing. With `inplace` the
         state given is overwritten by the new one and returned.
         """
-        c, g, f = self.in_proj(x).split(self.projections, -1)
-        work = torch.float64 if x.dtype == torch.float64 else torch.float32
+        scanned, gate = self.split(self.in_proj(x))
+        added, up = self.masked(scanned, keep, lower_bound)
+        start = None if state is None else state.recurrent
+        if x.shape[1] == 1 and start is not None and cu_seqlens is None and not torch.is_grad_enabled():
+            h, final = ops.gated_step(added[:, 0], up[:, 0], state=start)
+            h = h.unsqueeze(1)
+        else:
+            h, final = self.scan(
+                (added, up), lower_bound, start, cu_seqlens=cu_seqlens, output_final_state=output_state
+            )
+        y = self.finish(h, gate)
+        found = LayerState(final) if output_state and final is not None else None
+        return y, state.overwrite(found) if inplace and state is not None and found is not None else found
+
+    # What a mixer of several directions (layers/directions.py) is made of; `forward` is the same for one.
+
+    @property
+    def scanned(self) -> tuple[int, ...]:
+        """Widths of the projections that one scan needs, in their order."""
+        return self.parts * self.width, self.width
+
+    def split(self, projected: Tensor) -> tuple[tuple[Tensor, ...], Tensor | None]:
+        """All projections -> raw c and f of a scan, and the output gate before its activation."""
+        c, g, f = projected.split(self.projections, -1)
+        return (c, f), g
+
+    def masked(self, raw: tuple[Tensor, ...], keep: Tensor | None, bound: Tensor | None = None) -> tuple[Tensor, ...]:
+        """Raw c, f -> (1-f) c and f [B,T,D], complex or real; a token whose `keep` is False does nothing."""
+        c, f = raw
+        work = torch.float64 if c.dtype == torch.float64 else torch.float32
         up, key = torch.sigmoid(f.to(work)), torch.sigmoid(-f.to(work))
-        if lower_bound is not None:
-            bound = lower_bound.to(work)
-            up, key = bound + (1 - bound) * up, (1 - bound) * key
+        if bound is not None:
+            gamma = bound.to(work)
+            up, key = gamma + (1 - gamma) * up, (1 - gamma) * key
         value = self.input_activation(c.to(work))
         if self.theta is not None:
             value = torch.view_as_complex(value.unflatten(-1, (-1, 2)).contiguous())
@@ -72,18 +102,25 @@ class HGRU1(nn.Module):
         added = key * value
         if keep is not None:
             up, added = up.masked_fill(~keep.unsqueeze(-1), 1), added.masked_fill(~keep.unsqueeze(-1), 0)
-        start = None if state is None else state.recurrent
-        if x.shape[1] == 1 and start is not None and cu_seqlens is None and not torch.is_grad_enabled():
-            h, final = ops.gated_step(added[:, 0], up[:, 0], state=start)
-            h = h.unsqueeze(1)
-        else:
-            h, final = ops.gated_scan(added, up, state=start, cu_seqlens=cu_seqlens, output_final_state=output_state)
-        h = torch.cat((h.real, h.imag), -1) if self.complex else h
-        h, gate = h.to(x.dtype), self.output_activation(g)
-        y = self.norm(h) * gate if self.config.norm_first else self.norm(h * gate)
-        found = LayerState(final) if output_state and final is not None else None
-        y = self.out_proj(y)
-        return y, state.overwrite(found) if inplace and state is not None and found is not None else found
+        return added, up
+
+    def scan(
+        self, parts: tuple[Tensor, ...], bound: Tensor | None, state: Tensor | None = None, **options: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        """Parts of `masked` -> (h [B,T,D], final state); options as in `ops.gated_scan`."""
+        added, up = parts
+        return ops.gated_scan(added, up, state=state, **options)
+
+    def own(self, parts: tuple[Tensor, ...], bound: Tensor | None) -> Tensor:
+        """What of a scan's h [B,T,D] comes from the token at which it stands."""
+        return parts[0]
+
+    def finish(self, y: Tensor, gate: Tensor | None) -> Tensor:
+        """h [B,T,D] and the output gate -> the mixer's output."""
+        assert gate is not None
+        y = torch.cat((y.real, y.imag), -1) if self.complex else y
+        y, opened = y.to(gate.dtype), self.output_activation(gate)
+        return self.out_proj(self.norm(y) * opened if self.config.norm_first else self.norm(y * opened))
 
     def forget_logits(self, x: Tensor) -> Tensor:
         """x_f [B,T,D], the forget gates before bound and sigmoid."""

@@ -7,6 +7,7 @@ arXiv 2404.07904 section 3; options in which published versions differ are in `M
 """
 
 from math import inf
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from hgrn2 import ops
 from hgrn2.layers.config import MixerConfig
 from hgrn2.layers.masking import convolve_kept
 from hgrn2.layers.norm import Norm
+from hgrn2.layers.small_heads import current, mix
 from hgrn2.layers.state import LayerState
 
 
@@ -60,6 +62,12 @@ class HGRU2(nn.Module):
         self.norm = Norm(config.norm, width, config.norm_eps, heads=self.heads)
         self.out_proj = nn.Linear(width, width, bias=config.bias)
         self.scale = config.head_size**-0.5 if config.scale_scores else 1.0
+        self.options: dict[str, Any] = {
+            "heads": self.heads,
+            "input_activation": config.input_activation,
+            "output_activation": config.output_activation,
+            "scale": self.scale,
+        }
 
     def zeros(self, batch: int, device: torch.device | None = None, dtype: torch.dtype = torch.float32) -> LayerState:
         """The state before the first token; dtype is float32 (float64 for a float64 model), or a narrower one to save
@@ -86,28 +94,52 @@ class HGRU2(nn.Module):
         state given is overwritten by the new one and returned, whatever its dtype.
         """
         projected, conv_state = self._convolve(self.in_proj(x), state, cu_seqlens, keep, output_state)
-        i, o, f = projected.split(self.projections, -1)
+        q, f, i = self.masked(self.split(projected)[0], keep)
+        start = None if state is None else state.recurrent
+        if x.shape[1] == 1 and start is not None and cu_seqlens is None and not torch.is_grad_enabled():
+            y, final = one_token(q[:, 0], f[:, 0], i[:, 0], lower_bound, state=start, inplace=inplace, **self.options)
+            y = y.unsqueeze(1)
+        else:
+            y, final = self.scan((q, f, i), lower_bound, start, cu_seqlens=cu_seqlens, output_final_state=output_state)
+        y = self.finish(y, None)
+        found = LayerState(final, conv_state) if output_state and final is not None else None
+        return y, state.overwrite(found) if inplace and state is not None and found is not None else found
+
+    # What a mixer of several directions (layers/directions.py) is made of; `forward` is the same for one.
+
+    @property
+    def scanned(self) -> tuple[int, ...]:
+        """Widths of the projections that one scan needs, in their order."""
+        return self.projections
+
+    def split(self, projected: Tensor) -> tuple[tuple[Tensor, ...], Tensor | None]:
+        """[B,T,3D] -> raw i, o and f of a scan, and the gate that `finish` is given (None here)."""
+        return projected.split(self.projections, -1), None
+
+    def masked(self, raw: tuple[Tensor, ...], keep: Tensor | None, bound: Tensor | None = None) -> tuple[Tensor, ...]:
+        """Raw i, o, f -> o, f, i in which a token whose `keep` is False does nothing; the bound is not needed."""
+        i, q, f = raw
         if keep is not None:
             # A gate logit of +inf is the operator's exact "nothing happened"; a zero input keeps 0 * inf out of it.
             f = f.masked_fill(~keep.unsqueeze(-1), inf)
             i = i.masked_fill(~keep.unsqueeze(-1), 0)
-        options = {
-            "heads": self.heads,
-            "input_activation": self.config.input_activation,
-            "output_activation": self.config.output_activation,
-            "scale": self.scale,
-        }
-        start = None if state is None else state.recurrent
-        if x.shape[1] == 1 and start is not None and cu_seqlens is None and not torch.is_grad_enabled():
-            y, final = one_token(o[:, 0], f[:, 0], i[:, 0], lower_bound, state=start, inplace=inplace, **options)
-            y = y.unsqueeze(1)
-        else:
-            y, final = ops.hgru2(
-                o, f, i, lower_bound, state=start, cu_seqlens=cu_seqlens, output_final_state=output_state, **options
-            )
-        y = self.out_proj(self.norm(y))
-        found = LayerState(final, conv_state) if output_state and final is not None else None
-        return y, state.overwrite(found) if inplace and state is not None and found is not None else found
+        return q, f, i
+
+    def scan(
+        self, parts: tuple[Tensor, ...], bound: Tensor | None, state: Tensor | None = None, **options: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        """Parts of `masked` -> (read-out [B,T,D] before the norm, final state); options as in `ops.hgru2`."""
+        q, f, i = parts
+        return mix(q, f, i, bound, state=state, **self.options, **options)
+
+    def own(self, parts: tuple[Tensor, ...], bound: Tensor | None) -> Tensor:
+        """What of a scan's read-out [B,T,D] comes from the token at which it stands."""
+        q, f, i = parts
+        return current(q, f, i, bound, **self.options)
+
+    def finish(self, y: Tensor, gate: Tensor | None) -> Tensor:
+        """Read-out [B,T,D] -> the mixer's output; there is no gate after the read-out."""
+        return self.out_proj(self.norm(y))
 
     def forget_logits(self, x: Tensor) -> Tensor:
         """x_f [B,T,D], the forget gates before bound and sigmoid, of sequences that start at x."""

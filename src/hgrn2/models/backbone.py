@@ -1,20 +1,24 @@
 """The stack of blocks with its lower bounds: the only loop over layers, for training, prefill and one-token steps."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from hgrn2.layers.block import Block, recomputed
+from hgrn2.layers.directions import Shape, check_shape, no_state
 from hgrn2.layers.gates import lower_bounds
 from hgrn2.layers.masking import check_keep
 from hgrn2.layers.norm import Norm
 from hgrn2.layers.state import ModelState
-from hgrn2.models.config import ModelConfig, Recompute
+from hgrn2.models.config import Recompute, StackConfig
+from hgrn2.settings import refuse
 
 
 class Backbone(nn.Module):
     """L pre-norm blocks and a final norm; embeddings and heads belong to the models around it."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: StackConfig, *, final_norm: bool = True) -> None:
         super().__init__()
         self.config = config
         learned = config.lower_bound != "none"
@@ -29,10 +33,11 @@ class Backbone(nn.Module):
                 norm=config.norm,
                 norm_eps=config.norm_eps,
                 dropout=config.dropout,
+                drop_path=config.drop_path_of(layer),
             )
-            for _ in range(config.layers)
+            for layer in range(config.layers)
         )
-        self.norm = Norm(config.norm, config.width, config.norm_eps)
+        self.norm = Norm(config.norm, config.width, config.norm_eps) if final_norm else None
         self.recompute_blocks = False
 
     def bounds(self) -> list[Tensor | None]:
@@ -44,6 +49,8 @@ class Backbone(nn.Module):
     def set_recompute(self, what: Recompute) -> None:
         """Which activations a training step keeps: all of them (none), all but those of the GLUs (glu), or only the
         input of each block (block). What is not kept is computed again in the backward, with the same results."""
+        running = self.config.norm == "batch" and what != "none"
+        refuse(running, f"recompute {what} would count every batch twice in the running statistics of norm batch")
         self.recompute_blocks = what == "block"
         for block in self.blocks:
             block.recompute_glu = what == "glu"  # pyright: ignore[reportArgumentType]
@@ -51,7 +58,8 @@ class Backbone(nn.Module):
     def zeros(self, batch: int, dtype: torch.dtype | None = None) -> ModelState:
         """The state of `batch` sequences before their first token, float32 (float64 for a float64 model) unless a
         dtype is given."""
-        mixers = [block.mixer for block in self.blocks if isinstance(block, Block)]
+        refuse(self.config.mixer.direction != "causal", no_state(self.config.mixer))
+        mixers: list[Any] = [block.mixer for block in self.blocks if isinstance(block, Block)]
         weight = mixers[0].in_proj.weight
         dtype = dtype or (torch.float64 if weight.dtype == torch.float64 else torch.float32)
         return ModelState(tuple(mixer.zeros(batch, weight.device, dtype) for mixer in mixers))
@@ -63,6 +71,7 @@ class Backbone(nn.Module):
         *,
         cu_seqlens: Tensor | None = None,
         keep: Tensor | None = None,
+        shape: Shape | None = None,
         output_state: bool = True,
         inplace: bool = False,
         trace: list[Tensor] | None = None,
@@ -71,26 +80,32 @@ class Backbone(nn.Module):
 
         Args:
             keep: [B,T] bool; False marks padding: it leaves every state exactly alone, and its output means nothing.
+            shape: (height, width) of the pictures whose pixels or patches the tokens are, row by row; for mixers of a
+                2-D direction, and refused for others.
+            output_state: directions other than causal have no state, and need False.
             inplace: the new state overwrites the given one, in its dtype: nothing is allocated for it.
             trace: a list that receives what each block is given and the result, L + 1 tensors.
 
         Raises:
-            UserError: a mask that is not [B,T] bool.
+            UserError: a mask that is not [B,T] bool, a shape that does not fit, a state where there is none.
         """
         check_keep(keep, x)
+        check_shape(self.config.mixer, x.shape[1], shape)
         finals = []
         recompute = self.recompute_blocks and torch.is_grad_enabled()
         for n, (block, bound) in enumerate(zip(self.blocks, self.bounds(), strict=True)):
             start = None if state is None else state.layers[n]
-            options = {"cu_seqlens": cu_seqlens, "keep": keep, "output_state": output_state, "inplace": inplace}
+            options = {"cu_seqlens": cu_seqlens, "keep": keep, "shape": shape}
+            options |= {"output_state": output_state, "inplace": inplace}
             if trace is not None:
                 trace.append(x)
             if recompute:
-                x, final = recomputed(block, x, bound, start, random=self.config.dropout > 0, **options)
+                draws = self.config.dropout > 0 or self.config.drop_path > 0
+                x, final = recomputed(block, x, bound, start, random=draws, **options)
             else:
                 x, final = block(x, bound, start, **options)
             finals.append(final)
-        x = self.norm(x)
+        x = x if self.norm is None else self.norm(x, keep)
         if trace is not None:
             trace.append(x)
         return x, ModelState(tuple(finals)) if output_state else None

@@ -8,12 +8,14 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import Literal
 
-from hgrn2.layers.config import BoundKind, GLUActivation, MixerConfig, NormKind
+from hgrn2.layers.config import HEADED, BoundKind, GLUActivation, MixerConfig, NormKind
 from hgrn2.settings import check_literals, refuse
 
 InitKind = Literal["normal", "scaled_normal", "xavier_small"]
 LossKind = Literal["auto", "full", "chunked"]
 Recompute = Literal["none", "glu", "block"]
+PositionKind = Literal["none", "learned", "sine"]
+HeadNorm = Literal["tokens", "rms", "layer", "simple_rms"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,10 +35,9 @@ class InitConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelConfig:
-    """A stack of pre-norm blocks (token mixer, GLU) between a token embedding and a head."""
+class StackConfig:
+    """A stack of pre-norm blocks (token mixer, GLU): what language models and classifiers share."""
 
-    vocab_size: int
     width: int
     """D, the residual width."""
     layers: int
@@ -49,11 +50,10 @@ class ModelConfig:
     glu_bias: bool = False
     norm: NormKind = "rms"
     norm_eps: float = 1e-6
-    tie_embeddings: bool = False
-    scale_embeddings: bool = False
-    """Multiply embeddings by sqrt(width), as HGRN1's code base does."""
     dropout: float = 0.0
     """On the embedding and on what each mixer and GLU adds to the residual stream."""
+    drop_path: float = 0.0
+    """Stochastic depth: share of sequences for which the last block's branches are left out; 0 at the first block."""
     lower_bound: BoundKind = "inclusive"
     """Bounds of the forget gate from a softmax over layers. inclusive: cumulative sum minus the first row (language
     models); exclusive: sum of the rows below (HGRN1's formula, images, long range); none: no bound."""
@@ -61,18 +61,117 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         check_literals(self)
-        for name in ("vocab_size", "width", "layers", "glu_width"):
+        for name in ("width", "layers", "glu_width"):
             refuse(getattr(self, name) < 1, f"{name} is {getattr(self, name)}; it must be at least 1")
-        if self.mixer.kind == "hgru2":
+        if self.mixer.kind in HEADED:
             refuse(
                 self.width % self.mixer.head_size != 0,
                 f"width {self.width} does not divide into heads of head_size {self.mixer.head_size}",
             )
-        refuse(not 0 <= self.dropout < 1, f"dropout is {self.dropout}; it must be in [0, 1)")
+        for name in ("dropout", "drop_path"):
+            refuse(not 0 <= getattr(self, name) < 1, f"{name} is {getattr(self, name)}; it must be in [0, 1)")
+        unbounded = self.mixer.kind in ("gla", "attention")
+        refuse(
+            unbounded and self.lower_bound != "none",
+            f"{self.mixer.kind} has no bounds: lower_bound {self.lower_bound} must be none",
+        )
         refuse(self.norm == "head_rms", "norm head_rms is offered inside the mixer only")
         refuse(not 0 < self.norm_eps < inf, f"norm_eps is {self.norm_eps}; it must be positive")
 
     @property
     def heads(self) -> int:
-        """H = D / n for hgru2; 1 for the vector states of HGRN1."""
-        return self.width // self.mixer.head_size if self.mixer.kind == "hgru2" else 1
+        """H = D / n for kinds with heads; 1 for the vector states of HGRN1."""
+        return self.width // self.mixer.head_size if self.mixer.kind in HEADED else 1
+
+    def drop_path_of(self, layer: int) -> float:
+        """The rate of one block, 0 at the first and `drop_path` at the last."""
+        return self.drop_path * layer / (self.layers - 1) if self.layers > 1 else self.drop_path
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig(StackConfig):
+    """A language model: the stack between a token embedding and a next-token head."""
+
+    vocab_size: int
+    tie_embeddings: bool = False
+    scale_embeddings: bool = False
+    """Multiply embeddings by sqrt(width), as HGRN1's code base does."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        refuse(self.vocab_size < 1, f"vocab_size is {self.vocab_size}; it must be at least 1")
+        direction = self.mixer.direction
+        refuse(direction != "causal", f"a language model must not see later tokens: direction {direction} is for "
+               "classifiers")  # fmt: skip
+        refuse(self.norm == "batch", "norm batch mixes sequences and later tokens; a language model needs another norm")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierConfig(StackConfig):
+    """What classifiers of sequences and of images share: the stack, the mean over tokens, a linear head."""
+
+    classes: int
+    """Number of classes."""
+    positions: PositionKind = "none"
+    """Added to the embedding. learned: a table; sine: sines and cosines, no weights; none."""
+    head_norm: HeadNorm = "tokens"
+    """tokens: the stack's own norm of every token, then the mean; else the mean comes first, then this norm instead
+    (simple_rms: the published image models)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        refuse(self.classes < 2, f"classes is {self.classes}; it must be at least 2")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SequenceConfig(ClassifierConfig):
+    """A classifier of sequences, or of pairs of them: token ids or one real-valued vector a step."""
+
+    vocab_size: int = 0
+    """Token ids below it are the input; 0: the input is real-valued."""
+    channels: int = 0
+    """Numbers a step of a real-valued input; 0: the input is token ids."""
+    max_length: int = 0
+    """Rows of the table of learned positions: the longest sequence; not used otherwise."""
+    pair: bool = False
+    """The input is two sequences, encoded by the same weights and compared: do they match?"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        one = (self.vocab_size > 0) != (self.channels > 0) and min(self.vocab_size, self.channels) >= 0
+        refuse(not one, f"give vocab_size for token ids or channels for real-valued inputs, one of them, not "
+               f"{self.vocab_size} and {self.channels}")  # fmt: skip
+        learned = self.positions == "learned"
+        refuse(learned and self.max_length < 1, "learned positions need max_length, the longest sequence")
+        refuse(self.max_length < 0, f"max_length is {self.max_length}; it must be at least 1, or 0 for none")
+        sine = self.positions == "sine"
+        refuse(sine and self.width % 2 != 0, f"sine positions need an even width, not {self.width}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisionConfig(ClassifierConfig):
+    """A classifier of images: patches (or pixels) as tokens, no class token."""
+
+    image_size: int = 224
+    """Height and width in pixels for which learned positions have one row a patch; other sizes interpolate them."""
+    patch: int = 16
+    """Pixels along each side of a patch; 1: every pixel is a token."""
+    channels: int = 3
+    """3 for colour, 1 for grey."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("image_size", "patch", "channels"):
+            refuse(getattr(self, name) < 1, f"{name} is {getattr(self, name)}; it must be at least 1")
+        fits = self.image_size % self.patch == 0
+        refuse(not fits, f"image_size {self.image_size} is no multiple of patch {self.patch}")
+        sine = self.positions == "sine"
+        refuse(
+            sine and self.width % 4 != 0,
+            f"sine positions of a picture need a width that divides by 4, not {self.width}",
+        )
+
+    @property
+    def grid(self) -> int:
+        """Patches along each side of a picture of `image_size`."""
+        return self.image_size // self.patch

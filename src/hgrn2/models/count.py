@@ -5,16 +5,17 @@ No torch here: the numbers are formulas, and tests hold them to the modules that
 
 from dataclasses import dataclass
 
-from hgrn2.layers.config import NormKind
-from hgrn2.models.config import ModelConfig
+from hgrn2.layers.config import GATE_RANK, NormKind
+from hgrn2.models.config import ClassifierConfig, ModelConfig, SequenceConfig, StackConfig, VisionConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class ParameterCount:
-    """Trained numbers of a language model, each counted once."""
+    """Trained numbers of a model, each counted once."""
 
     embedding: int
-    """Token embedding and, unless it is tied, the head: V D each."""
+    """What stands around the stack: a language model's token embedding and, unless it is tied, its head, V D each; a
+    classifier's input map, learned positions and head."""
     bounds: int
     """Γ of the lower bounds, L D."""
     final_norm: int
@@ -40,73 +41,107 @@ class ParameterCount:
         return self.non_embedding + self.embedding
 
 
-def parameters(config: ModelConfig) -> ParameterCount:
-    """Count the parameters of `LanguageModel(config)`.
+def parameters(config: StackConfig) -> ParameterCount:
+    """Count the parameters of `LanguageModel(config)`, `SequenceClassifier(config)` or `VisionClassifier(config)`.
 
-    With width D, GLU width m and convolution width W, biases and norm weights aside: 4 D² + 3 D W for hgru2, 4 D² for
-    hgru1_real, 7 D² + D for hgru1, 3 D m for the GLU, L D for the bounds.
+    With width D, GLU width m and convolution width W, biases and norm weights aside: 4 D² + 3 D W for hgru2 and
+    attention, 4 D² for hgru1_real, 7 D² + D for hgru1, 5 D² + 33 D + 3 D W for gla, 3 D m for the GLU, L D for the
+    bounds. Every scan with projections of its own beside the first adds 3 D² (2 D² for hgru1_real, 3 D² for hgru1).
     """
     width, hidden = config.width, config.glu_width
     before = _norm(config.norm, width)
     glu = 3 * width * hidden + (2 * hidden + width if config.glu_bias else 0)
     return ParameterCount(
-        embedding=config.vocab_size * width * (1 if config.tie_embeddings else 2),
+        embedding=_around(config),
         bounds=0 if config.lower_bound == "none" else config.layers * width,
-        final_norm=before,
+        final_norm=before if not isinstance(config, ClassifierConfig) or config.head_norm == "tokens" else 0,
         mixer=before + _mixer(config),
         glu=before + glu,
         layers=config.layers,
     )
 
 
-def flops_per_token(config: ModelConfig, *, training: bool) -> int:
+def flops_per_token(config: ModelConfig, *, training: bool, tokens: int = 0) -> int:
     """Floating-point operations (a multiplication and an addition are two) for one token of the whole model.
 
         forward = 2 · (matrix weights of L blocks + V D of the head) + L · (scan + short convolution)
 
-    The matrices of a block hold 4 D² (7 D² for hgru1) + 3 D m weights; the head counts whether or not it is tied, the
-    embedding is a look-up and counts nothing. The scan counts the recurrence that defines the model, whatever an
-    operator does instead (the chunked form works more to wait less), so the number compares models, not kernels:
+    The matrices of a block hold 4 D² (7 D² for hgru1, 5 D² + 32 D for gla) + 3 D m weights; the head counts whether or
+    not it is tied, the embedding is a look-up and counts nothing. The scan counts the recurrence that defines the
+    model, whatever an operator does instead (the chunked form works more to wait less), so the number compares models,
+    not kernels:
 
-        hgru2        5 D n    each of the D n numbers of the state: decay 1, k ⊗ i and its sum 2, read-out o S 2
+        hgru2, gla   5 D n    each of the D n numbers of the state: decay 1, k ⊗ i and its sum 2, read-out o S 2
         hgru1_real   3 D      f h, (1-f) c and their sum
         hgru1       10 D      the same with complex h and c: f e^{iθ} h 6, (1-f) c 2, sum 2
+        attention    4 D S    scores and their weighted sum over the S = `tokens` it sees; the others do not ask for S
 
     The convolution of width W costs 2 · 3 D W. Biases, norms, gates and activations, all O(D), are left out.
     Training counts three times the forward: the backward has two products for each one of the forward.
     """
     width, mixer = config.width, config.mixer
     matrices = config.layers * (_mixer_matrices(config) + 3 * width * config.glu_width) + config.vocab_size * width
-    scan = {"hgru2": 5 * width * mixer.head_size, "hgru1_real": 3 * width, "hgru1": 10 * width}[mixer.kind]
+    outer = 5 * width * mixer.head_size
+    scans = {
+        "hgru2": outer,
+        "gla": outer,
+        "hgru1_real": 3 * width,
+        "hgru1": 10 * width,
+        "attention": 4 * width * tokens,
+    }
+    scan = scans[mixer.kind]
     forward = 2 * matrices + config.layers * (scan + 2 * 3 * width * mixer.conv_width)
     return 3 * forward if training else forward
 
 
-def state_bytes(config: ModelConfig, dtype: str = "float32") -> int:
+def state_bytes(config: ModelConfig, dtype: str = "float32", *, tokens: int = 0) -> int:
     """Bytes that one sequence's state occupies, however long the sequence: `LanguageModel.zeros(1).nbytes`.
 
-    A layer keeps D n numbers for hgru2, D for hgru1_real and 2 D for hgru1 (complex), and 3 D (W-1) for a convolution
-    of width W. `dtype` is the model's ("float32", "bfloat16", …): states are float32 unless the model is float64.
+    A layer keeps D n numbers for hgru2 and gla, D for hgru1_real, 2 D for hgru1 (complex) and 2 D S for attention, the
+    only one that asks for the S = `tokens` that were read; and 3 D (W-1) for a convolution of width W. `dtype` is the
+    model's ("float32", "bfloat16", …): states are float32 unless the model is float64.
     """
     width, mixer = config.width, config.mixer
-    numbers = {"hgru2": width * mixer.head_size, "hgru1_real": width, "hgru1": 2 * width}[mixer.kind]
+    outer = width * mixer.head_size
+    sizes = {"hgru2": outer, "gla": outer, "hgru1_real": width, "hgru1": 2 * width, "attention": 2 * width * tokens}
+    numbers = sizes[mixer.kind]
     numbers += 3 * width * max(mixer.conv_width - 1, 0)
     return config.layers * numbers * (8 if str(dtype).removeprefix("torch.") == "float64" else 4)
 
 
-def _mixer_matrices(config: ModelConfig) -> int:
+def _around(config: StackConfig) -> int:
+    """Input and head of a model."""
+    width = config.width
+    if isinstance(config, ModelConfig):
+        return config.vocab_size * width * (1 if config.tie_embeddings else 2)
+    assert isinstance(config, (SequenceConfig, VisionConfig))
+    if isinstance(config, VisionConfig):
+        inputs, places = (config.channels * config.patch**2 + 1) * width, config.grid**2
+    else:
+        inputs = config.vocab_size * width if config.vocab_size else (config.channels + 1) * width
+        places = config.max_length
+    head = (width + 1) * config.classes + (0 if config.head_norm == "tokens" else _norm(config.head_norm, width))
+    if isinstance(config, SequenceConfig) and config.pair:
+        head += (4 * width + 1) * width
+    return inputs + (places * width if config.positions == "learned" else 0) + head
+
+
+def _mixer_matrices(config: StackConfig) -> int:
     """Weights of a mixer's two matrices: into all its projections, and out."""
-    return (7 if config.mixer.kind == "hgru1" else 4) * config.width**2
+    thin = 2 * GATE_RANK * config.width if config.mixer.kind == "gla" else 0
+    return {"hgru1": 7, "gla": 5}.get(config.mixer.kind, 4) * config.width**2 + thin
 
 
-def _mixer(config: ModelConfig) -> int:
+def _mixer(config: StackConfig) -> int:
     width, mixer = config.width, config.mixer
     is_complex = mixer.kind == "hgru1"
-    biases = (6 if is_complex else 4) * width if mixer.bias else 0
-    phases = width if is_complex else 0
-    norm = _norm(mixer.norm, 2 * width if is_complex else width)
-    return _mixer_matrices(config) + biases + phases + norm + 3 * width * mixer.conv_width
+    biases = {"hgru1": 6, "gla": 5}.get(mixer.kind, 4) * width if mixer.bias else 0
+    extra = width if mixer.kind in ("hgru1", "gla") else 0  # phases; the bias of the forget gate
+    norm = 0 if mixer.kind == "attention" else _norm(mixer.norm, 2 * width if is_complex else width)
+    scan = {"hgru1_real": 2}.get(mixer.kind, 3) * width * (width + mixer.bias)  # input and gates of one more scan
+    more = (mixer.scans - 1) * scan if mixer.separate_scans else 0
+    return _mixer_matrices(config) + biases + extra + norm + 3 * width * mixer.conv_width + more
 
 
 def _norm(kind: NormKind, width: int) -> int:
-    return {"layer": 2 * width, "simple_rms": 0}.get(kind, width)
+    return {"layer": 2 * width, "batch": 2 * width, "simple_rms": 0}.get(kind, width)

@@ -5,17 +5,21 @@ scaled_normal the same, projections that write to the residual stream divided by
 xavier_small  token mixers Xavier-uniform with gain 2^-2.5, the rest normal: flash-linear-attention until March 2025.
 zero_outputs  projections that write to the residual stream start at zero: xmixers.
 
-Biases start at 0, norm weights at 1, bound parameters at 1 (hgru2, xmixers; any constant gives the same softmax, so
-layer l starts bounded by l/L), HGRN1's phases at 10000^(-2j/D) (hgru-pytorch), convolutions uniform within 1/sqrt(W)
-as PyTorch's own Conv1d.
+Learned positions are normal(0, std). Biases start at 0, norm weights at 1, bound parameters at 1 (hgru2, xmixers; any
+constant gives the same softmax, so layer l starts bounded by l/L), HGRN1's phases at 10000^(-2j/D) (hgru-pytorch),
+convolutions uniform within 1/sqrt(W) as PyTorch's own Conv1d.
 """
 
 import math
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from hgrn2.layers.attention import Attention
 from hgrn2.layers.block import Block
+from hgrn2.layers.directions import Directional
+from hgrn2.layers.embedding import Positions
+from hgrn2.layers.gla import GLA
 from hgrn2.layers.hgru1 import HGRU1
 from hgrn2.layers.hgru2 import HGRU2
 from hgrn2.layers.norm import Norm
@@ -36,11 +40,16 @@ def initialise(model: nn.Module, config: InitConfig) -> None:
                 nn.init.zeros_(module.bias)
         elif isinstance(module, Norm):
             module.reset_parameters()
+        elif isinstance(module, Positions) and module.table is not None:
+            nn.init.normal_(module.table, std=config.std)
         elif isinstance(module, Backbone) and module.lower_bounds is not None:
             nn.init.ones_(module.lower_bounds)
     for module in model.modules():
-        if isinstance(module, (HGRU1, HGRU2)):
+        if isinstance(module, (HGRU1, HGRU2, GLA, Attention)):
             _mixer(module, config)
+        elif isinstance(module, Directional) and config.kind == "xavier_small":
+            for more in module.more:
+                _small(more.weight, module.unit.scanned)  # pyright: ignore[reportArgumentType]
     blocks = [module for module in model.modules() if isinstance(module, Block)]
     for block in blocks:
         for writer in (block.mixer.out_proj, block.glu.out_proj):
@@ -50,16 +59,19 @@ def initialise(model: nn.Module, config: InitConfig) -> None:
                 writer.weight /= math.sqrt(2 * len(blocks))
 
 
-def _mixer(mixer: HGRU1 | HGRU2, config: InitConfig) -> None:
+def _mixer(mixer: HGRU1 | HGRU2 | GLA | Attention, config: InitConfig) -> None:
     if config.kind == "xavier_small":
-        for rows in mixer.in_proj.weight.split(
-            mixer.projections
-        ):  # each projection by itself, as if they were not fused
-            nn.init.xavier_uniform_(rows, gain=SMALL_GAIN)
+        _small(mixer.in_proj.weight, mixer.projections)
         nn.init.xavier_uniform_(mixer.out_proj.weight, gain=SMALL_GAIN)
     if isinstance(mixer, HGRU1) and mixer.theta is not None:
         channel = torch.arange(mixer.width, dtype=torch.float64, device=mixer.theta.device)
         mixer.theta.copy_(10000.0 ** (-2 * channel / mixer.width))
-    if isinstance(mixer, HGRU2) and mixer.conv is not None:
+    if not isinstance(mixer, HGRU1) and mixer.conv is not None:
         edge = mixer.config.conv_width**-0.5
         nn.init.uniform_(mixer.conv, -edge, edge)
+
+
+def _small(weight: Tensor, projections: tuple[int, ...]) -> None:
+    """Each projection by itself, as if they were not fused."""
+    for rows in weight.split(projections):
+        nn.init.xavier_uniform_(rows, gain=SMALL_GAIN)

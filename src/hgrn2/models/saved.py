@@ -1,6 +1,7 @@
 """Models on disk: folders with settings and weights, found also inside run folders. No pickle anywhere.
 
-model folder       config.json        {"format": 1, "kind": "language", "model": {fields of ModelConfig}}
+model folder       config.json        {"format": 1, "kind": "language", "model": {fields of its settings}}
+                   kinds: language (ModelConfig), sequence (SequenceConfig), vision (VisionConfig)
                    model.safetensors  every parameter under its name in the module
                    tokenizer/         what Tokenizer.save wrote, where a tokenizer belongs to it
 checkpoint folder  the same without tokenizer/, with the trainer's files and manifest.json: bytes and sha256 of each
@@ -22,12 +23,20 @@ from torch import Tensor
 
 from hgrn2.errors import UserError
 from hgrn2.files import atomic_path, read_json, sha256, write_json
-from hgrn2.models.config import ModelConfig
+from hgrn2.models.config import ModelConfig, SequenceConfig, StackConfig, VisionConfig
 from hgrn2.models.language import LanguageModel
-from hgrn2.settings import from_dict, refuse, to_dict
+from hgrn2.models.sequence import SequenceClassifier
+from hgrn2.models.vision import VisionClassifier
+from hgrn2.settings import changed, from_dict, refuse, to_dict
 
 FORMAT = 1
-KIND = "language"
+Classifier = SequenceClassifier | VisionClassifier
+Model = LanguageModel | Classifier
+_KINDS: dict[str, tuple[type[StackConfig], Any]] = {
+    "language": (ModelConfig, LanguageModel),
+    "sequence": (SequenceConfig, SequenceClassifier),
+    "vision": (VisionConfig, VisionClassifier),
+}
 CONFIG, WEIGHTS, MANIFEST, CHECKPOINTS, TOKENIZER = (
     "config.json", "model.safetensors", "manifest.json", "checkpoints", "tokenizer",
 )  # fmt: skip
@@ -58,7 +67,7 @@ class Found(NamedTuple):
         return next((place for place in places if place.is_dir()), None)
 
 
-def save_model(folder: str | Path, model: LanguageModel, tokenizer: Saveable | None = None) -> None:
+def save_model(folder: str | Path, model: Model, tokenizer: Saveable | None = None) -> None:
     """Write a model folder, made where it is missing. A folder that holds a model already is refused.
 
     Each file is whole or absent; `config.json` comes last, so a folder that has one is complete.
@@ -74,7 +83,7 @@ def save_model(folder: str | Path, model: LanguageModel, tokenizer: Saveable | N
             save_file(tensors, temporary)
         if tokenizer is not None:
             tokenizer.save(folder / TOKENIZER)
-        write_json(folder / CONFIG, {"format": FORMAT, "kind": KIND, "model": to_dict(model.config)})
+        write_json(folder / CONFIG, {"format": FORMAT, "kind": kind_of(model), "model": to_dict(model.config)})
 
 
 def load_model(
@@ -97,6 +106,24 @@ def load_model(
         UserError: no such folder, no model in it, damaged or unfitting files, settings of another version.
     """
     return read_model(find_model(path, warn).folder, device, dtype)
+
+
+def load_classifier(
+    path: str | Path,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    *,
+    warn: Warn | None = None,
+) -> Classifier:
+    """As `load_model`, for classifiers of sequences and of images."""
+    model = _read(find_model(path, warn).folder, ("sequence", "vision"), device, dtype)
+    assert not isinstance(model, LanguageModel)
+    return model
+
+
+def kind_of(model: Model) -> str:
+    """The name of a model's kind in its config.json."""
+    return next(kind for kind, (_, made) in _KINDS.items() if isinstance(model, made))
 
 
 def find_model(path: str | Path, warn: Warn | None = None) -> Found:
@@ -160,26 +187,33 @@ def check_files(folder: Path) -> None:
         refuse(changed, f"{path} is damaged: its checksum differs")
 
 
-def read_config(folder: Path) -> ModelConfig:
-    """The settings in a model folder's config.json."""
+def read_config(folder: Path, kinds: tuple[str, ...] = ("language",)) -> tuple[str, StackConfig]:
+    """The kind and the settings in a model folder's config.json; a kind that is not among `kinds` is refused."""
     path = folder / CONFIG
     refuse(path.stat().st_size > CONFIG_LIMIT, f"{path} has more than {CONFIG_LIMIT:,} bytes; that is no model's")
     values = read_json(path)
     refuse(not isinstance(values, dict) or "model" not in values, f"{path} holds no model settings")
     version = values.get("format")
     refuse(version != FORMAT, f"{path} has format {version}; this program reads format {FORMAT}")
-    kind = values.get("kind")
-    refuse(kind != KIND, f"{path} is of a model of kind {kind!r}; this program reads {KIND!r} here")
+    found = values.get("kind")
+    wanted = " or ".join(map(repr, kinds))
+    refuse(found not in kinds, f"{path} is of a model of kind {found!r}; this program reads {wanted} here")
     try:
-        return from_dict(ModelConfig, values["model"], "model")
+        return str(found), from_dict(_KINDS[str(found)][0], values["model"], "model")
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
 
 
 def read_model(folder: Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> LanguageModel:
     """Build the model of one folder and give it its weights, without a manifest check; see `load_model`."""
+    model = _read(folder, ("language",), device, dtype)
+    assert isinstance(model, LanguageModel)
+    return model
+
+
+def _read(folder: Path, kinds: tuple[str, ...], device: torch.device | str, dtype: torch.dtype | None) -> Model:
     place = usable_device(device)
-    config = read_config(folder)
+    kind, config = read_config(folder, kinds)
     path = folder / WEIGHTS
     with opened(path) as file:
         names = set(file.keys())
@@ -187,7 +221,7 @@ def read_model(folder: Path, device: torch.device | str = "cpu", dtype: torch.dt
         refuse(
             config.layers > len(names), f"{path} does not fit {CONFIG}: {len(names)} tensors, {config.layers} layers"
         )
-        model = _without_weights(config, folder / CONFIG)
+        model = _without_weights(kind, config, folder / CONFIG)
         own = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
         stored = {name: file.get_slice(name) for name in sorted(names)}
         _refuse_names(path, "lacks", sorted(set(own) - names))
@@ -201,10 +235,10 @@ def read_model(folder: Path, device: torch.device | str = "cpu", dtype: torch.dt
     return model.eval()
 
 
-def _without_weights(config: ModelConfig, path: Path) -> LanguageModel:
+def _without_weights(kind: str, config: StackConfig, path: Path) -> Model:
     try:
         with torch.device("meta"):
-            return LanguageModel(config)
+            return _KINDS[kind][1](config)
     except RuntimeError as error:  # sizes beyond what torch can count
         raise UserError(f"{path}: {str(error).splitlines()[0]}") from None
 
@@ -227,9 +261,9 @@ def usable_device(device: torch.device | str) -> torch.device:
     return place
 
 
-def model_hash(model: LanguageModel) -> str:
+def model_hash(model: Model) -> str:
     """Hex digest of settings and weights: equal for models that compute the same, wherever and however saved."""
-    digest = hashlib.sha256(json.dumps(to_dict(model.config), sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps(changed(model.config), sort_keys=True).encode())
     add_tensors(digest, model.state_dict())
     return digest.hexdigest()
 

@@ -1,7 +1,7 @@
 """What a training run is, as frozen values; no torch here. The resolved form is written to the run folder."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal, Protocol
 
 from hgrn2.models.config import LossKind, ModelConfig, Recompute
 from hgrn2.settings import check_literals, refuse
@@ -109,6 +109,25 @@ class TrainConfig:
     def tokens_per_step(self) -> int:
         """B·T."""
         return self.batch_size * self.sequence_length
+
+
+class Run(Protocol):
+    """What the trainer reads of a run, whatever its task; model and data are compared when a run is resumed."""
+
+    @property
+    def kind(self) -> str: ...
+
+    @property
+    def model(self) -> Any: ...
+
+    @property
+    def data(self) -> Any: ...
+
+    @property
+    def train(self) -> TrainConfig: ...
+
+    @property
+    def optim(self) -> OptimConfig: ...
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -70,9 +70,9 @@ def write_report(
         environment: what `hgrn2.train.environment.environment` returned.
         metrics: records as from `read_metrics`, in order; may be empty.
         summary: plain JSON values. Measurements are values that hold a number `nats_per_token` (or `loss`, the same)
-            and perhaps `bits_per_byte` and `perplexity`, at the top or one level down; they are shown under their own
-            names, as in {"parameters": 9, "held_out": {"carried state": {"nats_per_token": 1.5}}}. Other plain values
-            are shown as facts.
+            and perhaps `bits_per_byte`, `perplexity` and `accuracy`, at the top or one level down; they are shown under
+            their own names, as in {"parameters": 9, "held_out": {"carried state": {"nats_per_token": 1.5}}}. Other
+            plain values are shown as facts.
         samples: texts to show.
         gates: forget gates by layer, from the embedding up; None where there are none.
 
@@ -144,9 +144,13 @@ def _card(name: str, value: dict[str, Any]) -> str:
     bits = value.get("bits_per_byte")
     more = [f"{number(bits, 4)} bits per byte"] if bits is not None else []
     more.append(f"perplexity {number(perplexity, 3)}")
+    big, unit = f"{number(loss, 4)}", "nats per token"
+    if "accuracy" in value:  # tasks with right and wrong answers: their share comes first
+        more.insert(0, f"{big} nats")
+        big, unit = f"{value['accuracy']:.1%}", "right"
     return (
         f'<div class="card"><h3>{page.text(name)}</h3>'
-        f'<div class="big">{number(loss, 4)} <span class="unit">nats per token</span></div>'
+        f'<div class="big">{big} <span class="unit">{unit}</span></div>'
         f"<div>{' · '.join(more)}</div></div>"
     )
 

@@ -18,7 +18,7 @@ from torch import nn
 from hgrn2.errors import UserError
 from hgrn2.models.language import LanguageModel
 from hgrn2.train import checkpoint
-from hgrn2.train.config import RunConfig
+from hgrn2.train.config import Run
 from hgrn2.train.guard import LossGuard
 from hgrn2.train.metrics import MetricsWriter
 from hgrn2.train.optim import Optimizers
@@ -38,7 +38,7 @@ class _Step(NamedTuple):
 class Trainer:
     """Trains `model` on `task` and keeps the run folder: metrics.jsonl and checkpoints/."""
 
-    def __init__(self, run: RunConfig, task: Task, model: LanguageModel, folder: Path) -> None:
+    def __init__(self, run: Run, task: Task, model: LanguageModel, folder: Path) -> None:
         self.run, self.task, self.model, self.folder = run, task, model, folder
         self.optimizers = Optimizers(model, run.optim)
         self.guard = LossGuard(run.train.spike)
@@ -99,6 +99,9 @@ class Trainer:
         budget = self.run.train.budget_s
         return max(by_steps, self.elapsed_s / budget) if budget else by_steps
 
+    def _precision(self, device: str) -> torch.autocast:
+        return torch.autocast(device, torch.bfloat16, enabled=self.run.train.precision == "bfloat16")
+
     def _train_step(self) -> None:
         """One optimiser step over all accumulation parts."""
         config = self.run
@@ -108,7 +111,7 @@ class Trainer:
         for part in range(parts):
             batch = self.task.batch(self.step, part, parts)
             device = batch[0].device.type
-            with torch.autocast(device, torch.bfloat16, enabled=config.train.precision == "bfloat16"):
+            with self._precision(device):
                 loss = self._loss(self.model, batch) / parts
             loss.backward()
             total = total.to(loss.device) + loss.detach()
@@ -136,7 +139,8 @@ class Trainer:
     def _evaluate(self, writer: MetricsWriter, view: TrainView) -> None:
         began = time.perf_counter()
         self.model.eval()
-        with torch.inference_mode():
+        # In the run's own precision: float32 would build and run other kernels than the steps do.
+        with torch.inference_mode(), self._precision(next(self.model.parameters()).device.type):
             found: dict[str, Any] = self.task.evaluate(self.model)
         self.model.train()
         self.elapsed_s = time.perf_counter() - self._clock
@@ -171,7 +175,7 @@ def _stop_signals(trainer: Trainer) -> Iterator[None]:
             signal.signal(signum, handler)
 
 
-def refuse_other_run(folder: Path, run: RunConfig, saved: RunConfig) -> None:
+def refuse_other_run(folder: Path, run: Run, saved: Run) -> None:
     """A resumed run must be the run that was started; only its length and how often it reports may change."""
     parts = [(name, getattr(run, name), getattr(saved, name)) for name in ("kind", "model", "data", "optim")]
     for name in ("seed", "sequence_length", "batch_size", "precision"):

@@ -13,7 +13,7 @@ import published
 import pytest
 import torch
 import transformers
-from small_models import CONFIGS, VOCABULARY
+from small_models import HGRN, VOCABULARY
 from torch import Tensor
 
 from hgrn2.files import read_json
@@ -23,7 +23,7 @@ from hgrn2.models.hf import HGRN2Cache
 from hgrn2.models.saved import Found, load_model, save_model
 
 NEW = 9
-every = pytest.mark.parametrize("name", CONFIGS)
+every = pytest.mark.parametrize("name", HGRN)
 both = pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import published
 import pytest
 import transformers
-from small_models import CONFIGS, config_of
+from small_models import HGRN, config_of
 
 from hgrn2.errors import UserError
 from hgrn2.files import read_json, write_json
@@ -17,7 +17,7 @@ from hgrn2.models.hf import HGRN1Config, HGRN2Config
 OF_FLA = [name for name in published.VARIANTS if name.startswith("fla")]
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", HGRN)
 def test_every_field_of_ours_survives_the_file(name: str, tmp_path: Path) -> None:
     init = InitConfig(kind="scaled_normal", std=0.01, zero_outputs=True)
     truth = config_of(name, dropout=0.125, norm_eps=1e-4, init=init)

@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from small_models import CONFIGS
+from small_models import HGRN
 from torch import Tensor
 
 from hgrn2.errors import UserError
 from hgrn2.models.hf import HGRN2Cache, HGRN2Config, HGRN2ForCausalLM
 
 pytest.importorskip("accelerate")
-every = pytest.mark.parametrize("name", CONFIGS)
+every = pytest.mark.parametrize("name", HGRN)
 SMALL = {"vocab_size": 23, "hidden_size": 16, "num_hidden_layers": 2, "num_heads": 2, "intermediate_size": 24}
 
 

@@ -133,6 +133,7 @@ def representable(config: ModelConfig) -> None:
     mixer, second = config.mixer, config.mixer.kind == "hgru2"
     given = {
         "mixer.kind hgru1 (complex states)": mixer.kind == "hgru1",
+        f"mixer.kind {mixer.kind} as HGRN2": mixer.kind in ("gla", "attention"),
         "mixer.bias": mixer.bias,
         "glu_bias": config.glu_bias,
         f"glu_activation {config.glu_activation}": config.glu_activation != "silu",

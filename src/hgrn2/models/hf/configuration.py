@@ -80,6 +80,7 @@ class HGRN2Config(PreTrainedConfig):
     residual_norm: str = "rms"
     scale_embeddings: bool = False
     dropout: float = 0.0
+    drop_path: float = 0.0
     bound_kind: str = "inclusive"
     """Formula of the bounds where use_lower_bound is true."""
     init_kind: str = "normal"
@@ -138,6 +139,7 @@ class HGRN2Config(PreTrainedConfig):
             norm=self.residual_norm,
             scale_embeddings=self.scale_embeddings,
             dropout=self.dropout,
+            drop_path=self.drop_path,
             lower_bound=self.bound_kind if self.use_lower_bound else "none",
             init=init,
         )
@@ -150,6 +152,8 @@ class HGRN2Config(PreTrainedConfig):
     def from_model_config(cls, config: ModelConfig, **more: Any) -> "HGRN2Config":
         """The settings of a model of ours; `more` are fields of transformers, as in `eos_token_id=0`."""
         mixer, bounds = config.mixer, config.lower_bound
+        known = ("hgru2", "hgru1", "hgru1_real")
+        refuse(mixer.kind not in known, f"a model with {mixer.kind} has no transformers class here; those of HGRN do")
         kind = HGRN2Config if mixer.kind == "hgru2" else HGRN1Config
         own: dict[str, Any] = {"expand_ratio": mixer.head_size} if mixer.kind == "hgru2" else {}
         own |= {"bos_token_id": None, "eos_token_id": None} | more
@@ -162,7 +166,8 @@ class HGRN2Config(PreTrainedConfig):
             mixer=mixer.kind, input_activation=mixer.input_activation, output_activation=mixer.output_activation,
             mixer_norm=mixer.norm, mixer_norm_eps=mixer.norm_eps, norm_first=mixer.norm_first,
             scale_scores=mixer.scale_scores, mixer_bias=mixer.bias, glu_bias=config.glu_bias,
-            residual_norm=config.norm, scale_embeddings=config.scale_embeddings, dropout=config.dropout,
+            residual_norm=config.norm, scale_embeddings=config.scale_embeddings,
+            dropout=config.dropout, drop_path=config.drop_path,
             bound_kind="inclusive" if bounds == "none" else bounds, init_kind=config.init.kind,
             zero_outputs=config.init.zero_outputs,
             **own,

@@ -1,0 +1,112 @@
+"""Which form of the mixing core is quicker for small heads: `python -m hgrn2.bench.small_heads --out results`.
+
+One row a form, head size and shape: milliseconds of forward and backward, of forms that take turns, after both gave the
+same numbers. `layers/small_heads.py` takes its rule from these rows.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from hgrn2 import ops
+from hgrn2.bench.record import Row, append, measurement, prepare_folder
+from hgrn2.bench.settings import Limits
+from hgrn2.bench.timing import Progress, Sample, interleave, prepare_process, sample_of, silent
+from hgrn2.errors import UserError
+from hgrn2.layers.small_heads import elementwise
+from hgrn2.ops.backend import choose
+
+SHAPES = ((4, 1024, 120), (128, 32, 120))
+"""B, T, D: few long sequences, and the rows of four pictures of 32 x 32; 120 divides by every n of interest."""
+HEAD_SIZES = (1, 2, 3, 4, 5, 6, 8, 10, 12, 15)
+FORMS: dict[str, Callable[..., tuple[Tensor, Tensor | None]]] = {
+    "outer": ops.hgru2,
+    "element-wise": partial(
+        elementwise, state=None, cu_seqlens=None, reverse=False, input_activation="none", output_activation="silu",
+        scale=1.0,
+    ),
+}  # fmt: skip
+
+
+def measure(
+    shapes: tuple[tuple[int, int, int], ...], sizes: tuple[int, ...], device: str, limits: Limits,
+    record: Callable[[Row], None], progress: Progress = silent,
+) -> None:  # fmt: skip
+    """Time both forms in every shape and head size, and hand over a row each."""
+    conditions = prepare_process(limits)
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    for batch, length, width in shapes:
+        for n in sizes:
+            inputs = _problem(batch, length, width, device, dtype)
+            _check_equal(inputs, width // n)
+            samples = {name: _sample(form, inputs, width // n, device) for name, form in FORMS.items()}
+            case = {"shape": f"{batch},{length},{width}", "n": n, "device": device}
+            taken = interleave(samples, limits, f"B {batch}, T {length}, n {n}", progress)
+            for form, seconds in taken.items():
+                backend = _backend(form, n, inputs[0])
+                milliseconds = [1e3 * s for s in seconds]
+                record(measurement("small_heads", case, form, backend, milliseconds, "ms", conditions))
+
+
+def _problem(batch: int, length: int, width: int, device: str, dtype: torch.dtype) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    made = [torch.randn(batch, length, width, generator=generator).to(device, dtype) for _ in range(3)]
+    made.append(torch.full((width,), 0.5, device=device))
+    return [x.requires_grad_() for x in made]
+
+
+def _backend(form: str, n: int, x: Tensor) -> str:
+    if form == "outer":
+        return choose(x.device, op="hgru2", dtype=x.dtype, keys=n, values=n).backend
+    return choose(x.device, op="gated_scan", dtype=torch.float32).backend
+
+
+def _run(form: Callable[..., tuple[Tensor, Tensor | None]], inputs: list[Tensor], heads: int) -> list[Tensor]:
+    o, _ = form(*inputs, heads=heads, output_final_state=False)
+    return [o.detach(), *torch.autograd.grad(o.sum(), inputs)]
+
+
+def _sample(form: Callable[..., tuple[Tensor, Tensor | None]], inputs: list[Tensor], heads: int, device: str) -> Sample:
+    return sample_of(lambda: _run(form, inputs, heads), device)
+
+
+def _check_equal(inputs: list[Tensor], heads: int) -> None:
+    """No time of a form that computes something else."""
+    first, second = (_run(form, inputs, heads) for form in FORMS.values())
+    for a, b in zip(first, second, strict=True):
+        allowed = 100 * torch.finfo(a.dtype).eps
+        if not float((a - b).float().norm()) <= allowed * float(b.float().norm()):
+            raise UserError(f"the two forms disagree with {heads} heads; nothing was recorded")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Parse, measure, append rows; 0, or 2 with one line on bad input."""
+    parser = argparse.ArgumentParser(prog="python -m hgrn2.bench.small_heads", description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("results"), help="folder of the rows")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--threads", type=int, default=1, help="of the CPU")
+    parser.add_argument("--repeats", type=int, default=5)
+    options = parser.parse_args(arguments)
+    try:
+        prepare_folder(options.out)
+        limits = Limits(threads=options.threads, repeats=options.repeats)
+
+        def record(row: Row) -> None:
+            append(options.out, row)
+            case = row.case
+            print(f"{case['shape']:>12}  n {case['n']:>2}  {row.subject:<12} {row.backend:<8} {row.median:8.2f} ms")
+
+        measure(SHAPES, HEAD_SIZES, options.device, limits, record)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

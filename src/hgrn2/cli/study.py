@@ -1,0 +1,78 @@
+"""`hgrn2 study`: controlled comparisons, each with its rows, its table and its picture."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from hgrn2.bench.mqar_settings import MQARStudy
+from hgrn2.cli.bench import Folder, flat
+from hgrn2.cli.progress import progress_shown
+
+if TYPE_CHECKING:
+    from hgrn2.bench.mqar import Point
+
+
+@flat
+@dataclass(frozen=True, kw_only=True)
+class StudyMQAR(MQARStudy):
+    """Recall against the size of the state: every model, size, learning rate and seed is a run of its own.
+
+    The same command goes on where it stopped, and finished runs are skipped; more values on the same folder add runs.
+    Writes cells/ with the runs, table.md and recall.png.
+
+    Example: hgrn2 study mqar --out runs/recall --models hgrn2-conv gla-conv --head-sizes 4 16 64
+    Example: hgrn2 study mqar --out runs/zoology --recipe zoology --models hgrn2 hgrn2-conv hgrn1 gla attention
+      --head-sizes 16 32 64 128 --widths 128 256 --lrs 1e-3 3.2e-3 1e-2 --seeds 0 1 2 --device cuda
+    """
+
+    out: Annotated[Path, tyro.conf.arg(metavar="DIR")]
+    """Folder of the study, new or of this one."""
+    results: Folder = Path("results")
+    """The folder whose mqar.jsonl gets the rows."""
+    device: str = "auto"
+    """auto, cpu or cuda."""
+    json: bool = False
+    """Print the best run of every model and size as JSON."""
+
+    def run(self) -> int:
+        """Returns the exit code: 0, or 130 after Ctrl-C."""
+        from hgrn2.bench import mqar
+        from hgrn2.bench.mqar_plot import draw
+        from hgrn2.bench.record import append, prepare_folder
+        from hgrn2.files import write_text
+        from hgrn2.settings import to_dict
+
+        prepare_folder(self.results)
+        with progress_shown() as progress:
+            complete = mqar.run_study(
+                self, self.out, lambda row: append(self.results, row), device=self.device, progress=progress
+            )
+        points = mqar.best(mqar.finished(self.out))
+        write_text(self.out / "table.md", mqar.markdown(points))
+        picture = draw(points, self.out)
+        if self.json:
+            print(json.dumps({"complete": complete, "points": [to_dict(point) for point in points]}))
+            return 0 if complete else 130
+        _show(points)
+        hint = "" if picture else " (pictures need matplotlib: pip install 'hgrn2[plot]')"
+        print(f"{self.out / 'table.md'}{f', {picture}' if picture else hint}")
+        if not complete:
+            print("stopped; the same command goes on from there")
+        return 0 if complete else 130
+
+
+def _show(points: "list[Point]") -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from hgrn2.bench.mqar import cells
+
+    table = Table(title="Share of right answers by tokens x pairs, mean over seeds", box=None)
+    for column in ("model", "D", "n", "state", "weights", "lr", "seeds", *(points[0].accuracy if points else ())):
+        table.add_column(column, justify="left" if column == "model" else "right", no_wrap=column == "model")
+    for point in points:
+        table.add_row(*cells(point))
+    Console().print(table)

@@ -1,0 +1,79 @@
+"""`hgrn2 train mqar`: multi-query associative recall."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+if TYPE_CHECKING:
+    from hgrn2.tasks.mqar.run import MQARResult
+
+Flag = tyro.conf.FlagCreatePairsOff[bool]
+
+
+@dataclass(frozen=True)
+class TrainMQAR:
+    """Train on associative recall: pairs of keys and values, then keys whose values must be named.
+
+    The sequences are made as they are needed. The same command goes on where an interrupted run stopped. Writes a run
+    folder: config.json, metrics.jsonl, checkpoints/, summary.json, report.html.
+
+    Example: hgrn2 train mqar small --out runs/mqar
+    Example: hgrn2 train mqar small --out runs/mqar-gla --model gla-conv --head-size 16
+    Example: hgrn2 train mqar zoology --out runs/mqar-128 --device cuda --set train.precision=bfloat16
+    """
+
+    recipe: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="RECIPE")]] = "small"
+    """small (a CPU, minutes), zoology (the published sets and amount of training, a GPU)."""
+    out: Annotated[Path, tyro.conf.arg(metavar="FOLDER")] = Path("runs/mqar")
+    """Run folder, new or of this very run."""
+    model: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+    """Mixer instead of the recipe's: hgrn2, hgrn2-conv, hgrn1, gla, gla-conv, attention, attention-conv."""
+    head_size: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    """n instead of the recipe's: the state of a layer has D n numbers."""
+    width: Annotated[int | None, tyro.conf.arg(metavar="D")] = None
+    """D instead of the recipe's; the GLU follows with twice as much."""
+    set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE")] = ()
+    """Any setting of the run, such as train.steps=500 optim.lr=1e-3 data.train=64x4x5000,64x8x5000."""
+    device: str = "auto"
+    """auto, cpu or cuda."""
+    restart: Flag = False
+    """Drop what the folder holds of an earlier run and begin anew."""
+    json: Flag = False
+    """Print the summary as JSON and show no live view."""
+
+    def run(self) -> int:
+        """Returns the exit code: 0, or 130 after Ctrl-C with a checkpoint."""
+        from hgrn2.tasks.mqar.recipes import changed, recipe
+
+        run = recipe(self.recipe)
+        run = changed(run, model=self.model, head_size=self.head_size, width=self.width, assignments=self.set)
+
+        from hgrn2.tasks.mqar.run import train_mqar
+
+        result = train_mqar(run, self.out, device=self.device, restart=self.restart, quiet=self.json)
+        if self.json:
+            print(json.dumps({"folder": str(result.folder), "interrupted": result.interrupted, **result.summary}))
+        elif result.interrupted:
+            print(f"stopped at step {result.step}; the same command, without --restart, goes on from there")
+        else:
+            _show(result)
+        return 130 if result.interrupted else 0
+
+
+def _show(result: "MQARResult") -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console, summary = Console(), result.summary
+    title = f"Recall after {result.step:,} steps, {summary['train_seconds']:.0f} s of training"
+    table = Table(title=title, caption=f"{summary['parameters']:,} parameters, state of {summary['state_numbers']:,}")
+    for column in ("tokens", "pairs", "queries", "right", "nats a query"):
+        table.add_column(column, justify="right")
+    for row in summary["held_out"].values():
+        cells = (f"{row['length']:,}", f"{row['pairs']:,}", f"{row['queries']:,}")
+        table.add_row(*cells, f"{row['accuracy']:.1%}", f"{row['loss']:.4f}")
+    console.print(table)
+    console.print(f"{result.folder / 'report.html'}   curves and gate time scales, for a browser", soft_wrap=True)

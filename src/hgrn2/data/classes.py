@@ -1,0 +1,176 @@
+"""Labelled examples as a folder: compact .npy arrays with a manifest, read memory-mapped.
+
+data/
+  manifest.json               task, seed, settings, classes, and of every array its file, dtype, shape and checksum
+  train.a.npy                 images [N,H,W,C] uint8, or tokens of all examples end to end
+  train.a.offsets.npy         where each example begins in them, int64 [N+1]; absent for images
+  train.b.npy, .offsets.npy   second texts, where examples are pairs
+  train.labels.npy            int64 [N]
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hgrn2.errors import UserError
+from hgrn2.files import atomic_folder, read_json, sha256, write_json
+from hgrn2.settings import from_dict, refuse
+
+FORMAT = "hgrn2-classes"
+VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Examples:
+    """N labelled examples: images, sequences of tokens, or pairs of sequences.
+
+    `a` is uint8 [N,H,W,C] when `a_offsets` is None, otherwise the tokens of all examples end to end, example i being
+    `a[a_offsets[i] : a_offsets[i+1]]`; `b` likewise where examples are pairs. `labels` are int64 [N].
+    """
+
+    a: np.ndarray
+    labels: np.ndarray
+    a_offsets: np.ndarray | None = None
+    b: np.ndarray | None = None
+    b_offsets: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def first(self, index: int) -> np.ndarray:
+        """Tokens [T] of an example, or its image [H,W,C]."""
+        if self.a_offsets is None:
+            return self.a[index]
+        return self.a[self.a_offsets[index] : self.a_offsets[index + 1]]
+
+    def second(self, index: int) -> np.ndarray:
+        """Tokens [T] of the second text of a pair."""
+        if self.b is None or self.b_offsets is None:
+            raise IndexError("these examples are not pairs")
+        return self.b[self.b_offsets[index] : self.b_offsets[index + 1]]
+
+    def lengths(self, indices: np.ndarray) -> np.ndarray:
+        """Tokens of each example, int64 [n]; of a pair the longer text."""
+        if self.a_offsets is None:
+            return np.full(len(indices), int(np.prod(self.a.shape[1:3])), dtype=np.int64)
+        found = self.a_offsets[indices + 1] - self.a_offsets[indices]
+        if self.b_offsets is not None:
+            found = np.maximum(found, self.b_offsets[indices + 1] - self.b_offsets[indices])
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Described:
+    """What the examples are: the manifest without its files."""
+
+    task: str
+    classes: tuple[str, ...]
+    vocab_size: int
+    """Token ids are below it, 0 being padding; 256 grey levels or channel values for images."""
+    origin: str
+    """Where the examples come from, to be said beside every result."""
+    seed: int = 0
+    settings: dict = field(default_factory=dict)
+
+
+def examples_of(sequences: Iterable[np.ndarray], labels: Iterable[int], dtype: str = "uint8",
+                seconds: Iterable[np.ndarray] | None = None) -> Examples:  # fmt: skip
+    """Ragged examples from token arrays [T]; `seconds` makes them pairs."""
+    a, a_offsets = _ragged(sequences, dtype)
+    b, b_offsets = _ragged(seconds, dtype) if seconds is not None else (None, None)
+    return Examples(a=a, a_offsets=a_offsets, b=b, b_offsets=b_offsets, labels=np.asarray(list(labels), dtype=np.int64))
+
+
+def _ragged(sequences: Iterable[np.ndarray], dtype: str) -> tuple[np.ndarray, np.ndarray]:
+    parts = [np.asarray(sequence, dtype=dtype) for sequence in sequences]
+    offsets = np.cumsum([0, *(len(part) for part in parts)], dtype=np.int64)
+    return (np.concatenate(parts) if parts else np.zeros(0, dtype=dtype)), offsets
+
+
+def write_examples(out: Path, described: Described, splits: dict[str, Examples]) -> dict[str, Any]:
+    """Write the folder `out`, which must not exist; it appears when it is complete. Returns the manifest."""
+    for name, examples in splits.items():
+        refuse(len(examples) == 0, f"the split {name} of {described.task} has no examples")
+        check_labels(examples.labels, len(described.classes), f"{described.task} {name}")
+    manifest: dict[str, Any] = {"format": FORMAT, "version": VERSION, **described.__dict__, "splits": {}}
+    with atomic_folder(out) as folder:
+        for name, examples in splits.items():
+            arrays = {}
+            for field_name, array in vars(examples).items():
+                if array is not None:
+                    file = f"{name}.{field_name.replace('_', '.')}.npy"
+                    np.save(folder / file, array, allow_pickle=False)
+                    arrays[field_name] = {"file": file, "dtype": str(array.dtype), "shape": list(array.shape),
+                                          "sha256": sha256(folder / file)}  # fmt: skip
+            manifest["splits"][name] = {"count": len(examples), "arrays": arrays}
+        write_json(folder / "manifest.json", manifest)
+    return manifest
+
+
+def check_labels(labels: np.ndarray, classes: int, where: str) -> None:
+    """Refuse labels outside [0, classes)."""
+    wrong = np.flatnonzero((labels < 0) | (labels >= classes))
+    if len(wrong):
+        raise UserError(f"{where}: label {labels[wrong[0]]} of example {wrong[0]} is outside 0 to {classes - 1}")
+
+
+@dataclass(frozen=True)
+class ClassData:
+    """A folder that was opened: what it holds, and its splits by name."""
+
+    folder: Path
+    described: Described
+    manifest: dict[str, Any]
+
+    def split(self, name: str) -> Examples:
+        """Map a split; an unknown one, a missing or truncated file, or wrong labels are a `UserError`."""
+        splits = self.manifest["splits"]
+        refuse(name not in splits, f"{self.folder} has no split {name!r}; it has {', '.join(splits)}")
+        arrays = {key: _map(self.folder, info) for key, info in splits[name]["arrays"].items()}
+        examples = Examples(**arrays)
+        check_labels(examples.labels, len(self.described.classes), f"{self.folder} {name}")
+        return examples
+
+    def identity(self) -> dict[str, str]:
+        """Checksum of every file: what a run remembers of its data."""
+        return {i["file"]: i["sha256"] for s in self.manifest["splits"].values() for i in s["arrays"].values()}
+
+    def verify(self) -> int:
+        """Recompute every checksum; a file that differs is a `UserError`. Returns how many were checked."""
+        for file, stated in self.identity().items():
+            refuse(sha256(self.folder / file) != stated, f"{self.folder / file} is damaged: its checksum differs")
+        return len(self.identity())
+
+
+def open_examples(folder: str | Path) -> ClassData:
+    """Open a folder that `write_examples` made."""
+    folder = Path(folder)
+    path = folder / "manifest.json"
+    refuse(
+        not path.is_file(), f"{folder} holds no prepared examples (no manifest.json); make some with: hgrn2 data lra"
+    )
+    values = read_json(path)
+    good = isinstance(values, dict) and values.get("format") == FORMAT and isinstance(values.get("splits"), dict)
+    refuse(not good, f"{path} is not a manifest of examples")
+    version = values.get("version")
+    refuse(version != VERSION, f"{path} has version {version}; this program reads {VERSION}: make the data anew")
+    known = Described.__dataclass_fields__
+    described = from_dict(Described, {k: v for k, v in values.items() if k in known}, str(path))
+    return ClassData(folder, described, values)
+
+
+def _map(folder: Path, info: dict[str, Any]) -> np.ndarray:
+    name = info["file"]
+    refuse(Path(name).name != name, f"{folder}: {name!r} is not a plain file name")
+    try:
+        array = np.load(folder / name, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError:
+        raise UserError(f"{folder / name} is missing; make the data anew") from None
+    except (ValueError, EOFError) as error:
+        raise UserError(f"{folder / name} is damaged: {error}") from None
+    same = [str(array.dtype), list(array.shape)] == [info["dtype"], info["shape"]]
+    refuse(not same, f"{folder / name} is not the array its manifest names")
+    return array

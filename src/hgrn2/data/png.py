@@ -1,0 +1,36 @@
+"""Grey pictures as a PNG sheet, with nothing but zlib."""
+
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from hgrn2.files import atomic_path
+
+
+def sheet(images: np.ndarray, columns: int = 8, scale: int = 1, border: int = 2) -> np.ndarray:
+    """Pictures uint8 [N,H,W] side by side on a grey ground: uint8 [H',W']."""
+    images = images.repeat(scale, axis=1).repeat(scale, axis=2)
+    count, height, width = images.shape
+    rows = -(-count // columns)
+    out = np.full((rows * (height + border) + border, columns * (width + border) + border), 96, dtype=np.uint8)
+    for n, image in enumerate(images):
+        top, left = border + n // columns * (height + border), border + n % columns * (width + border)
+        out[top : top + height, left : left + width] = image
+    return out
+
+
+def write_png(path: Path, image: np.ndarray) -> None:
+    """Write a grey picture uint8 [H,W] atomically."""
+    height, width = image.shape
+    rows = np.concatenate([np.zeros((height, 1), dtype=np.uint8), image], axis=1).tobytes()
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(
+            b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+        )

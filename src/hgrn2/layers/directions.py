@@ -1,0 +1,153 @@
+"""Mixers that read in several directions: bidirectional, and two forms for pictures. HGRN2 and HGRN1 alike.
+
+    bidirectional  y = norm(Σ_{→,←} o S) W        one projection, one scan from each end
+    parallel_2d    y = norm(Σ_{→,←,↓,↑} o S) W    rows and columns, each from both ends
+    series_2d      the bidirectional mixer along every column, then, with the same weights, along every row
+
+Read-outs are linear in the state, so the published "sum the states of the four scans, read once" is the sum of four
+read-outs; no state is ever kept for more than a chunk. HGRN1 sums its vectors h instead, before gate and norm.
+
+Every scan holds the token at which it stands, so the sum counts it once a scan: o_t (k_t ⊗ i_t) too often for all scans
+but the first. `count_once` takes it away there (the published form does not). With `separate_scans` every scan has its
+own projections.
+
+Scans that share their weights mirror with their input. Followed by a mean over the tokens, a stack of them cannot tell
+a sequence from its reverse, nor, in `parallel_2d`, a picture from its mirror images and its transpose: a gift where
+the label does not change, a wall where order decides. Positions or `separate_scans` end it.
+
+Which form a head size takes, and why, stands in `small_heads`: n of 1 to 3 the element-wise scan, larger n the outer
+one, in all directions. A picture's columns are read as H·W tokens laid out column by column, each column a sequence of
+its own: B·W sequences of H tokens.
+"""
+
+from torch import Tensor, nn
+
+from hgrn2.errors import UserError
+from hgrn2.layers.config import MixerConfig
+from hgrn2.layers.hgru1 import HGRU1
+from hgrn2.layers.hgru2 import HGRU2
+from hgrn2.layers.state import LayerState
+from hgrn2.ops.backend import work_dtype
+
+Shape = tuple[int, int]
+"""Height and width of a picture; T = height · width tokens, row by row."""
+Walk = tuple[str, bool]
+"""One scan: along `line`, `columns` or `rows`, and whether from the end."""
+
+_BOTH = (False, True)
+_PASSES: dict[str, tuple[tuple[Walk, ...], ...]] = {
+    "bidirectional": (tuple(("line", reverse) for reverse in _BOTH),),
+    "parallel_2d": (tuple((axis, reverse) for axis in ("columns", "rows") for reverse in _BOTH),),
+    "series_2d": tuple(tuple((axis, reverse) for reverse in _BOTH) for axis in ("columns", "rows")),
+}
+
+
+class Directional(nn.Module):
+    """D -> D over whole sequences or pictures, without a state; the weights of one HGRU2 or HGRU1 (`unit`), and with
+    `separate_scans` one more input projection for every further scan (`more`)."""
+
+    def __init__(self, width: int, config: MixerConfig) -> None:
+        super().__init__()
+        self.config, self.width = config, width
+        self.unit = HGRU2(width, config) if config.kind == "hgru2" else HGRU1(width, config)
+        extra = config.scans - 1 if config.separate_scans else 0
+        self.more = nn.ModuleList(nn.Linear(width, sum(self.unit.scanned), bias=config.bias) for _ in range(extra))
+
+    @property
+    def out_proj(self) -> nn.Linear:
+        """The projection that writes to the residual stream."""
+        return self.unit.out_proj
+
+    def forward(
+        self,
+        x: Tensor,
+        lower_bound: Tensor | None = None,
+        state: LayerState | None = None,
+        *,
+        cu_seqlens: Tensor | None = None,
+        keep: Tensor | None = None,
+        shape: Shape | None = None,
+        output_state: bool = False,
+        inplace: bool = False,
+    ) -> tuple[Tensor, None]:
+        """x [B,T,D], bound γ [D] -> (y [B,T,D], None).
+
+        Args:
+            cu_seqlens: offsets [N+1] of packed sequences (B = 1); bidirectional only.
+            keep: [B,T] bool; tokens that are False do nothing, in every direction; their y means nothing.
+            shape: (height, width) with height · width = T; needed by the 2-D directions, refused by the other.
+
+        Raises:
+            UserError: a state given or asked for, a shape that does not fit.
+        """
+        check_shape(self.config, x.shape[1], shape)
+        if state is not None or output_state:
+            raise UserError(no_state(self.config))
+        if cu_seqlens is not None and self.config.is_2d:
+            raise UserError(f"direction {self.config.direction} takes batches of pictures, not cu_seqlens")
+        for walks in _PASSES[self.config.direction]:
+            x = self._read(x, lower_bound, walks, cu_seqlens, keep, shape)
+        return x, None
+
+    def _read(
+        self, x: Tensor, bound: Tensor | None, walks: tuple[Walk, ...], cu_seqlens: Tensor | None,
+        keep: Tensor | None, shape: Shape | None,
+    ) -> Tensor:  # fmt: skip
+        """One pass: project, scan along each walk, sum, norm, project."""
+        unit = self.unit
+        raw, gate = unit.split(unit.in_proj(x))
+        dtype = raw[0].dtype
+        parts = [unit.masked(raw, keep, bound)]
+        parts += [unit.masked(more(x).split(unit.scanned, -1), keep, bound) for more in self.more]
+        total: Tensor | None = None
+        for n, (axis, reverse) in enumerate(walks):
+            mine = parts[n % len(parts)]
+            lines = tuple(to_lines(part, axis, shape) for part in mine)
+            y, _ = unit.scan(lines, bound, cu_seqlens=cu_seqlens, reverse=reverse, output_final_state=False)
+            y = from_lines(y, axis, shape, x.shape[0])
+            y = y.to(work_dtype(y.dtype))  # a sum of rounded numbers is rounded once, at the end
+            if n and self.config.count_once:
+                y = y - unit.own(mine, bound)
+            total = y if total is None else total + y
+        assert total is not None
+        return unit.finish(total if total.is_complex() else total.to(dtype), gate)
+
+    def forget_logits(self, x: Tensor) -> Tensor:
+        """x_f [B,T,D] of the first scan, the forget gates before bound and sigmoid."""
+        return self.unit.forget_logits(x)
+
+
+def to_lines(x: Tensor, axis: str, shape: Shape | None) -> Tensor:
+    """[B,H*W,D] -> every row or column a sequence: [B*H,W,D] or [B*W,H,D]; a `line` stays as it is."""
+    if axis == "line" or shape is None:
+        return x
+    grid = x.unflatten(1, shape)
+    return (grid if axis == "rows" else grid.transpose(1, 2)).flatten(0, 1)
+
+
+def from_lines(y: Tensor, axis: str, shape: Shape | None, batch: int) -> Tensor:
+    """The inverse of `to_lines`."""
+    if axis == "line" or shape is None:
+        return y
+    grid = y.unflatten(0, (batch, -1))
+    return (grid if axis == "rows" else grid.transpose(1, 2)).flatten(1, 2)
+
+
+def check_shape(config: MixerConfig, tokens: int, shape: Shape | None) -> None:
+    """Refuse a shape where none is read, a missing one, and one of another number of tokens."""
+    if not config.is_2d:
+        if shape is not None:
+            raise UserError(f"shape {shape} is given, but direction {config.direction} reads a line of tokens")
+        return
+    if shape is None:
+        raise UserError(f"direction {config.direction} needs shape=(height, width) of its {tokens} tokens")
+    if len(shape) != 2 or min(shape) < 1 or shape[0] * shape[1] != tokens:
+        raise UserError(f"shape {tuple(shape)} does not hold {tokens} tokens")
+
+
+def no_state(config: MixerConfig) -> str:
+    """Why there is nothing to carry."""
+    return (
+        f"direction {config.direction} reads whole sequences: it has no state to carry, and cannot generate; "
+        "use direction causal"
+    )

@@ -1,0 +1,86 @@
+"""Gated linear attention (arXiv 2312.06635): the same matrix state as HGRN2's, but a key with a projection of its own.
+
+    [q, k, v, g] = x W_in      log f_t = log σ(x W_1 W_2 + b) / 16      S_t = Diag(f_t) S_{t-1} + k_t ⊗ v_t
+    y_t = (norm(q_t S_t) ⊙ act_o(g_t)) W_out
+
+HGRN2 ties the key to the gate, k = 1 - f, and so writes little where it forgets little; here the two are free of each
+other, for D² more weights of the key, D² of the output gate and two thin ones of the forget gate. There are no bounds:
+the 16th root keeps gates near one. Keys are as wide as values, H = D / n heads of n: a state is as large as HGRN2's.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from hgrn2 import ops
+from hgrn2.layers.config import GATE_RANK, MixerConfig
+from hgrn2.layers.norm import Norm
+from hgrn2.layers.short_conv import short_conv
+from hgrn2.layers.state import LayerState
+
+GATE_ROOT = 16.0
+"""The root that is taken of the sigmoid, as published."""
+
+
+class GLA(nn.Module):
+    """D -> D, state [B,H,n,n] with n the head size and H = D / n; 5 D² + 33 D weights."""
+
+    def __init__(self, width: int, config: MixerConfig) -> None:
+        super().__init__()
+        self.config, self.width, self.heads = config, width, width // config.head_size
+        self.projections = (width, width, width, width)
+        self.in_proj = nn.Linear(width, sum(self.projections), bias=config.bias)
+        self.gate_down = nn.Linear(width, GATE_RANK, bias=False)
+        self.gate_up = nn.Linear(GATE_RANK, width, bias=True)
+        self.conv = nn.Parameter(torch.empty(3 * width, config.conv_width)) if config.conv_width else None
+        self.norm = Norm(config.norm, width, config.norm_eps, heads=self.heads)
+        self.out_proj = nn.Linear(width, width, bias=config.bias)
+        self.output_activation = nn.SiLU() if config.output_activation == "silu" else nn.Sigmoid()
+        self.scale = config.head_size**-0.5 if config.scale_scores else 1.0
+
+    def zeros(self, batch: int, device: torch.device | None = None, dtype: torch.dtype = torch.float32) -> LayerState:
+        """The state before the first token; dtype as in `HGRU2.zeros`."""
+        n, taps = self.config.head_size, self.config.conv_width - 1
+        conv_dtype = torch.float64 if dtype == torch.float64 else torch.float32
+        conv = torch.zeros(batch, taps, 3 * self.width, device=device, dtype=conv_dtype) if taps > 0 else None
+        return LayerState(torch.zeros(batch, self.heads, n, n, device=device, dtype=dtype), conv)
+
+    def forward(
+        self,
+        x: Tensor,
+        lower_bound: Tensor | None = None,
+        state: LayerState | None = None,
+        *,
+        cu_seqlens: Tensor | None = None,
+        keep: Tensor | None = None,
+        output_state: bool = True,
+        inplace: bool = False,
+    ) -> tuple[Tensor, LayerState | None]:
+        """x [B,T,D], state of B (or N packed) sequences -> (y [B,T,D], state after the last token).
+
+        `lower_bound` is that of other mixers and must be None. Tokens whose `keep` [B,T] is False leave the state
+        exactly as it was; their y means nothing. With `inplace` the state given is overwritten and returned.
+        """
+        assert lower_bound is None, "settings with bounds are refused for gla"
+        past = None if state is None else state.conv
+        mixed, gate = self.in_proj(x).split((3 * self.width, self.width), -1)
+        mixed, conv_state = short_conv(mixed, self.conv, past, cu_seqlens, keep, output_state=output_state)
+        q, k, v = (part.unflatten(-1, (self.heads, -1)) for part in mixed.chunk(3, -1))
+        logits = self.gate_up(self.gate_down(x))
+        work = torch.float64 if logits.dtype == torch.float64 else torch.float32
+        log_f = (nn.functional.logsigmoid(logits.to(work)) / GATE_ROOT).unflatten(-1, (self.heads, -1))
+        if keep is not None:
+            skipped = ~keep[:, :, None, None]
+            log_f, k, v = log_f.masked_fill(skipped, 0), k.masked_fill(skipped, 0), v.masked_fill(skipped, 0)
+        start = None if state is None else state.recurrent
+        if x.shape[1] == 1 and start is not None and cu_seqlens is None and not torch.is_grad_enabled():
+            y, final = ops.gated_outer_step(
+                q[:, 0], k[:, 0], v[:, 0], log_f[:, 0], state=start, scale=self.scale, inplace=inplace
+            )
+            y = y.unsqueeze(1)
+        else:
+            y, final = ops.gated_outer_scan(
+                q, k, v, log_f, state=start, cu_seqlens=cu_seqlens, scale=self.scale, output_final_state=output_state
+            )
+        y = self.out_proj(self.norm(y.flatten(2)) * self.output_activation(gate))
+        found = LayerState(final, conv_state) if output_state and final is not None else None
+        return y, state.overwrite(found) if inplace and state is not None and found is not None else found

@@ -1,0 +1,25 @@
+"""The short causal convolution in front of a mixer's recurrence: one call for whole texts, states and padding."""
+
+from torch import Tensor
+
+from hgrn2 import ops
+from hgrn2.layers.masking import convolve_kept
+
+
+def short_conv(
+    x: Tensor, weight: Tensor | None, past: Tensor | None, cu_seqlens: Tensor | None, keep: Tensor | None,
+    *, output_state: bool,
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    """x [B,T,D] -> (y [B,T,D], the last W-1 inputs [B,W-1,D], or None where they are not wanted).
+
+    Args:
+        weight: [D,W]; None leaves x as it is.
+        past: the inputs before the first token, as returned by the call before.
+        cu_seqlens, keep: as in the mixers.
+    """
+    if weight is None:
+        return x, None
+    if keep is not None:
+        y, final = convolve_kept(x, weight, keep, past, cu_seqlens)
+        return y, final if output_state else None
+    return ops.causal_conv(x, weight, state=past, cu_seqlens=cu_seqlens, output_final_state=output_state)

@@ -1,0 +1,123 @@
+"""Named recall runs, every one a complete `MQARRun`, and the models that are compared; no torch here."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from difflib import get_close_matches
+from typing import Literal, NamedTuple
+
+from hgrn2.errors import UserError
+from hgrn2.layers.config import MixerConfig, MixerKind
+from hgrn2.models.config import BoundKind, InitConfig, ModelConfig
+from hgrn2.settings import refuse, with_overrides
+from hgrn2.tasks.mqar.config import MQARData, MQARRun
+from hgrn2.train.config import OptimConfig, TrainConfig
+
+CONV_WIDTH = 4
+
+
+class Variant(NamedTuple):
+    """A mixer as it is compared."""
+
+    kind: MixerKind
+    bounds: BoundKind
+    conv: bool
+    """Short convolution in front of it."""
+    sized: bool
+    """Whether its state grows with n: one run for each n, or one for all."""
+
+
+VARIANTS: dict[str, Variant] = {
+    "hgrn2": Variant("hgru2", "inclusive", False, True),
+    "hgrn2-conv": Variant("hgru2", "inclusive", True, True),
+    "hgrn1": Variant("hgru1", "inclusive", False, False),
+    "gla": Variant("gla", "none", False, True),
+    "gla-conv": Variant("gla", "none", True, True),
+    "attention": Variant("attention", "none", False, False),
+    "attention-conv": Variant("attention", "none", True, False),
+}
+
+
+def variant(name: str) -> Variant:
+    """The compared mixer of this name; an unknown name is a `UserError` with the nearest one."""
+    return VARIANTS[_known(name, list(VARIANTS), "model")]
+
+
+def with_variant(run: MQARRun, name: str, *, head_size: int, width: int) -> MQARRun:
+    """The run with another mixer and size: GLUs of twice the width, attention with one head of the full width."""
+    kind, bounds, conv, sized = variant(name)
+    refuse(width < 1, f"width is {width}; it must be at least 1")
+    mixer = MixerConfig(kind=kind, head_size=head_size if sized else width, conv_width=CONV_WIDTH if conv else 0)
+    model = replace(run.model, width=width, glu_width=2 * width, lower_bound=bounds, mixer=mixer)
+    return replace(run, model=model)
+
+
+def small() -> MQARRun:
+    """Half a minute on one CPU core: up to 8 pairs in 32 tokens of a vocabulary of 64, one layer with the short
+    convolution. Sequences of one and two pairs among them are what makes it learn so soon (docs/mqar.md)."""
+    data = MQARData(
+        train=("32x1x9600", "32x2x9600", "32x4x19200", "32x8x19200"), test=("32x2x1000", "32x4x1000", "32x8x1000")
+    )
+    model = _model(vocab_size=64, width=64, layers=1, tie_embeddings=False)
+    train = TrainConfig(
+        steps=800, sequence_length=32, batch_size=64, eval_every=200, eval_tokens=6_400, save_every=400, log_every=20,
+        keep=1, spike=0,
+    )  # fmt: skip
+    optim = OptimConfig(lr=2e-2, warmup_steps=80, final_lr_ratio=0.0, weight_decay=0.01)
+    return MQARRun(model=model, data=data, train=train, optim=optim)
+
+
+def zoology() -> MQARRun:
+    """The sets and the amount of training that Zoology's comparisons publish: vocabulary 8,192, 180,000 sequences with
+    4 to 64 pairs, 32 epochs in batches of 256, AdamW, two layers, cosine to zero; for a GPU (docs/mqar.md)."""
+    epoch = 100_000 // 256 + 4 * (20_000 // 256)
+    train = TrainConfig(
+        steps=32 * epoch, sequence_length=256, batch_size=256, eval_every=epoch, eval_tokens=100_000,
+        save_every=3 * epoch, log_every=50, keep=1, spike=0,
+    )  # fmt: skip
+    optim = OptimConfig(lr=3.2e-3, warmup_steps=500, final_lr_ratio=0.0, weight_decay=0.1)
+    model = _model(vocab_size=8192, width=128, layers=2, tie_embeddings=True)
+    return MQARRun(model=model, train=train, optim=optim)
+
+
+RECIPES: dict[str, Callable[[], MQARRun]] = {"small": small, "zoology": zoology}
+
+
+def recipe(name: str) -> MQARRun:
+    """The run of this name; an unknown name is a `UserError` with the nearest one."""
+    return RECIPES[_known(name, list(RECIPES), "recipe")]()
+
+
+def changed(
+    run: MQARRun, *, model: str | None = None, head_size: int | None = None, width: int | None = None,
+    assignments: tuple[str, ...] = (),
+) -> MQARRun:  # fmt: skip
+    """The run with another mixer, head size or width, then with `name=value` settings; its length is that of the data.
+
+    A width that is given alone keeps the head size, a mixer that is given alone keeps both.
+    """
+    if (model, head_size, width) != (None, None, None):
+        conv = "-conv" if run.model.mixer.conv_width else ""
+        name = model or f"hgrn2{conv}"
+        size = run.model.mixer.head_size if head_size is None else head_size
+        run = with_variant(run, name, head_size=size, width=run.model.width if width is None else width)
+    data = with_overrides(run.data, tuple(text.strip()[5:] for text in assignments if text.strip().startswith("data.")))
+    longest = max(one.length for one in data.train_segments)
+    return with_overrides(run, (f"train.sequence_length={longest}", *assignments))
+
+
+def _model(*, vocab_size: int, width: int, layers: int, tie_embeddings: bool) -> ModelConfig:
+    """HGRN2 with the short convolution and one head. Weights of 0.1, not 0.02, and for more than one layer embeddings
+    as large as what a layer adds to them: both shorten the time in which nothing is learned (docs/mqar.md)."""
+    return ModelConfig(
+        vocab_size=vocab_size, width=width, layers=layers, glu_width=2 * width, tie_embeddings=tie_embeddings,
+        scale_embeddings=layers > 1, mixer=MixerConfig(head_size=width, conv_width=CONV_WIDTH),
+        init=InitConfig(std=0.1),
+    )  # fmt: skip
+
+
+def _known(name: str, known: list[str], noun: Literal["recipe", "model"]) -> str:
+    if name not in known:
+        near = get_close_matches(name, known, 1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise UserError(f"there is no {noun} {name!r}{hint} ({noun}s: {', '.join(known)})")
+    return name

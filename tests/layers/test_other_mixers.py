@@ -1,0 +1,160 @@
+"""GLA and attention against their definitions, one token after the other, and what they refuse."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from hgrn2.errors import UserError
+from hgrn2.layers.attention import Attention, rotate
+from hgrn2.layers.config import MixerConfig
+from hgrn2.layers.gla import GATE_ROOT, GLA
+
+WIDTH = 16
+ATTENTION = {
+    "one head": MixerConfig(kind="attention", head_size=16),
+    "heads": MixerConfig(kind="attention", head_size=4, bias=True),
+    "conv": MixerConfig(kind="attention", head_size=8, conv_width=4),
+}
+every = pytest.mark.parametrize("name", ATTENTION)
+
+
+def inputs(batch: int = 2, tokens: int = 19) -> Tensor:
+    return torch.randn(batch, tokens, WIDTH, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
+
+
+@pytest.fixture
+def attention(name: str, randomised: Callable) -> Any:
+    return randomised(Attention(WIDTH, ATTENTION[name]))
+
+
+def test_gla_is_its_recurrence(randomised: Callable, same: Callable) -> None:
+    mixer = randomised(GLA(WIDTH, MixerConfig(kind="gla", head_size=8, scale_scores=True, bias=True)))
+    x = inputs()
+    q, k, v, g = mixer.in_proj(x).split(WIDTH, -1)
+    forget = torch.sigmoid(mixer.gate_up(mixer.gate_down(x))) ** (1 / GATE_ROOT)
+    state = torch.zeros(2, 2, 8, 8, dtype=torch.float64)
+    outputs = []
+    for t in range(x.shape[1]):
+        one = [part[:, t].view(2, 2, 8) for part in (q, k, v, forget)]
+        state = one[3].unsqueeze(-1) * state + one[1].unsqueeze(-1) * one[2].unsqueeze(-2)
+        outputs.append(8**-0.5 * torch.einsum("bhk,bhkv->bhv", one[0], state).flatten(1))
+    truth = mixer.out_proj(mixer.norm(torch.stack(outputs, 1)) * torch.nn.functional.silu(g))
+    y, final = mixer(x)
+    same(y, truth)
+    same(final.recurrent, state)
+
+
+def test_attention_is_its_definition(randomised: Callable, same: Callable) -> None:
+    """Rotation as a complex number, softmax over what lies before, written out for every pair of tokens."""
+    mixer, x = randomised(Attention(WIDTH, ATTENTION["heads"])), inputs()
+    q, k, v = (part.unflatten(-1, (4, 4)) for part in mixer.in_proj(x).split(WIDTH, -1))
+    speed = 10_000.0 ** (-torch.arange(2, dtype=torch.float64) / 2)
+
+    def turned(part: Tensor, t: int) -> Tensor:
+        return torch.complex(part[:, t, :, :2], part[:, t, :, 2:]) * torch.polar(torch.ones(2).double(), t * speed)
+
+    outputs = []
+    for t in range(x.shape[1]):
+        scores = torch.stack([(turned(q, t) * turned(k, s).conj()).real.sum(-1) / 2 for s in range(t + 1)], -1)
+        outputs.append(torch.einsum("bhs,bshn->bhn", scores.softmax(-1), v[:, : t + 1]).flatten(1))
+    same(mixer(x)[0], mixer.out_proj(torch.stack(outputs, 1)))
+
+
+@every
+@pytest.mark.parametrize("at", [1, 3, 18])
+def test_attention_split_anywhere_is_the_whole(name: str, at: int, attention: Any, same: Callable) -> None:
+    x = inputs()
+    truth, final = attention(x)
+    left, middle = attention(x[:, :at], None, attention.zeros(2, None, torch.float64))
+    right, state = attention(x[:, at:], None, middle)
+    same(torch.cat((left, right), 1), truth)
+    same(state.recurrent, final.recurrent)
+    assert state.recurrent.shape[1] == 19
+
+
+@every
+def test_attention_step_by_step_is_the_whole(name: str, attention: Any, same: Callable) -> None:
+    x, state, outputs = inputs(), attention.zeros(2, None, torch.float64), []
+    for token in x.split(1, 1):
+        y, state = attention(token, None, state)
+        outputs.append(y)
+    same(torch.cat(outputs, 1), attention(x)[0])
+
+
+@every
+def test_padding_changes_no_other_token(name: str, attention: Any, same: Callable) -> None:
+    x = inputs(3)
+    keep = torch.rand(3, 19, generator=torch.Generator().manual_seed(1)) < 0.6
+    keep[1, :5] = False
+    x.requires_grad_()
+    y, state = attention(x, keep=keep, output_state=False)
+    assert state is None
+    for row, mask in enumerate(keep):
+        same(y[row, mask], attention(x[row : row + 1, mask])[0][0])
+    (gradient,) = torch.autograd.grad(y[keep].square().sum(), x)
+    assert gradient.isfinite().all()
+    assert not gradient[~keep].any()
+
+
+@every
+def test_no_later_token_is_seen_unless_asked_for(name: str, attention: Any) -> None:
+    x = inputs()
+    changed = torch.cat((x[:, :10], -x[:, 10:]), 1)
+    assert torch.equal(attention(x)[0][:, :10], attention(changed)[0][:, :10])
+
+
+def test_both_directions(randomised: Callable, same: Callable) -> None:
+    """Every token counts for every other: turned round, the same comes out turned round, but for rotation's sign."""
+    mixer = randomised(Attention(WIDTH, MixerConfig(kind="attention", head_size=8, direction="bidirectional")))
+    x, keep = inputs(), torch.ones(2, 19, dtype=torch.bool)
+    keep[1, 12:] = False
+    y, _ = mixer(x, keep=keep, output_state=False)
+    changed = torch.cat((x[:, :18], -x[:, 18:]), 1)
+    other, _ = mixer(changed, keep=keep, output_state=False)
+    assert (y[0, :18] - other[0, :18]).abs().max() > 1e-3
+    same(y[1, :12], other[1, :12])
+    same(y[1:, :12], mixer(x[1:, :12], output_state=False)[0])
+    with pytest.raises(UserError, match="both directions has no state"):
+        mixer(x)
+
+
+def test_scores_depend_on_distances_only() -> None:
+    x, y = inputs(1).unflatten(-1, (2, 8)), inputs(1).flip(1).unflatten(-1, (2, 8))
+    at = torch.arange(19).unsqueeze(0)
+    near = (rotate(x, at) * rotate(y, at + 3)).sum(-1)
+    far = (rotate(x, at + 500) * rotate(y, at + 503)).sum(-1)
+    assert (near - far).abs().max() < 1e-10
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"cu_seqlens": torch.tensor([0, 19])}, "without packed documents"),
+        ({"inplace": True}, "cannot be overwritten in place"),
+        ({"keep": torch.ones(1, 19, dtype=torch.bool)}, "padding only where no state is carried"),
+    ],
+)
+def test_attention_refuses_what_it_cannot(options: dict[str, Any], said: str, randomised: Callable) -> None:
+    mixer = randomised(Attention(WIDTH, ATTENTION["one head"]))
+    with pytest.raises(UserError, match=said):
+        mixer(inputs(1), **options)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"kind": "attention", "head_size": 7}, "head_size is 7; rotary positions of attention need an even one"),
+        ({"kind": "gla", "input_activation": "silu"}, "input_activation is not offered for gla"),
+        ({"kind": "gla", "direction": "bidirectional"}, "direction bidirectional is not offered for gla"),
+        ({"kind": "attention", "direction": "parallel_2d"}, "direction parallel_2d is not offered for attention"),
+        ({"kind": "attention", "scale_scores": True}, "scale_scores is offered for hgru2 and gla, not for attention"),
+        ({"kind": "gla", "norm_first": False}, "norm_first=false is offered for hgru1, not for gla"),
+    ],
+)
+def test_settings_refuse_what_is_not_offered(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError) as error:
+        MixerConfig(**changes)
+    assert str(error.value) == said

@@ -1,0 +1,126 @@
+"""ListOps, Pathfinder, texts: what they are, that a seed decides them, and what is refused."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hgrn2.cli.main import entry
+from hgrn2.data.class_batches import ClassBatches, ClassPlan
+from hgrn2.data.classes import open_examples
+from hgrn2.errors import UserError
+from hgrn2.tasks.lra.listops import IDS, ListOps, make_listops, read_listops, value_of
+from hgrn2.tasks.lra.pathfinder import Pathfinder, make_pathfinder
+from hgrn2.tasks.lra.texts import make_stand_in, read_pairs, read_reviews
+
+SMALL = ListOps(max_depth=4, max_args=4, min_length=8, max_length=40)
+EASY = Pathfinder(dashes=3, distractors=2)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("7", 7), ("[MIN 4 2 9 ]", 2), ("[SM 8 9 [MAX 1 5 ] ]", 2), ("[MED 1 2 4 9 ]", 3), ("[MED 9 1 5 ]", 5)],
+)
+def test_value(text: str, value: int) -> None:
+    assert value_of(np.array([IDS[word] for word in text.split()])) == value
+
+
+@pytest.mark.parametrize("text", ["[MIN 1 2", "1 2", "]", "[MAX ]"])
+def test_what_is_no_expression(text: str) -> None:
+    with pytest.raises(UserError, match="ListOps"):
+        value_of(np.array([IDS[word] for word in text.split()]))
+
+
+def test_listops_are_trees_of_the_wanted_length_and_depth() -> None:
+    _, splits = make_listops(SMALL, count=(200, 10, 10), seed=3)
+    examples = splits["train"]
+    lengths = examples.lengths(np.arange(200))
+    assert lengths.min() > 8
+    assert lengths.max() < 40
+    for n in range(200):
+        tokens = examples.first(n)
+        assert value_of(tokens) == examples.labels[n]
+        opened = np.cumsum((tokens >= IDS["[MIN"]) * 1 - 2 * (tokens == IDS["]"]))
+        assert opened.max() <= 3
+
+
+def test_workers_and_counts_change_nothing() -> None:
+    _, one = make_listops(SMALL, count=(150, 10, 10), seed=5)
+    _, two = make_listops(SMALL, count=(150, 10, 10), seed=5, workers=2)
+    _, few = make_listops(SMALL, count=(70, 10, 10), seed=5)
+    _, other = make_listops(SMALL, count=(150, 10, 10), seed=6)
+    assert np.array_equal(one["train"].a, two["train"].a)
+    assert np.array_equal(one["train"].first(69), few["train"].first(69))
+    assert not np.array_equal(one["train"].labels, other["train"].labels)
+
+
+def test_listops_file_and_its_header(tmp_path: Path) -> None:
+    path = tmp_path / "basic_train.tsv"
+    path.write_text("Source\tTarget\n( ( ( [MAX 2 ) 9 ) ] )\t9\n")
+    assert value_of(read_listops(path).first(0)) == 9
+    path.write_text("text\tlabel\n[MAX 2 9 ]\t9\n")
+    with pytest.raises(UserError, match="header"):
+        read_listops(path)
+    path.write_text("Source\tTarget\n[MAX 2 9 ]\t12\n")
+    with pytest.raises(UserError, match="line 2"):
+        read_listops(path)
+
+
+def test_pathfinder_is_balanced_and_says_nothing_by_brightness() -> None:
+    _, splits = make_pathfinder(EASY, count=(192, 8, 8))
+    examples = splits["train"]
+    assert examples.a.shape == (192, 32, 32, 1)
+    assert 0.38 < examples.labels.mean() < 0.62
+    bright = examples.a.reshape(192, -1).mean(1) > np.median(examples.a.reshape(192, -1).mean(1))
+    assert 0.36 < (bright == examples.labels).mean() < 0.64
+    _, again = make_pathfinder(EASY, count=(32, 8, 8))
+    assert np.array_equal(again["train"].a, examples.a[:32])
+
+
+def test_pairs_and_reviews(tmp_path: Path) -> None:
+    articles = tmp_path / "articles.jsonl"
+    articles.write_text("".join(json.dumps({"text": chr(65 + n) * 200}) + "\n" for n in range(40)))
+    _, splits = make_stand_in(articles, count=(40, 8, 8), passage=50)
+    for n in range(40):
+        same = splits["train"].first(n)[0] == splits["train"].second(n)[0]
+        assert same == bool(splits["train"].labels[n])
+    tsv = tmp_path / "x.train.tsv"
+    tsv.write_text("1.0\ta\tb\tone\ttwo\n")
+    assert bytes((read_pairs(tsv).second(0) - 1).tolist()) == b"two"
+    tsv.write_text("label\tid1\tid2\ttext1\ttext2\n")
+    with pytest.raises(UserError, match="header"):
+        read_pairs(tsv)
+    articles.write_text('{"text": "good", "label": 2}\n')
+    with pytest.raises(UserError, match="label of 0 or 1"):
+        read_reviews(articles)
+
+
+def test_folder_and_batches(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "p"
+    assert entry(["data", "lra", "pathfinder", "--out", str(out), "--count", "8", "4", "4", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["splits"]["train"]["count"] == 8
+    data = open_examples(out)
+    assert data.verify() == 6
+    assert entry(["data", "lra", "pathfinder", "--out", str(out)]) == 2
+    batch = ClassBatches(data.split("train"), ClassPlan(batch_size=4)).batch(1)
+    assert batch.images is not None
+    assert batch.images.shape == (4, 32, 32, 1)
+    (out / "train.labels.npy").write_bytes(b"")
+    with pytest.raises(UserError, match="damaged"):
+        data.split("train")
+
+
+def test_bucketed_batches_visit_everything_once_an_epoch() -> None:
+    _, splits = make_listops(SMALL, count=(64, 8, 8))
+    batches = ClassBatches(splits["train"], ClassPlan(batch_size=8, pool=4, multiple=4))
+    for epoch in range(2):
+        seen = np.concatenate([batches.indices(8 * epoch + step) for step in range(8)])
+        assert sorted(seen) == list(range(64))
+    batch = batches.batch(3)
+    assert batch.tokens is not None
+    assert batch.keep is not None
+    assert np.array_equal(batch.keep.sum(1), splits["train"].lengths(batch.indices))
+    assert not batch.tokens[~batch.keep].any()
+    with pytest.raises(UserError, match="positions"):
+        ClassBatches(splits["train"], ClassPlan(batch_size=8, max_length=8, too_long="stop")).batch(0)
