@@ -238,3 +238,7 @@ def test_another_tokenizer_or_model_is_refused(
     refused(capsys, command(longer, other, run), "another model")
     state = str(run / "state.safetensors")
     refused(capsys, ["generate", str(longer), "--state", state, "--prompt", "A"], "state of another model")
+
+
+def test_a_run_of_states_is_not_a_model(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    refused(capsys, ["generate", str(run), "--prompt", "x"], "is of a model of kind 'state'")

@@ -122,8 +122,8 @@ def load_classifier(
 
 
 def kind_of(model: Model) -> str:
-    """The name of a model's kind in its config.json."""
-    return next(kind for kind, (_, made) in _KINDS.items() if isinstance(model, made))
+    """The name of a model's kind in its config.json: the model's own word for it, if it has one."""
+    return getattr(model, "kind", None) or next(kind for kind, (_, made) in _KINDS.items() if isinstance(model, made))
 
 
 def find_model(path: str | Path, warn: Warn | None = None) -> Found:

@@ -32,6 +32,8 @@ class StateTuned(LanguageModel):
         1024
     """
 
+    kind = "state"  # of its checkpoints, which are no models by themselves
+
     def __init__(self, base: LanguageModel, opening: int) -> None:
         """Takes the base's dtype and device, freezes it and puts it into evaluation mode; the states begin at zero.
 
