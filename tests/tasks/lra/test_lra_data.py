@@ -1,6 +1,8 @@
 """ListOps, Pathfinder, texts: what they are, that a seed decides them, and what is refused."""
 
 import json
+import re
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -124,3 +126,22 @@ def test_bucketed_batches_visit_everything_once_an_epoch() -> None:
     assert not batch.tokens[~batch.keep].any()
     with pytest.raises(UserError, match="positions"):
         ClassBatches(splits["train"], ClassPlan(batch_size=8, max_length=8, too_long="stop")).batch(0)
+
+
+def test_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    page = (Path(__file__).parents[3] / "docs" / "lra.md").read_text(encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    Path("reviews").mkdir()
+    for name in ("train", "test"):
+        rows = [
+            {"text": f"{word} film {n}", "label": label}
+            for n in range(20)
+            for label, word in enumerate(("bad", "good"))
+        ]
+        Path(f"reviews/imdb-{name}.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    articles = [{"title": f"{n}", "text": f"Article {n} is about {n}. " * 900} for n in range(60)]
+    Path("articles.jsonl").write_text("\n".join(json.dumps(row) for row in articles))
+    lines = [line for block in re.findall(r"```sh\n(.*?)```", page, re.DOTALL) for line in block.splitlines()]
+    assert len(lines) == 4
+    for line in lines:
+        assert entry(shlex.split(line, comments=True)[1:]) == 0, (line, capsys.readouterr().err)
