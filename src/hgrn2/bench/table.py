@@ -23,6 +23,7 @@ TITLES = {
     "tune": "Tuned initial states beside LoRA",
     "qlora": "LoRA on quantised weights",
     "mqar": "Recall",
+    "small_heads": "Two forms of small heads",
 }
 BETTER = {"ms": "less is better", "s": "less is better", "tokens/s": "more is better"}
 INTRODUCTION = """\
