@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from hgrn2 import ops
 from hgrn2.layers.config import MixerConfig
-from hgrn2.layers.masking import convolve_kept
 from hgrn2.layers.norm import Norm
+from hgrn2.layers.short_conv import short_conv
 from hgrn2.layers.small_heads import current, mix
 from hgrn2.layers.state import LayerState
 
@@ -149,10 +149,5 @@ class HGRU2(nn.Module):
     def _convolve(
         self, x: Tensor, state: LayerState | None, cu_seqlens: Tensor | None, keep: Tensor | None, output_state: bool
     ) -> tuple[Tensor, Tensor | None]:
-        if self.conv is None:
-            return x, None
         past = None if state is None else state.conv
-        if keep is not None:
-            y, final = convolve_kept(x, self.conv, keep, past, cu_seqlens)
-            return y, final if output_state else None
-        return ops.causal_conv(x, self.conv, state=past, cu_seqlens=cu_seqlens, output_final_state=output_state)
+        return short_conv(x, self.conv, past, cu_seqlens, keep, output_state=output_state)
