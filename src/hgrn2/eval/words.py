@@ -60,9 +60,8 @@ def detokenised(lm: "HGRN2LM", pages: list[str], progress: Progress | None = Non
     """As lm-eval's task `wikitext`: its text, its counts of words (pieces between white space) and bytes."""
     from lm_eval.tasks.wikitext.preprocess_wikitext import wikitext_detokenizer
 
-    prose: Callable[[str], str] = lambda page: wikitext_detokenizer({"page": page})  # noqa: E731
     words = sum(len(re.split(r"\s+", page)) for page in pages)
-    return _measure("detokenised", lm, [prose(page) for page in pages], words, _bytes(pages), progress)
+    return _measure("detokenised", lm, [wikitext_detokenizer({"page": page}) for page in pages], words, _bytes(pages), progress)
 
 
 def verbatim(lm: "HGRN2LM", pages: list[str], progress: Progress | None = None) -> WordPerplexity:
