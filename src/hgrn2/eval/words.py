@@ -12,7 +12,6 @@ Word-perplexity is exp(nats / words) and does not depend on the tokenizer; token
 
 import math
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -61,7 +60,8 @@ def detokenised(lm: "HGRN2LM", pages: list[str], progress: Progress | None = Non
     from lm_eval.tasks.wikitext.preprocess_wikitext import wikitext_detokenizer
 
     words = sum(len(re.split(r"\s+", page)) for page in pages)
-    return _measure("detokenised", lm, [wikitext_detokenizer({"page": page}) for page in pages], words, _bytes(pages), progress)
+    prose = [wikitext_detokenizer({"page": page}) for page in pages]
+    return _measure("detokenised", lm, prose, words, _bytes(pages), progress)
 
 
 def verbatim(lm: "HGRN2LM", pages: list[str], progress: Progress | None = None) -> WordPerplexity:
