@@ -66,7 +66,7 @@ def coerce(value: Any, hint: Any, where: str) -> Any:
     if origin in (typing.Union, types.UnionType):
         if value is None or (isinstance(value, str) and value.lower() == "none"):
             return None
-        return coerce(value, next(arm for arm in get_args(hint) if arm is not types.NoneType), where)
+        return coerce(value, _arm(value, [arm for arm in get_args(hint) if arm is not types.NoneType]), where)
     if origin is tuple:
         items = value.split(",") if isinstance(value, str) else value
         refuse(not isinstance(items, (list, tuple)), f"{where} must be a list, not {value!r}")
@@ -79,6 +79,16 @@ def coerce(value: Any, hint: Any, where: str) -> Any:
         return _coerce_number(value, hint, where)
     refuse(hint is str and not isinstance(value, str), f"{where} must be text, not {value!r}")
     return value
+
+
+def _arm(value: Any, arms: list[Any]) -> Any:
+    """Which of several kinds of settings an object is: the one with the fewest fields that it has too much or lacks."""
+    given = set(value) if isinstance(value, dict) else set()
+
+    def misfit(arm: Any) -> int:
+        return len({f.name for f in dataclasses.fields(arm)} ^ given) if dataclasses.is_dataclass(arm) else len(given)
+
+    return min(arms, key=misfit)
 
 
 def _coerce_bool(value: Any, where: str) -> bool:

@@ -13,7 +13,12 @@ from hgrn2.errors import UserError
 VERBS: dict[str, tuple[str, dict[str, str]]] = {
     "train": (
         "train a model, or go on with an interrupted run",
-        {"lm": "train:TrainLM", "mqar": "train_mqar:TrainMQAR"},
+        {
+            "lm": "train:TrainLM",
+            "mqar": "train_mqar:TrainMQAR",
+            "lra": "train_classify:TrainLRA",
+            "image": "train_classify:TrainImage",
+        },
     ),
     "tune": ("learn the state from which a frozen model begins", {"state": "tune:TuneState"}),
     "eval": ("measure perplexity, zero-shot tasks, WikiText, loss by position", {"": "eval:Eval"}),

@@ -97,7 +97,18 @@ def collate(examples: Examples, indices: np.ndarray, plan: ClassPlan) -> ClassBa
     labels = np.asarray(examples.labels[indices], dtype=np.int64)
     if examples.a_offsets is None:
         return ClassBatch(labels=labels, indices=indices, images=np.asarray(examples.a[indices]))
-    lengths = examples.lengths(indices)
+    width = padded_width(examples.lengths(indices), indices, plan)
+    tokens, keep = _padded([examples.first(i) for i in indices], width)
+    if examples.b is None:
+        return ClassBatch(labels=labels, indices=indices, tokens=tokens, keep=keep)
+    tokens_b, keep_b = _padded([examples.second(i) for i in indices], width)
+    return ClassBatch(
+        labels=labels, indices=indices, tokens=tokens, keep=keep, tokens_b=tokens_b, keep_b=keep_b
+    )  # fmt: skip
+
+
+def padded_width(lengths: np.ndarray, indices: np.ndarray, plan: ClassPlan) -> int:
+    """T of a batch: its longest sequence, cut to the plan's and rounded up; refuses what the plan does not cut."""
     longest = int(lengths.max())
     if plan.max_length and longest > plan.max_length:
         refuse(
@@ -106,14 +117,7 @@ def collate(examples: Examples, indices: np.ndarray, plan: ClassPlan) -> ClassBa
         )
         longest = plan.max_length
     width = max(1, -(-longest // plan.multiple) * plan.multiple)
-    width = min(width, plan.max_length) if plan.max_length else width
-    tokens, keep = _padded([examples.first(i) for i in indices], width)
-    if examples.b is None:
-        return ClassBatch(labels=labels, indices=indices, tokens=tokens, keep=keep)
-    tokens_b, keep_b = _padded([examples.second(i) for i in indices], width)
-    return ClassBatch(
-        labels=labels, indices=indices, tokens=tokens, keep=keep, tokens_b=tokens_b, keep_b=keep_b
-    )  # fmt: skip
+    return min(width, plan.max_length) if plan.max_length else width
 
 
 def _padded(sequences: list[np.ndarray], width: int) -> tuple[np.ndarray, np.ndarray]:

@@ -1,7 +1,8 @@
 """Models on disk: folders with settings and weights, found also inside run folders. No pickle anywhere.
 
 model folder       config.json        {"format": 1, "kind": "language", "model": {fields of its settings}}
-                   kinds: language (ModelConfig), sequence (SequenceConfig), vision (VisionConfig)
+                   kinds: language (ModelConfig), sequence (SequenceConfig), vision (VisionConfig), deit
+                   (DeiTConfig)
                    model.safetensors  every parameter under its name in the module
                    tokenizer/         what Tokenizer.save wrote, where a tokenizer belongs to it
 checkpoint folder  the same without tokenizer/, with the trainer's files and manifest.json: bytes and sha256 of each
@@ -23,20 +24,24 @@ from torch import Tensor
 
 from hgrn2.errors import UserError
 from hgrn2.files import atomic_path, read_json, sha256, write_json
-from hgrn2.models.config import ModelConfig, SequenceConfig, StackConfig, VisionConfig
+from hgrn2.models.config import DeiTConfig, ModelConfig, SequenceConfig, StackConfig, VisionConfig
+from hgrn2.models.deit import DeiT
 from hgrn2.models.language import LanguageModel
 from hgrn2.models.sequence import SequenceClassifier
 from hgrn2.models.vision import VisionClassifier
 from hgrn2.settings import changed, from_dict, refuse, to_dict
 
 FORMAT = 1
-Classifier = SequenceClassifier | VisionClassifier
+Classifier = SequenceClassifier | VisionClassifier | DeiT
 Model = LanguageModel | Classifier
-_KINDS: dict[str, tuple[type[StackConfig], Any]] = {
+Settings = StackConfig | DeiTConfig
+_KINDS: dict[str, tuple[type[Settings], Any]] = {
     "language": (ModelConfig, LanguageModel),
     "sequence": (SequenceConfig, SequenceClassifier),
     "vision": (VisionConfig, VisionClassifier),
+    "deit": (DeiTConfig, DeiT),
 }
+CLASSIFIERS = ("sequence", "vision", "deit")
 CONFIG, WEIGHTS, MANIFEST, CHECKPOINTS, TOKENIZER = (
     "config.json", "model.safetensors", "manifest.json", "checkpoints", "tokenizer",
 )  # fmt: skip
@@ -116,9 +121,14 @@ def load_classifier(
     warn: Warn | None = None,
 ) -> Classifier:
     """As `load_model`, for classifiers of sequences and of images."""
-    model = _read(find_model(path, warn).folder, ("sequence", "vision"), device, dtype)
+    model = _read(find_model(path, warn).folder, CLASSIFIERS, device, dtype)
     assert not isinstance(model, LanguageModel)
     return model
+
+
+def build_classifier(config: Settings) -> Classifier:
+    """A new classifier of these settings."""
+    return next(made for settings, made in _KINDS.values() if type(config) is settings)(config)
 
 
 def kind_of(model: Model) -> str:
@@ -187,7 +197,7 @@ def check_files(folder: Path) -> None:
         refuse(changed, f"{path} is damaged: its checksum differs")
 
 
-def read_config(folder: Path, kinds: tuple[str, ...] = ("language",)) -> tuple[str, StackConfig]:
+def read_config(folder: Path, kinds: tuple[str, ...] = ("language",)) -> tuple[str, Settings]:
     """The kind and the settings in a model folder's config.json; a kind that is not among `kinds` is refused."""
     path = folder / CONFIG
     refuse(path.stat().st_size > CONFIG_LIMIT, f"{path} has more than {CONFIG_LIMIT:,} bytes; that is no model's")
@@ -235,7 +245,7 @@ def _read(folder: Path, kinds: tuple[str, ...], device: torch.device | str, dtyp
     return model.eval()
 
 
-def _without_weights(kind: str, config: StackConfig, path: Path) -> Model:
+def _without_weights(kind: str, config: Settings, path: Path) -> Model:
     try:
         with torch.device("meta"):
             return _KINDS[kind][1](config)

@@ -16,15 +16,12 @@ from safetensors.torch import load_file, save_file
 
 from hgrn2.errors import UserError
 from hgrn2.files import atomic_folder, read_json, sha256, write_json
-from hgrn2.models.language import LanguageModel
-from hgrn2.models.saved import check_files, checkpoints, reported, save_model
+from hgrn2.models.saved import Model, check_files, checkpoints, reported, save_model
 
 _RANDOM = "random/"
 
 
-def save(
-    run: Path, step: int, model: LanguageModel, optimizer: dict[str, torch.Tensor], trainer: dict[str, Any]
-) -> Path:
+def save(run: Path, step: int, model: Model, optimizer: dict[str, torch.Tensor], trainer: dict[str, Any]) -> Path:
     """Write a checkpoint under a temporary name and rename it; one of the same step is left as it is."""
     target = run / "checkpoints" / f"step-{step:08d}"
     if target.exists():
@@ -41,7 +38,7 @@ def save(
     return target
 
 
-def load(folder: Path, model: LanguageModel) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+def load(folder: Path, model: Model) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Put a checkpoint's weights and random states back; returns the optimiser's tensors and the trainer's values.
 
     Every file is compared with its checksum first, so a damaged checkpoint changes nothing.

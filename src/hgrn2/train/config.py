@@ -81,6 +81,8 @@ class TrainConfig:
     recompute: Recompute = "none"
     """Activations computed again in the backward rather than kept: none, those of the GLUs (about half of the memory,
     for a twelfth more work), or everything but the input of each block (least memory, a third more work)."""
+    average: float = 0.0
+    """Decay of a running mean of the weights, which is then what is measured and saved, such as 0.999; 0: none."""
     seed: int = 0
     log_every: int = 10
     eval_every: int = 250
@@ -100,6 +102,7 @@ class TrainConfig:
             refuse(getattr(self, name) < 1, f"{name} is {getattr(self, name)}; it must be at least 1")
         for name in ("budget_s", "seed", "eval_every", "save_every", "spike"):
             refuse(getattr(self, name) < 0, f"{name} is {getattr(self, name)}; it must not be negative")
+        refuse(not 0 <= self.average < 1, f"average is {self.average}; it must be in [0, 1)")
         refuse(
             self.batch_size % self.accumulate != 0,
             f"batch_size {self.batch_size} does not divide into {self.accumulate} accumulation parts",

@@ -3,7 +3,7 @@
 Three kinds of line:
 
     {"kind": "step", "step", "tokens", "loss", "lr", "grad_norm", "tokens_per_s", "elapsed_s"}
-    {"kind": "eval", "step", "tokens", "elapsed_s", "loss", "bits_per_byte"}
+    {"kind": "eval", "step", "tokens", "elapsed_s", "loss", "bits_per_byte", "accuracy"}
     {"kind": "event", "step", "elapsed_s", "text"}
 
 `loss` is in nats per token, `tokens` counts since the start of the run, `elapsed_s` is training time in seconds summed
@@ -22,7 +22,7 @@ from hgrn2.files import atomic_path
 
 _FIELDS = {
     "step": ("step", "tokens", "loss", "lr", "grad_norm", "tokens_per_s", "elapsed_s"),
-    "eval": ("step", "tokens", "elapsed_s", "loss", "bits_per_byte"),
+    "eval": ("step", "tokens", "elapsed_s", "loss", "bits_per_byte", "accuracy"),
     "event": ("step", "elapsed_s", "text"),
 }
 
@@ -77,8 +77,10 @@ class MetricsWriter:
         elapsed_s: SupportsFloat,
         loss: SupportsFloat,
         bits_per_byte: SupportsFloat | None = None,
+        accuracy: SupportsFloat | None = None,
     ) -> dict[str, Any]:
-        """Record one measurement on held-out text; `bits_per_byte` is None where bytes are not known."""
+        """Record one measurement on held-out data; `bits_per_byte` is None where bytes are not known, `accuracy` where
+        there are no right answers."""
         return self.write(
             {
                 "kind": "eval",
@@ -87,6 +89,7 @@ class MetricsWriter:
                 "elapsed_s": _number(elapsed_s),
                 "loss": _number(loss),
                 "bits_per_byte": _number(bits_per_byte),
+                "accuracy": _number(accuracy),
             }
         )
 

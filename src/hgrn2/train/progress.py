@@ -25,6 +25,7 @@ class Progress:
         self.tokens_per_s: float | None = None
         self.eval_loss: float | None = None
         self.eval_bits_per_byte: float | None = None
+        self.eval_accuracy: float | None = None
         self.best_loss: float | None = None
         self.best_step = 0
         self.last_event = ""
@@ -41,6 +42,7 @@ class Progress:
             self._take_step(record)
         elif record["kind"] == "eval":
             self.eval_loss, self.eval_bits_per_byte = record["loss"], record["bits_per_byte"]
+            self.eval_accuracy = record.get("accuracy")  # files of earlier versions have none
             if self.eval_loss is not None and (self.best_loss is None or self.eval_loss < self.best_loss):
                 self.best_loss, self.best_step = self.eval_loss, record["step"]
         else:

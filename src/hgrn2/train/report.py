@@ -188,20 +188,26 @@ def _leaves(value: Any, path: tuple[str, ...] = ()) -> Any:
 
 
 def _evaluations(metrics: list[dict[str, Any]], open_: bool) -> str:
+    right = any(r.get("accuracy") is not None for r in metrics)  # of tasks with right answers; bits otherwise
     rows = [
         [
             f"{r['step']:,}",
             short(r["tokens"]),
             duration(r["elapsed_s"]),
             number(r["loss"], 4),
-            number(r["bits_per_byte"], 4),
+            f"{r['accuracy']:.2%}" if right else number(r["bits_per_byte"], 4),
         ]
         for r in metrics
         if r["kind"] == "eval"
     ]
     if not rows:
         return ""
-    head = ["step", "tokens", "time", "loss (nats per token)", "bits per byte"]
+    head = [
+        "step",
+        "tokens",
+        "time",
+        *(("loss (nats)", "right") if right else ("loss (nats per token)", "bits per byte")),
+    ]
     return page.details(f"held-out measurements ({len(rows)})", page.table(head, rows, numeric=True), open_)
 
 

@@ -7,7 +7,7 @@ the guard come back bit for bit. With a time budget the schedule follows the clo
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
@@ -16,8 +16,9 @@ import torch
 from torch import nn
 
 from hgrn2.errors import UserError
-from hgrn2.models.language import LanguageModel
+from hgrn2.models.saved import Model
 from hgrn2.train import checkpoint
+from hgrn2.train.average import WeightAverage
 from hgrn2.train.config import Run
 from hgrn2.train.guard import LossGuard
 from hgrn2.train.metrics import MetricsWriter
@@ -38,10 +39,11 @@ class _Step(NamedTuple):
 class Trainer:
     """Trains `model` on `task` and keeps the run folder: metrics.jsonl and checkpoints/."""
 
-    def __init__(self, run: Run, task: Task, model: LanguageModel, folder: Path) -> None:
+    def __init__(self, run: Run, task: Task, model: Model, folder: Path) -> None:
         self.run, self.task, self.model, self.folder = run, task, model, folder
         self.optimizers = Optimizers(model, run.optim)
         self.guard = LossGuard(run.train.spike)
+        self.average = WeightAverage(model, run.train.average) if run.train.average else None
         self.step = 0
         self.elapsed_s = 0.0
         self.interrupted = False
@@ -54,6 +56,8 @@ class Trainer:
     def resume(self, folder: Path) -> None:
         """Continue from a checkpoint folder."""
         tensors, values = checkpoint.load(folder, self.model)
+        if self.average is not None:
+            tensors = self.average.load(tensors)
         self.optimizers.load_tensors(tensors)
         self.guard.load(values["guard"])
         self.step, self.elapsed_s, self._saved = values["step"], values["elapsed_s"], folder
@@ -88,8 +92,23 @@ class Trainer:
         if self._now is not None:
             self.guard.check_finite(self.step, float(self._now.loss), float(self._now.grad_norm), self._last_good())
         values = {"elapsed_s": self.elapsed_s, "guard": self.guard.state()}
-        self._saved = checkpoint.save(self.folder, self.step, self.model, self.optimizers.tensors(), values)
+        with self._averaged() as behind:
+            tensors = self.optimizers.tensors() | behind
+            self._saved = checkpoint.save(self.folder, self.step, self.model, tensors, values)
         checkpoint.retain(self.folder, self.run.train.keep)
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Evaluation mode, with the averaged weights where there are some, in the precision that the steps have:
+        float32 would build and run other kernels."""
+        self.model.eval()
+        precision = self._precision(next(self.model.parameters()).device.type)
+        with torch.inference_mode(), precision, self._averaged():
+            yield
+        self.model.train()
+
+    def _averaged(self) -> AbstractContextManager[dict[str, torch.Tensor]]:
+        return nullcontext({}) if self.average is None else self.average.in_place()
 
     def _due(self, every: int) -> bool:
         return every > 0 and self.step % every == 0
@@ -119,6 +138,8 @@ class Trainer:
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), limit)
         self.optimizers.step()
         self.step += 1
+        if self.average is not None:
+            self.average.update(self.step)
         self.elapsed_s = time.perf_counter() - self._clock
         self._now = _Step(total, norm, share)
 
@@ -138,11 +159,8 @@ class Trainer:
 
     def _evaluate(self, writer: MetricsWriter, view: TrainView) -> None:
         began = time.perf_counter()
-        self.model.eval()
-        # In the run's own precision: float32 would build and run other kernels than the steps do.
-        with torch.inference_mode(), self._precision(next(self.model.parameters()).device.type):
+        with self.evaluating():
             found: dict[str, Any] = self.task.evaluate(self.model)
-        self.model.train()
         self.elapsed_s = time.perf_counter() - self._clock
         tokens = self.step * self.task.tokens_per_step
         view.update(writer.eval(step=self.step, tokens=tokens, elapsed_s=self.elapsed_s, **found))

@@ -164,6 +164,8 @@ def _numbers(progress: Progress, wide: bool) -> Table:
         train.append(" nats" if progress.loss is not None and progress.loss_is_finite else "", style="not bold dim")
         held_out.append(" nats" if progress.eval_loss is not None else "", style="not bold dim")
         held_out.append(f"  {bits:.3f} bits/byte" if bits is not None else "", style="not bold dim")
+    if progress.eval_accuracy is not None:
+        held_out.append(f"  {progress.eval_accuracy:.1%} right")
     best = Text(number(progress.best_loss))
     if progress.best_loss is not None:
         best.append(f"  at step {progress.best_step:,}", style="dim")
@@ -226,6 +228,7 @@ def _eval_line(progress: Progress) -> str:
         f"eval at step {progress.step:,}",
         f"held-out loss {number(progress.eval_loss, 4)}",
         f"{bits:.4f} bits/byte" if bits is not None else "",
+        f"{progress.eval_accuracy:.2%} right" if progress.eval_accuracy is not None else "",
         f"best {number(progress.best_loss, 4)} at step {progress.best_step:,}"
         if progress.best_loss is not None
         else "",

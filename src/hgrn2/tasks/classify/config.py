@@ -1,0 +1,59 @@
+"""What a run of classification is, as frozen values; no torch here. Sequences, pairs of them and images alike."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from hgrn2.data.augment_settings import AugmentConfig
+from hgrn2.models.config import SequenceConfig, VisionConfig
+from hgrn2.settings import check_literals, refuse
+from hgrn2.train.config import OptimConfig, TrainConfig
+
+ClassifierSettings = SequenceConfig | VisionConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifyData:
+    """Which examples are learned from; the folder is one that `hgrn2 data lra` or `hgrn2 data image` made."""
+
+    folder: str = ""
+    train_split: str = "train"
+    valid_split: str = "valid"
+    test_split: str = "test"
+    grey: bool = False
+    """Turn colour into grey (ITU-R 601 weights), for models of one channel."""
+    too_long: Literal["cut", "stop"] = "cut"
+    """A sequence longer than train.sequence_length: keep its beginning, or stop with a word."""
+    multiple: int = 64
+    """Batches of sequences are padded to a multiple of this many tokens."""
+    pool: int = 16
+    """Batches that are sorted by length together, so that little is padded; 1: none."""
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    """What is done to training images."""
+
+    def __post_init__(self) -> None:
+        check_literals(self)
+        for name in ("multiple", "pool"):
+            refuse(getattr(self, name) < 1, f"data.{name} is {getattr(self, name)}; it must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifyRun:
+    """A whole run: what `config.json` in its folder holds.
+
+    `train.sequence_length` is the longest sequence that is read (of images only for the record), and
+    `train.eval_tokens` the tokens of a measurement during training.
+    """
+
+    kind: Literal["classify"] = "classify"
+    task: str
+    """Its name, such as listops."""
+    model: ClassifierSettings
+    data: ClassifyData = field(default_factory=ClassifyData)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+
+    def __post_init__(self) -> None:
+        check_literals(self)
+        if isinstance(self.model, SequenceConfig) and self.model.positions == "learned":
+            longest, rows = self.train.sequence_length, self.model.max_length
+            refuse(longest > rows, f"train.sequence_length is {longest}; the model has {rows} positions")

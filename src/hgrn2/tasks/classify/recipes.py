@@ -1,0 +1,140 @@
+"""Named runs of classification, every one a complete `ClassifyRun` but for its folder of data; no torch here.
+
+`full` are the published settings of Long Range Arena (HGRN2's run_lra.py) and our own for small pictures, where the
+authors publish none but ImageNet's; `small` are minutes on a CPU core, on smaller data. docs/reproduce.md says what
+each of them reached.
+"""
+
+from dataclasses import replace
+from difflib import get_close_matches
+from typing import Any, Literal
+
+from hgrn2.data.augment_settings import AugmentConfig
+from hgrn2.errors import UserError
+from hgrn2.models.config import SequenceConfig
+from hgrn2.models.presets import sequence_preset, vision_preset
+from hgrn2.tasks.classify.config import ClassifyData, ClassifyRun
+from hgrn2.train.config import OptimConfig, TrainConfig
+
+Size = Literal["full", "small"]
+LRA = ("listops", "text", "retrieval", "image", "pathfinder", "pathx")
+IMAGES = ("cifar10", "fashion-mnist", "imagenet")
+MODELS = ("hgrn2", "hgrn1", "transformer")
+"""Of Long Range Arena; of images hgrn2, hgrn1 and deit."""
+
+# Of each task: longest sequence, batch, peak learning rate, warm-up steps, steps, clip; HGRN2's script.
+_LRA: dict[str, tuple[int, int, float, int, int, float]] = {
+    "listops": (2048, 128, 5e-4, 5_000, 37_500, 0),
+    "text": (4096, 64, 5e-3, 10_000, 15_600, 0),
+    "retrieval": (4096, 128, 5e-3, 312, 22_960, 1),
+    "image": (1024, 64, 3e-3, 30_000, 52_700, 0),
+    "pathfinder": (1024, 128, 2e-3, 50_000, 125_000, 0),
+    "pathx": (16_384, 256, 7.5e-4, 150_000, 125_000, 1),
+}
+
+
+def recipe(task: str, model: str = "hgrn2", size: Size = "full") -> ClassifyRun:
+    """The run of this name; the data's own numbers (classes, vocabulary, sides) are put in by `run.fit_to_data`.
+
+    Raises:
+        UserError: an unknown task or model, with the nearest name.
+    """
+    if task in LRA:
+        return _lra(_known(model, MODELS, "model"), task) if size == "full" else _small_lra(model, task)
+    task = _known(task, IMAGES, "task")
+    return _image(_known(model, ("hgrn2", "hgrn1", "deit"), "model"), task, size)
+
+
+def _lra(model: str, task: str) -> ClassifyRun:
+    """Published width, depth, n, norm, batch and learning rate; as many steps as the published epochs are."""
+    longest, batch, lr, warmup, steps, clip = _LRA[task]
+    return ClassifyRun(
+        task=task,
+        model=sequence_preset(f"{model}_lra_{task}"),
+        data=ClassifyData(augment=AugmentConfig(crop_padding=4, flip=True) if task == "image" else AugmentConfig()),
+        train=TrainConfig(
+            steps=steps, sequence_length=longest, batch_size=batch, precision="bfloat16", eval_every=steps // 20,
+            eval_tokens=1_000_000, save_every=steps // 10, log_every=100, keep=1, spike=0,
+        ),
+        optim=OptimConfig(
+            lr=lr, warmup_steps=min(warmup, steps // 5), weight_decay=0.0, final_lr_ratio=0.0, clip=clip, beta2=0.999,
+        ),
+    )  # fmt: skip
+
+
+def _small_lra(model: str, task: str) -> ClassifyRun:
+    """A fifth of the width or less, short runs, for data made with small numbers (docs/lra.md)."""
+    run = _lra(_known(model, MODELS, "model"), task)
+    config = run.model
+    assert isinstance(config, SequenceConfig)
+    width, n = 32, min(config.mixer.head_size, 4)
+    mixer = replace(config.mixer, head_size=n if model == "hgrn2" else 16)
+    config = replace(config, width=width, glu_width=2 * width, layers=2, mixer=mixer, norm="layer")
+    train = replace(
+        run.train, steps=400, batch_size=32, precision="float32", eval_every=100, eval_tokens=50_000, save_every=200,
+        log_every=20,
+    )  # fmt: skip
+    return replace(run, model=config, train=train, optim=replace(run.optim, lr=5e-3, warmup_steps=40, clip=1.0))
+
+
+def _image(model: str, task: str, size: Size) -> ClassifyRun:
+    """Pictures as patches."""
+    name = "deit_tiny" if model == "deit" else f"{model}_vit_tiny"
+    if task == "imagenet":
+        return _imagenet(name)
+    fashion = task == "fashion-mnist"
+    side, patch = (28, 4) if fashion else (32, 4)
+    shape: dict[str, Any] = {"classes": 10, "image_size": side, "patch": patch, "channels": 1 if fashion else 3}
+    if model != "deit":
+        shape |= {"positions": "learned"}
+    steps, batch = (20_000, 256) if size == "full" else (300, 64)
+    if size == "small":
+        shape |= {"width": 64, "layers": 3} | ({} if model == "deit" else {"glu_width": 128})
+    config = vision_preset(name, **shape)
+    if size == "small" and model == "hgrn2":
+        config = replace(config, mixer=replace(config.mixer, head_size=16))
+    augment = AugmentConfig(
+        crop_padding=2 if fashion else 4, flip=True, rand_augment=0 if size == "small" else 2, magnitude=9.0,
+        erasing=0.25 if size == "full" else 0.0, cutmix=1.0 if size == "full" else 0.0, label_smoothing=0.1,
+    )  # fmt: skip
+    return ClassifyRun(
+        task=task,
+        model=config,
+        data=ClassifyData(augment=augment),
+        train=TrainConfig(
+            steps=steps, sequence_length=(side // patch) ** 2, batch_size=batch, eval_every=steps // 10,
+            precision="bfloat16" if size == "full" else "float32", average=0.999 if size == "full" else 0.0,
+            eval_tokens=2_000_000, save_every=steps // 4, log_every=50 if size == "full" else 20, keep=1, spike=0,
+        ),
+        optim=OptimConfig(lr=1e-3, warmup_steps=steps // 20, weight_decay=0.05, final_lr_ratio=0.0, beta2=0.999),
+    )  # fmt: skip
+
+
+def _imagenet(name: str) -> ClassifyRun:
+    """HGRN2's run_im.py: 300 epochs in batches of 1,024, 7.5e-4, decay 0.05, 20 epochs of warm-up, clip 5; DeiT's
+    augmentation."""
+    epoch = 1_281_167 // 1024
+    return ClassifyRun(
+        task="imagenet",
+        model=vision_preset(name),
+        data=ClassifyData(
+            augment=AugmentConfig(
+                crop_area=0.08, flip=True, rand_augment=2, erasing=0.25, mixup=0.8, cutmix=1.0, label_smoothing=0.1
+            )
+        ),
+        train=TrainConfig(
+            steps=300 * epoch, sequence_length=256, batch_size=1024, precision="bfloat16", average=0.99996,
+            eval_every=5 * epoch, eval_tokens=50_000 * 256, save_every=epoch, log_every=100, keep=1, spike=0,
+        ),
+        optim=OptimConfig(
+            lr=7.5e-4, warmup_steps=20 * epoch, weight_decay=0.05, final_lr_ratio=0.0, clip=5.0, beta2=0.999
+        ),
+    )  # fmt: skip
+
+
+def _known(name: str, known: tuple[str, ...], noun: str) -> str:
+    if name not in known:
+        near = get_close_matches(name, known, 1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise UserError(f"there is no {noun} {name!r}{hint} ({noun}s: {', '.join(known)})")
+    return name

@@ -1,0 +1,105 @@
+"""A run of classification from beginning to end: folder, resume, training, accuracy on held-out splits, report."""
+
+import time
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hgrn2 import cpu
+from hgrn2.data.classes import Described, Examples, open_examples
+from hgrn2.files import read_json, write_json
+from hgrn2.models.saved import build_classifier, usable_device
+from hgrn2.settings import refuse, to_dict
+from hgrn2.tasks.classify.config import ClassifyRun
+from hgrn2.tasks.classify.task import ClassifyTask, Measured, fitted, measure
+from hgrn2.train.metrics import read_metrics
+from hgrn2.train.report import write_report
+from hgrn2.train.runs import prepare_folder
+from hgrn2.train.runs import train as train_to_end
+from hgrn2.train.trainer import Trainer, refuse_other_run
+from hgrn2.train.view import TrainView
+
+
+@dataclass(frozen=True)
+class ClassifyResult:
+    """What a run ended with."""
+
+    folder: Path
+    interrupted: bool
+    step: int
+    summary: dict[str, Any]
+    """As in summary.json: parameters, steps, epochs, seconds, and `held_out` with accuracy and loss by split."""
+
+
+def train_classifier(
+    run: ClassifyRun, folder: Path, *, device: str = "auto", restart: bool = False, quiet: bool = False
+) -> ClassifyResult:
+    """Train in `folder`, or go on where an interrupted run stopped; arguments as in `train_language`.
+
+    Raises:
+        UserError: data that is missing, damaged or does not fit the model.
+    """
+    place = usable_device(device)
+    if place.type == "cpu":
+        cpu.keep_freed_memory()
+    described, splits = open_splits(run)
+    task = ClassifyTask(run, described, splits, place)
+    prepare_folder(folder, run, partial(refuse_other_run, folder, run), restart=restart)
+    torch.manual_seed(run.train.seed)
+    model = build_classifier(run.model).to(place)
+    trainer = Trainer(run, task, model, folder)
+    budget = run.train.budget_s
+    steps = None if budget else run.train.steps
+    train_to_end(trainer, TrainView(f"hgrn2 {folder.name}", total_steps=steps, budget_s=budget or None, quiet=quiet))
+    if trainer.interrupted:
+        return ClassifyResult(folder, True, trainer.step, {})
+    return _finish(run, trainer, task, described)
+
+
+def open_splits(run: ClassifyRun) -> tuple[Described, dict[str, Examples]]:
+    """What the run's folder of examples is, and the splits that the run names."""
+    data = run.data
+    refuse(not data.folder, f"{run.task} needs a folder of examples: --data FOLDER (see `hgrn2 data --help`)")
+    opened = open_examples(data.folder)
+    names = dict.fromkeys((data.train_split, data.valid_split, data.test_split))
+    return opened.described, {name: opened.split(name) for name in names}
+
+
+def fit_to_data(run: ClassifyRun) -> ClassifyRun:
+    """The run with the classes, vocabulary, channels and image size of its data."""
+    described, splits = open_splits(run)
+    fields = fitted(run.model, described, splits[run.data.train_split], grey=run.data.grey)
+    return replace(run, model=replace(run.model, **fields))
+
+
+def _finish(run: ClassifyRun, trainer: Trainer, task: ClassifyTask, described: Described) -> ClassifyResult:
+    began = time.perf_counter()
+    found = {}
+    with trainer.evaluating():
+        for name in dict.fromkeys((run.data.valid_split, run.data.test_split)):
+            found[name] = _values(measure(trainer.model, task.splits[name], run, task.device))
+    summary = {
+        "task": run.task,
+        "origin": described.origin,
+        "parameters": sum(p.numel() for p in trainer.model.parameters()),
+        "steps": trainer.step,
+        "epochs": round(trainer.step / task.steps_per_epoch, 2),
+        "train_seconds": round(trainer.elapsed_s, 1),
+        "eval_seconds": round(time.perf_counter() - began, 1),
+        "held_out": found,
+    }
+    folder = trainer.folder
+    write_json(folder / "summary.json", summary)
+    write_report(
+        folder, config=to_dict(run), environment=read_json(folder / "environment.json"),
+        metrics=read_metrics(folder / "metrics.jsonl"), summary=summary, samples=[], gates=None,
+    )  # fmt: skip
+    return ClassifyResult(folder, False, trainer.step, summary)
+
+
+def _values(found: Measured) -> dict[str, Any]:
+    values = {"examples": found.examples, "accuracy": found.accuracy, "loss": found.loss}
+    return values if len(found.confusion) <= 5 else values | {"top5": found.top5}

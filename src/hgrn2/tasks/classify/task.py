@@ -1,0 +1,184 @@
+"""Classification as a task of the trainer: batches of sequences, pairs or images, their loss, and the share right."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hgrn2.data.augment import augment
+from hgrn2.data.class_batches import ClassBatches, ClassPlan
+from hgrn2.data.classes import Described, Examples
+from hgrn2.models.config import SequenceConfig
+from hgrn2.models.modes import reading
+from hgrn2.models.sequence import cross_entropy
+from hgrn2.settings import refuse
+from hgrn2.tasks.classify.config import ClassifyRun
+from hgrn2.tasks.classify.loading import Batch, Loader
+
+MEASURE_TOKENS = 1 << 17
+"""Tokens of one forward pass while measuring."""
+GREY = (0.299, 0.587, 0.114)
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a model does on examples."""
+
+    examples: int
+    accuracy: float
+    """Share of examples whose class has the largest logit."""
+    top5: float
+    """Share of examples whose class is among the five largest; 1 where there are no more classes."""
+    loss: float
+    """Mean nats an example, without label smoothing."""
+    confusion: np.ndarray
+    """int64 [classes,classes]: examples of the class of the row that were taken for the class of the column."""
+
+
+class ClassifyTask:
+    """Batches, loss and measurements; see `hgrn2.train.task.Task`."""
+
+    def __init__(
+        self, run: ClassifyRun, described: Described, splits: dict[str, Examples], device: torch.device
+    ) -> None:
+        self.run, self.splits, self.device = run, splits, device
+        for examples in splits.values():
+            check_fit(run, described, examples)
+        train = splits[run.data.train_split]
+        self.batches = ClassBatches(train, plan_of(run))
+        self.loader = Loader(train, plan_of(run), device)
+        tokens = np.minimum(train.lengths(np.arange(len(train))), run.train.sequence_length).mean()
+        self.tokens_per_step = round(float(tokens) * run.train.batch_size)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps in which every training example is seen once."""
+        return self.batches.batches_per_epoch
+
+    def batch(self, step: int, part: int, parts: int) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Model inputs, labels [B] (or mixed ones [B,classes]) and the mask of padding; of images after changes."""
+        indices = np.split(self.batches.indices(step), parts)[part]
+        found = self.loader.batch(indices)
+        if found.keep is not None:
+            return found.inputs, found.labels, found.keep
+        # Its own random numbers for every step and part: a resumed run draws the same.
+        seed = np.random.SeedSequence((self.run.train.seed, step, part)).generate_state(1, np.uint64)[0] >> 1
+        random = torch.Generator().manual_seed(int(seed))
+        config = self.run.data.augment
+        images, labels = augment(found.inputs, found.labels, config, self.run.model.classes, random)
+        return pixels(self.run, images), labels, None
+
+    def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor, Tensor | None]) -> Tensor:
+        """Mean nats an example."""
+        inputs, labels, keep = batch
+        return cross_entropy(logits(model, self.run, inputs, keep), labels, self.run.data.augment.label_smoothing)
+
+    def evaluate(self, model: nn.Module) -> dict[str, float | None]:
+        """Nats and share right on the validation split, of it the examples that fit into `eval_tokens`."""
+        examples = self.splits[self.run.data.valid_split]
+        found = measure(model, examples, self.run, self.device, tokens=self.run.train.eval_tokens)
+        return {"loss": found.loss, "bits_per_byte": None, "accuracy": found.accuracy}
+
+    def save_assets(self, folder: Path) -> None:
+        """Nothing: a saved classifier is its weights and settings."""
+
+
+def measure(
+    model: nn.Module, examples: Examples, run: ClassifyRun, device: torch.device, *, tokens: int | None = None,
+    progress: Progress | None = None,
+) -> Measured:  # fmt: skip
+    """Accuracy and loss on all examples, or on evenly chosen ones of about so many `tokens` together."""
+    chosen, lengths = np.arange(len(examples)), examples.lengths(np.arange(len(examples)))
+    if tokens is not None:
+        count = int(min(len(examples), max(1, tokens // max(1, lengths.mean()))))
+        chosen = np.linspace(0, len(examples) - 1, count).round().astype(np.int64)
+    chosen = chosen[np.argsort(lengths[chosen], kind="stable")]  # alike lengths together: little padding
+    loader = Loader(examples, plan_of(run), device, limit=0)
+    classes, done, nats, five = run.model.classes, 0, 0.0, 0
+    confusion = torch.zeros(classes, classes, dtype=torch.int64)
+    with reading(model):
+        while done < len(chosen):
+            longest = min(int(lengths[chosen[min(len(chosen) - 1, done + 255)]]), run.train.sequence_length)
+            rows = chosen[done : done + max(1, min(256, MEASURE_TOKENS // max(1, longest)))]
+            found = _inputs(run, loader.batch(rows))
+            out = logits(model, run, found.inputs, found.keep).float().cpu()
+            labels = found.labels.cpu()
+            nats += float(nn.functional.cross_entropy(out, labels, reduction="sum"))
+            five += int((out.topk(min(5, classes), -1).indices == labels[:, None]).sum())
+            confusion.view(-1).index_add_(0, labels * classes + out.argmax(-1), torch.ones_like(labels))
+            done += len(rows)
+            if progress:
+                progress(done, len(chosen))
+    right = int(confusion.diagonal().sum())
+    return Measured(done, right / done, five / done, nats / done, confusion.numpy())
+
+
+def logits(model: nn.Module, run: ClassifyRun, inputs: Tensor, keep: Tensor | None) -> Tensor:
+    """[B,classes] of prepared inputs."""
+    config = run.model
+    if not isinstance(config, SequenceConfig):
+        return model(inputs)
+    if inputs.is_floating_point():  # a picture as a sequence of pixels: [B,C,H,W] -> [B,H*W,C]
+        height, width = inputs.shape[-2:]
+        return model(inputs.flatten(2).transpose(1, 2), shape=(height, width) if config.mixer.is_2d else None)
+    return model(inputs, keep)
+
+
+def pixels(run: ClassifyRun, images: Tensor) -> Tensor:
+    """Images [B,C,H,W] from 0 to 1 as a model reads them: grey where asked for, from -1 to 1."""
+    if run.data.grey and images.shape[1] == 3:
+        images = (images * images.new_tensor(GREY)[:, None, None]).sum(1, keepdim=True)
+    return images * 2 - 1
+
+
+def _inputs(run: ClassifyRun, found: Batch) -> Batch:
+    if found.keep is not None:
+        return found
+    return found._replace(inputs=pixels(run, found.inputs.permute(0, 3, 1, 2).float() / 255))
+
+
+def plan_of(run: ClassifyRun) -> ClassPlan:
+    """How examples become batches."""
+    return ClassPlan(
+        batch_size=run.train.batch_size, max_length=run.train.sequence_length, too_long=run.data.too_long,
+        multiple=run.data.multiple, pool=run.data.pool, seed=run.train.seed,
+    )  # fmt: skip
+
+
+def check_fit(run: ClassifyRun, described: Described, examples: Examples) -> None:
+    """Refuse a model for data of other classes, another vocabulary, other channels, or of another form."""
+    model, images = run.model, examples.a_offsets is None
+    count = len(described.classes)
+    refuse(count != model.classes, f"the data {described.task} has {count} classes, the model has {model.classes}")
+    if not images:
+        fits = isinstance(model, SequenceConfig) and model.vocab_size > 0
+        refuse(not fits, f"the data {described.task} is sequences of token ids, the model reads something else")
+        assert isinstance(model, SequenceConfig)
+        few = described.vocab_size > model.vocab_size
+        refuse(few, f"the data has token ids up to {described.vocab_size - 1}, the model only {model.vocab_size}")
+        pair = examples.b is not None
+        refuse(pair != model.pair, f"the data is {'pairs' if pair else 'single sequences'}, the model reads the other")
+        return
+    refuse(model.channels < 1, f"the data {described.task} is images, the model reads token ids")
+    found = 1 if run.data.grey else examples.a.shape[-1]
+    refuse(found != model.channels, f"the images have {found} channels, the model reads {model.channels}")
+    if not isinstance(model, SequenceConfig):
+        sides, patch = examples.a.shape[1:3], model.patch
+        bad = any(side % patch for side in sides)
+        refuse(bad, f"images of {sides[0]} x {sides[1]} do not divide into patches of {patch}")
+
+
+def fitted(model: Any, described: Described, examples: Examples, *, grey: bool = False) -> dict[str, Any]:
+    """The fields of a model's settings that its data decides."""
+    fields: dict[str, Any] = {"classes": len(described.classes)}
+    if examples.a_offsets is not None:
+        return fields | {"vocab_size": described.vocab_size, "channels": 0, "pair": examples.b is not None}
+    fields["channels"] = 1 if grey else int(examples.a.shape[-1])
+    if isinstance(model, SequenceConfig):
+        return fields | {"vocab_size": 0}
+    return fields | {"image_size": int(max(examples.a.shape[1:3]))}
