@@ -117,8 +117,74 @@ def test_both_directions(randomised: Callable, same: Callable) -> None:
     assert (y[0, :18] - other[0, :18]).abs().max() > 1e-3
     same(y[1, :12], other[1, :12])
     same(y[1:, :12], mixer(x[1:, :12], output_state=False)[0])
-    with pytest.raises(UserError, match="both directions has no state"):
+    with pytest.raises(UserError, match="direction bidirectional reads whole sequences: it has no state to carry"):
         mixer(x)
+
+
+@pytest.mark.parametrize("rotary", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+def test_both_directions_are_their_definition(rotary: bool, bias: bool, randomised: Callable, same: Callable) -> None:
+    """Softmax over every token that is kept, written out one by one; gradients of inputs and weights beside outputs."""
+    config = MixerConfig(kind="attention", head_size=4, direction="bidirectional", rotary=rotary, bias=bias)
+    mixer, x = randomised(Attention(WIDTH, config)), inputs(3).requires_grad_()
+    keep = torch.rand(3, 19, generator=torch.Generator().manual_seed(2)) < 0.6
+    keep[0], keep[1, :4] = True, False
+    y, state = mixer(x, keep=keep, output_state=False)
+    assert state is None
+    truth = torch.zeros_like(y)
+    q, k, v = (part.unflatten(-1, (4, 4)) for part in mixer.in_proj(x).split(WIDTH, -1))
+    for row in range(3):
+        seen = keep[row].nonzero().flatten().tolist()
+        for t in seen:
+            here = slice(row, row + 1)
+
+            def turned(part: Tensor, s: int, here: slice = here, seen: list[int] = seen) -> Tensor:
+                return (
+                    rotate(part[here, s : s + 1], torch.tensor([[seen.index(s)]]))[0, 0] if rotary else part[here, s][0]
+                )
+
+            scores = torch.stack([(turned(q, t) * turned(k, s)).sum(-1) / 2 for s in seen], -1)
+            weights = scores.exp() / scores.exp().sum(-1, keepdim=True)
+            read = sum(weights[:, n, None] * v[row, s] for n, s in enumerate(seen))
+            truth[row, t] = mixer.out_proj(read.flatten())  # pyright: ignore[reportAttributeAccessIssue]
+    same(y[keep], truth[keep])
+    leaves = [x, *mixer.parameters()]
+    weight = torch.randn(y.shape, generator=torch.Generator().manual_seed(3), dtype=y.dtype)[keep]
+    grads = (torch.autograd.grad((found[keep] * weight).sum(), leaves, retain_graph=True) for found in (y, truth))
+    for mine, theirs in zip(*grads, strict=True):
+        same(mine, theirs, 3000)
+
+
+def test_without_rotation_order_is_not_seen(randomised: Callable, same: Callable) -> None:
+    """What positions in the embedding are for."""
+    for rotary in (False, True):
+        config = MixerConfig(kind="attention", head_size=8, direction="bidirectional", rotary=rotary)
+        mixer, order = (
+            randomised(Attention(WIDTH, config)),
+            torch.randperm(19, generator=torch.Generator().manual_seed(4)),
+        )
+        y, other = (mixer(x, output_state=False)[0] for x in (inputs(), inputs()[:, order]))
+        if rotary:
+            assert (other - y[:, order]).abs().max() > 1e-3
+        else:
+            same(other, y[:, order])
+
+
+def test_a_sequence_of_padding_alone_stays_finite(randomised: Callable) -> None:
+    mixer = randomised(Attention(WIDTH, MixerConfig(kind="attention", head_size=8, direction="bidirectional")))
+    keep = torch.ones(2, 19, dtype=torch.bool)
+    keep[1] = False
+    x = inputs().requires_grad_()
+    y, _ = mixer(x, keep=keep, output_state=False)
+    (gradient,) = torch.autograd.grad(y.sum(), x)
+    assert y.isfinite().all()
+    assert gradient.isfinite().all()
+
+
+def test_a_shape_is_for_mixers_that_read_pictures(randomised: Callable) -> None:
+    mixer = randomised(Attention(WIDTH, MixerConfig(kind="attention", head_size=8, direction="bidirectional")))
+    with pytest.raises(UserError, match="direction bidirectional reads a line of tokens"):
+        mixer(inputs(), shape=(1, 19), output_state=False)
 
 
 def test_scores_depend_on_distances_only() -> None:
@@ -147,6 +213,7 @@ def test_attention_refuses_what_it_cannot(options: dict[str, Any], said: str, ra
     ("changes", "said"),
     [
         ({"kind": "attention", "head_size": 7}, "head_size is 7; rotary positions of attention need an even one"),
+        ({"rotary": False}, "rotary=false is offered for attention, not hgru2"),
         ({"kind": "gla", "input_activation": "silu"}, "input_activation is not offered for gla"),
         ({"kind": "gla", "direction": "bidirectional"}, "direction bidirectional is not offered for gla"),
         ({"kind": "attention", "direction": "parallel_2d"}, "direction parallel_2d is not offered for attention"),

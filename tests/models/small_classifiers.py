@@ -28,6 +28,13 @@ SEQUENCES: dict[str, dict[str, Any]] = {
         "head_norm": "layer",
         "mixer": MixerConfig(head_size=1, direction="bidirectional", **HGRU2),
     },
+    "attention": {
+        "vocab_size": 23,
+        "positions": "sine",
+        "glu_bias": True,
+        "lower_bound": "none",
+        "mixer": MixerConfig(kind="attention", head_size=4, direction="bidirectional", rotary=False, bias=True),
+    },
     "2-D": {"channels": 1, "mixer": MixerConfig(head_size=2, direction="series_2d", separate_scans=True, **HGRU2)},
 }
 PICTURES: dict[str, dict[str, Any]] = {
@@ -38,6 +45,12 @@ PICTURES: dict[str, dict[str, Any]] = {
         "channels": 1,
         "positions": "sine",
         "mixer": MixerConfig(head_size=1, direction="parallel_2d", separate_scans=True, **HGRU2),
+    },
+    "attention patches": {
+        "patch": 4,
+        "positions": "learned",
+        "lower_bound": "none",
+        "mixer": MixerConfig(kind="attention", head_size=8, direction="bidirectional"),
     },
     "learned": {
         "patch": 4,

@@ -59,7 +59,7 @@ def test_each_loader_takes_its_own_kinds(tmp_path: Path) -> None:
         load_model(tmp_path / "vision")
     config = ModelConfig(vocab_size=9, width=16, layers=1, glu_width=16, mixer=MixerConfig(head_size=8))
     save_model(tmp_path / "language", LanguageModel(config))
-    with pytest.raises(UserError, match="of kind 'language'; this program reads 'sequence' or 'vision' here"):
+    with pytest.raises(UserError, match="of kind 'language'; this program reads 'sequence' or 'vision' or 'deit' here"):
         load_classifier(tmp_path / "language")
 
 

@@ -1,10 +1,10 @@
-"""Whether a model folder of flash-linear-attention computes here what it computes there: `python -m hgrn2.bench.parity`.
+"""Does a model of flash-linear-attention compute here what it computes there? `python -m hgrn2.bench.parity`.
 
-Builds its HGRN2 with random weights (1.3 B parameters unless told otherwise), lets it write its own folder, reads that as
-any published one is read, and compares logits and greedy tokens. Needs a GPU: its forward does not run without one.
-Each row: the largest difference of logits against float32 here, over the largest logit, for both in bfloat16 and float32.
-What bfloat16 loses in ours is what stands beside what it loses in theirs. Prompts of up to 64 tokens take its recurrent
-kernel; --tokens above that take its chunked ones, of which, not to wait minutes, only the first configuration is built.
+Builds its HGRN2 with random weights (1.3 B parameters unless told otherwise), lets it write its own folder, reads that
+as any published one is read, and compares logits and greedy tokens. Needs a GPU: its forward does not run without one.
+Of both, in bfloat16 and in float32, a row has the largest difference of logits from ours in float32, over the largest
+logit. Prompts of up to 64 tokens take its recurrent kernel; --tokens above that take its chunked ones, of which, not to
+wait for minutes, only the first configuration is built.
 """
 
 import argparse

@@ -1,8 +1,10 @@
-"""Softmax attention with rotary positions (arXiv 2104.09864): the baseline whose state grows with the text.
+"""Softmax attention: the baseline whose state grows with the text, or which sees a whole sequence at once.
 
-    [q, k, v] = x W_in      y_t = Σ_{s ≤ t} softmax_s(R_t q_t · R_s k_s / √n) v_s W_out
+    [q, k, v] = x W_in      y_t = Σ_s softmax_s(R_t q_t · R_s k_s / √n) v_s W_out
 
-R_t turns the pair of channels (j, j + n/2) of a head by the angle t / 10000^(2j/n).
+The sum runs over s ≤ t, or with direction bidirectional over all tokens. R_t is the rotary position (arXiv 2104.09864),
+which turns the pair of channels (j, j + n/2) of a head by the angle t / 10000^(2j/n), or nothing: then attention sees a
+set, and order only in what was added to its tokens.
 """
 
 import torch
@@ -10,6 +12,7 @@ from torch import Tensor, nn
 
 from hgrn2.errors import UserError
 from hgrn2.layers.config import MixerConfig
+from hgrn2.layers.directions import Shape, check_shape, no_state
 from hgrn2.layers.short_conv import short_conv
 from hgrn2.layers.state import LayerState
 
@@ -19,7 +22,8 @@ ROTARY_BASE = 10_000.0
 class Attention(nn.Module):
     """D -> D, H = D / n heads of n; 4 D² weights. The state is every key and value so far, [B,S,2,H,n].
 
-    With direction bidirectional every token sees every other one, and no state can be carried.
+    With direction bidirectional every token sees every other one, and no state can be carried. Pictures have no
+    direction of their own here: a picture is its tokens, row by row, with positions that tell rows and columns.
     """
 
     def __init__(self, width: int, config: MixerConfig) -> None:
@@ -45,6 +49,7 @@ class Attention(nn.Module):
         *,
         cu_seqlens: Tensor | None = None,
         keep: Tensor | None = None,
+        shape: Shape | None = None,
         output_state: bool = True,
         inplace: bool = False,
     ) -> tuple[Tensor, LayerState | None]:
@@ -53,18 +58,21 @@ class Attention(nn.Module):
         Tokens whose `keep` [B,T] is False are seen by nobody and counted by no position; their y means nothing.
 
         Raises:
-            UserError: packed documents, a state that should stay as large as it is, padding together with a state.
+            UserError: packed documents, a state that should stay as large as it is, padding together with a state, a
+                shape, as of every mixer that reads a line of tokens.
         """
+        check_shape(self.config, x.shape[1], shape)
         self._check(lower_bound, state, cu_seqlens, keep, output_state, inplace)
         past = None if state is None else state.conv
         mixed, conv_state = short_conv(self.in_proj(x), self.conv, past, None, keep, output_state=output_state)
         q, k, v = (part.unflatten(-1, (self.heads, -1)) for part in mixed.chunk(3, -1))
         seen = 0 if state is None else state.recurrent.shape[1]
-        if keep is None:
-            positions = torch.arange(seen, seen + x.shape[1], device=x.device).unsqueeze(0)
-        else:
-            positions = (keep.cumsum(1) - 1).clamp_min(0)
-        q, k = rotate(q, positions), rotate(k, positions)
+        if self.config.rotary:
+            if keep is None:
+                positions = torch.arange(seen, seen + x.shape[1], device=x.device).unsqueeze(0)
+            else:
+                positions = (keep.cumsum(1) - 1).clamp_min(0)
+            q, k = rotate(q, positions), rotate(k, positions)
         if state is not None:
             before_k, before_v = state.recurrent.to(k.dtype).unbind(2)
             k, v = torch.cat((before_k, k), 1), torch.cat((before_v, v), 1)
@@ -77,12 +85,17 @@ class Attention(nn.Module):
         return y, LayerState(torch.stack((k, v), 2), conv_state) if output_state else None
 
     def _visible(self, length: int, seen: int, keep: Tensor | None, device: torch.device) -> Tensor | None:
-        """Who sees whom, [T,S+T] or [B,1,T,T]; None where the operator's own rule is enough."""
+        """Who sees whom, [T,S+T], [B,1,T,T] or, the same for all who look, [B,1,1,T]; None where the operator's own
+        rule is enough."""
         if keep is None and (seen == 0 or length == 1):
             return None
+        if keep is not None and not self.causal:
+            # T² numbers a sequence would be a gigabyte for long ones. Of padding alone everything is seen: a row
+            # without any key has no softmax.
+            return (keep | ~keep.any(1, keepdim=True))[:, None, None]
         rows = torch.arange(seen, seen + length, device=device).unsqueeze(1)
         columns = torch.arange(seen + length, device=device)
-        visible = columns <= rows if self.causal else torch.ones_like(columns <= rows)
+        visible = columns <= rows
         if keep is None:
             return visible
         # Padding sees at least itself: a row without any key has no softmax.
@@ -100,7 +113,7 @@ class Attention(nn.Module):
         if keep is not None and (state is not None or output_state):
             raise UserError("attention takes padding only where no state is carried")
         if not self.causal and (state is not None or output_state):
-            raise UserError("attention in both directions has no state to carry")
+            raise UserError(no_state(self.config))
 
 
 def rotate(x: Tensor, positions: Tensor) -> Tensor:

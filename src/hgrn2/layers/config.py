@@ -25,7 +25,8 @@ class MixerConfig:
 
     kind: MixerKind = "hgru2"
     """hgru2: matrix state by outer product; hgru1: complex vector state; hgru1_real: real vector state; gla: matrix
-    state with a key of its own; attention: softmax over all keys, rotary positions. The last two have no bounds."""
+    state with a key of its own; attention: softmax over all keys (those so far, or with direction bidirectional those
+    of the whole sequence). The last two have no bounds."""
     head_size: int = 128
     """n, the state expansion of hgru2: keys and values of one head. hgru1 has no heads and ignores it."""
     input_activation: InputActivation = "none"
@@ -43,6 +44,9 @@ class MixerConfig:
     """Biases in the projections (the hgru2 modules and HGRN1 have them)."""
     conv_width: int = 0
     """Width of a causal depthwise convolution on the three projections, no activation; 0 leaves it out."""
+    rotary: bool = True
+    """attention only: turn queries and keys by where they stand; false: order is seen only in positions that were added
+    to the embedding, as in the first Transformer."""
     direction: Direction = "causal"
     """causal: each token sees those before it, and a state can be carried; bidirectional: a second scan reads from the
     end; parallel_2d: four scans over a picture, along rows and columns both ways; series_2d: the bidirectional mixer
@@ -79,8 +83,9 @@ class MixerConfig:
             self.kind == "attention" and (self.separate_scans or self.count_once),
             "attention has no scans: separate_scans and count_once are not offered for it",
         )
+        refuse(self.kind != "attention" and not self.rotary, f"rotary=false is offered for attention, not {self.kind}")
         refuse(
-            self.kind == "attention" and self.head_size % 2 != 0,
+            self.kind == "attention" and self.rotary and self.head_size % 2 != 0,
             f"head_size is {self.head_size}; rotary positions of attention need an even one",
         )
         refuse(self.norm == "batch", "norm batch is offered between blocks, not inside the mixer")

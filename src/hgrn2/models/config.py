@@ -26,12 +26,16 @@ class InitConfig:
     """normal: std everywhere; scaled_normal: projections that write to the residual stream divided by sqrt(2 layers);
     xavier_small: token mixers Xavier-uniform with gain 2^-2.5, the rest normal."""
     std: float = 0.02
+    input_std: float = 0.0
+    """Of token embeddings, and of the map from real-valued steps of a sequence; 0: std. Sines beside them are of size
+    0.7, and tokens of size 0.02 are hardly seen there."""
     zero_outputs: bool = False
     """Start the projections that write to the residual stream at zero."""
 
     def __post_init__(self) -> None:
         check_literals(self)
         refuse(not 0 < self.std < inf, f"init std is {self.std}; it must be positive")
+        refuse(not 0 <= self.input_std < inf, f"init input_std is {self.input_std}; it must not be negative")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,3 +179,52 @@ class VisionConfig(ClassifierConfig):
     def grid(self) -> int:
         """Patches along each side of a picture of `image_size`."""
         return self.image_size // self.patch
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeiTConfig:
+    """DeiT (arXiv 2012.12877), the softmax-attention baseline for images; models/deit.py builds it from transformers.
+
+    Class token, learned positions, pre-norm blocks of attention and a GELU network of 4 D, linear head on the class
+    token; no distillation token.
+    """
+
+    classes: int
+    """Number of classes."""
+    image_size: int = 224
+    """Height and width in pixels for which there is one position a patch; other sizes interpolate them."""
+    patch: int = 16
+    """Pixels along each side of a patch."""
+    channels: int = 3
+    """3 for colour, 1 for grey."""
+    width: int = 192
+    """D."""
+    layers: int = 12
+    """L."""
+    head_size: int = 64
+    """n: width / n attention heads; 64 as published."""
+    dropout: float = 0.0
+    """On the embedding and on what attention and network add to the residual stream."""
+    drop_path: float = 0.0
+    """Stochastic depth: share of images for which the last block's branches are left out; 0 at the first block."""
+
+    def __post_init__(self) -> None:
+        for name in ("image_size", "patch", "channels", "width", "layers", "head_size"):
+            refuse(getattr(self, name) < 1, f"{name} is {getattr(self, name)}; it must be at least 1")
+        refuse(self.classes < 2, f"classes is {self.classes}; it must be at least 2")
+        for name in ("dropout", "drop_path"):
+            refuse(not 0 <= getattr(self, name) < 1, f"{name} is {getattr(self, name)}; it must be in [0, 1)")
+        refuse(self.image_size % self.patch != 0, f"image_size {self.image_size} is no multiple of patch {self.patch}")
+        refuse(
+            self.width % self.head_size != 0,
+            f"width {self.width} does not divide into heads of head_size {self.head_size}",
+        )
+
+    @property
+    def heads(self) -> int:
+        """H = D / n."""
+        return self.width // self.head_size
+
+    def drop_path_of(self, layer: int) -> float:
+        """The rate of one block, 0 at the first and `drop_path` at the last."""
+        return self.drop_path * layer / (self.layers - 1) if self.layers > 1 else self.drop_path

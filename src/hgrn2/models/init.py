@@ -44,6 +44,10 @@ def initialise(model: nn.Module, config: InitConfig) -> None:
             nn.init.normal_(module.table, std=config.std)
         elif isinstance(module, Backbone) and module.lower_bounds is not None:
             nn.init.ones_(module.lower_bounds)
+    if config.input_std:
+        for name in ("embedding", "input"):
+            if isinstance(first := getattr(model, name, None), (nn.Linear, nn.Embedding)):
+                nn.init.normal_(first.weight, std=config.input_std)
     for module in model.modules():
         if isinstance(module, (HGRU1, HGRU2, GLA, Attention)):
             _mixer(module, config)

@@ -1,20 +1,19 @@
 """Published models and our own small ones, by name: `preset("hgrn2_1.3b")`. No torch here.
 
 A preset is the shape and the options of a model, never its training. Each function names its source and states what
-the source leaves open. Number of parameters: `hgrn2.models.count`, tested against the published ones.
+the source leaves open. Number of parameters: `hgrn2.models.count`, tested against the published ones. Those of
+classifiers stand in `classifier_presets` and are found from here too.
 """
 
-import dataclasses
-import difflib
-import functools
-from collections.abc import Callable, Collection
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import Any
 
-from hgrn2.errors import UserError
 from hgrn2.layers.config import MixerConfig
-from hgrn2.models.config import ModelConfig, SequenceConfig, StackConfig, VisionConfig
+from hgrn2.models.classifier_presets import sequence_names, sequence_preset, vision_names, vision_preset
+from hgrn2.models.config import ModelConfig
+from hgrn2.models.named import made
 
-Config = TypeVar("Config", bound=StackConfig)
+__all__ = ["names", "preset", "sequence_names", "sequence_preset", "vision_names", "vision_preset"]
 
 
 def preset(name: str, **overrides: Any) -> ModelConfig:
@@ -28,62 +27,12 @@ def preset(name: str, **overrides: Any) -> ModelConfig:
         UserError: an unknown name (the message offers near ones and lists all), an unknown field, or values that do
             not fit together.
     """
-    return _made(name, _PRESETS, "", overrides)
-
-
-def vision_preset(name: str, **overrides: Any) -> VisionConfig:
-    """The named image classifier, with fields of `VisionConfig` replaced; errors as of `preset`.
-
-    Example:
-        >>> vision_preset("hgrn2_vit_tiny", classes=10, image_size=32, patch=4).width
-        192
-    """
-    return _made(name, _VISION, "vision ", overrides)
-
-
-def sequence_preset(name: str, **overrides: Any) -> SequenceConfig:
-    """The named sequence classifier, with fields of `SequenceConfig` replaced; errors as of `preset`.
-
-    Example:
-        >>> sequence_preset("hgrn2_lra_text", vocab_size=257).mixer.direction
-        'bidirectional'
-    """
-    return _made(name, _SEQUENCE, "sequence ", overrides)
-
-
-def _made(name: str, table: dict[str, Callable[[], Config]], what: str, overrides: dict[str, Any]) -> Config:
-    if name not in table:
-        near = _suggestion(name, table)
-        raise UserError(f"there is no {what}preset {name!r}{near}; {what}presets: {', '.join(table)}")
-    base = table[name]()
-    fields = [field.name for field in dataclasses.fields(base)]
-    unknown = sorted(set(overrides) - set(fields))
-    if unknown:
-        raise UserError(f"a model has no setting {', '.join(unknown)}; it has: {', '.join(fields)}")
-    return dataclasses.replace(base, **overrides)
+    return made(name, _PRESETS, "", overrides)
 
 
 def names() -> tuple[str, ...]:
     """Every preset of a language model, sizes in the order of the tables below."""
     return tuple(_PRESETS)
-
-
-def vision_names() -> tuple[str, ...]:
-    """Every preset of an image classifier."""
-    return tuple(_VISION)
-
-
-def sequence_names() -> tuple[str, ...]:
-    """Every preset of a sequence classifier."""
-    return tuple(_SEQUENCE)
-
-
-def _suggestion(name: str, table: Collection[str]) -> str:
-    """` (did you mean …?)` with the nearest names, also where only `hgrn2_` or the case is missing."""
-    wanted = name.strip().lower().replace("-", "_")
-    near = [known for known in (f"hgrn2_{wanted}", f"hgrn1_{wanted}", wanted) if known in table]
-    near += [known for known in difflib.get_close_matches(wanted, table, n=3, cutoff=0.7) if known not in near]
-    return f" (did you mean {' or '.join(near[:3])}?)" if near else ""
 
 
 def _demo() -> ModelConfig:
@@ -209,83 +158,4 @@ _PRESETS: dict[str, Callable[[], ModelConfig]] = {
     "hgrn1_150m": _hgrn1_150m,
     "hgrn1_1.3b": lambda: _fla_hgrn1(24, 2048, 5632),
     "hgrn1_2.7b": lambda: _fla_hgrn1(32, 2560, 6912),
-}
-
-
-def _vit(kind: str, width: int) -> VisionConfig:
-    """ImageNet models of 12 layers: no class token, no positions, mean pool, a norm without weights before the head.
-
-    hgrn1: the released shell of HGRN1's image models, 14 x 14 patches, GLU of 2 D; 6.1 and 23.7 M parameters as
-    published. hgrn2: its shell is not published, only its training script. With a GLU of 3 D and the usual 16 x 16
-    patches the counts quoted for it (6.1 and 23.8 M, which we could not confirm) come out; with HGRN1's GLU it would
-    have 4.8 and 18.4 M. The expansion is not known; 64 is our choice.
-    """
-    shared: dict[str, Any] = {"input_activation": "silu", "norm": "layer", "bias": True, "direction": "bidirectional"}
-    hgrn1 = kind == "hgrn1"
-    gates = {"kind": "hgru1"} if hgrn1 else {"head_size": 64, "output_activation": "sigmoid"}
-    return VisionConfig(
-        classes=1000,
-        image_size=224,
-        patch=14 if hgrn1 else 16,
-        width=width,
-        layers=12,
-        mixer=MixerConfig(**gates, **shared),
-        glu_width=(2 if hgrn1 else 3) * width,
-        glu_bias=True,
-        norm="layer",
-        head_norm="simple_rms",
-        lower_bound="exclusive",
-    )
-
-
-def _lra(
-    kind: str, layers: int, width: int, n: int, *, inputs: dict[str, Any], classes: int,
-    direction: str = "bidirectional", norm: str = "batch", glu: int = 1, dropout: float = 0.0,
-    positions: str = "none", pair: bool = False,
-) -> SequenceConfig:  # fmt: skip
-    """Long Range Arena by HGRN2's script (`run_lra.py`): the rows name L, D, n, the ratio of the GLU, the norm, the
-    dropout, the form in two dimensions and the encoder.
-
-    Not in the script: the modules' own options (those of the hgru2 package here), the GLU's activation (SiLU, as in the
-    authors' image models), and what the encoder called `position` adds; sines, which have no weights, here. Its
-    synchronised batch norm is an ordinary one where there is one device. hgrn1: the same rows with HGRN1's unit, a
-    comparison of ours and not its published recipe.
-    """
-    shared: dict[str, Any] = {"input_activation": "silu", "norm": "layer", "bias": True, "direction": direction}
-    gates = {"kind": "hgru1"} if kind == "hgrn1" else {"head_size": n, "output_activation": "sigmoid"}
-    return SequenceConfig(
-        **inputs,
-        classes=classes,
-        pair=pair,
-        positions=positions,  # pyright: ignore[reportArgumentType]
-        width=width,
-        layers=layers,
-        mixer=MixerConfig(**gates, **shared),
-        glu_width=glu * width,
-        glu_bias=True,
-        norm=norm,  # pyright: ignore[reportArgumentType]
-        norm_eps=1e-5,
-        dropout=dropout,
-        lower_bound="exclusive",
-    )
-
-
-_VISION: dict[str, Callable[[], VisionConfig]] = {
-    "hgrn2_vit_tiny": lambda: _vit("hgrn2", 192),
-    "hgrn2_vit_small": lambda: _vit("hgrn2", 384),
-    "hgrn1_vit_tiny": lambda: _vit("hgrn1", 192),
-    "hgrn1_vit_small": lambda: _vit("hgrn1", 384),
-}
-
-_BYTES, _GREY, _COLOUR = {"vocab_size": 256}, {"channels": 1}, {"channels": 3}
-_LRA: dict[str, Callable[[str], SequenceConfig]] = {
-    "image": lambda kind: _lra(kind, 6, 512, 2, inputs=_COLOUR, classes=10, direction="parallel_2d", positions="sine"),
-    "text": lambda kind: _lra(kind, 4, 128, 8, inputs=_BYTES, classes=2, norm="layer", dropout=0.1),
-    "listops": lambda kind: _lra(kind, 5, 64, 4, inputs={"vocab_size": 18}, classes=10, positions="sine"),
-    "pathfinder": lambda kind: _lra(kind, 6, 128, 2, inputs=_GREY, classes=2, direction="parallel_2d"),
-    "pathx": lambda kind: _lra(kind, 6, 32, 1, inputs=_GREY, classes=2, direction="series_2d", positions="sine"),
-    "retrieval": lambda kind: _lra(kind, 2, 256, 2, inputs=_BYTES, classes=2, glu=2, positions="sine", pair=True),
-}
-_SEQUENCE: dict[str, Callable[[], SequenceConfig]] = {
-    f"{kind}_lra_{task}": functools.partial(make, kind) for kind in ("hgrn2", "hgrn1") for task, make in _LRA.items()
 }

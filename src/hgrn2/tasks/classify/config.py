@@ -4,11 +4,11 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from hgrn2.data.augment_settings import AugmentConfig
-from hgrn2.models.config import SequenceConfig, VisionConfig
+from hgrn2.models.config import DeiTConfig, SequenceConfig, VisionConfig
 from hgrn2.settings import check_literals, refuse
 from hgrn2.train.config import OptimConfig, TrainConfig
 
-ClassifierSettings = SequenceConfig | VisionConfig
+ClassifierSettings = SequenceConfig | VisionConfig | DeiTConfig
 
 
 @dataclass(frozen=True, kw_only=True)

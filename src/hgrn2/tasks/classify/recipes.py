@@ -1,22 +1,22 @@
 """Named runs of classification, every one a complete `ClassifyRun` but for its folder of data; no torch here.
 
 `full` are the published settings of Long Range Arena (HGRN2's run_lra.py) and our own for small pictures, where the
-authors publish none but ImageNet's; `small` are minutes on a CPU core, on smaller data. docs/reproduce.md says what
-each of them reached.
+authors publish none but ImageNet's; `fast` are ours for ten minutes of one H100; `small` are minutes on a CPU core, on
+smaller data. docs/reproduce.md says what each of them reached.
 """
 
 from dataclasses import replace
 from difflib import get_close_matches
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from hgrn2.data.augment_settings import AugmentConfig
 from hgrn2.errors import UserError
-from hgrn2.models.config import SequenceConfig
+from hgrn2.models.config import DeiTConfig, SequenceConfig
 from hgrn2.models.presets import sequence_preset, vision_preset
 from hgrn2.tasks.classify.config import ClassifyData, ClassifyRun
 from hgrn2.train.config import OptimConfig, TrainConfig
 
-Size = Literal["full", "small"]
+Size = Literal["full", "fast", "small"]
 LRA = ("listops", "text", "retrieval", "image", "pathfinder", "pathx")
 IMAGES = ("cifar10", "fashion-mnist", "imagenet")
 MODELS = ("hgrn2", "hgrn1", "transformer")
@@ -40,7 +40,8 @@ def recipe(task: str, model: str = "hgrn2", size: Size = "full") -> ClassifyRun:
         UserError: an unknown task or model, with the nearest name.
     """
     if task in LRA:
-        return _lra(_known(model, MODELS, "model"), task) if size == "full" else _small_lra(model, task)
+        make = {"full": _lra, "fast": _fast_lra, "small": _small_lra}[size]
+        return make(_known(model, MODELS, "model"), task)
     task = _known(task, IMAGES, "task")
     return _image(_known(model, ("hgrn2", "hgrn1", "deit"), "model"), task, size)
 
@@ -62,6 +63,58 @@ def _lra(model: str, task: str) -> ClassifyRun:
     )  # fmt: skip
 
 
+class Fast(NamedTuple):
+    """What a recipe for ten minutes of one H100 changes of the published one."""
+
+    width: int
+    layers: int
+    head_size: int
+    batch: int
+    lr: float
+    steps: int
+    dropout: float = 0.0
+    weight_decay: float = 0.05
+    separate: bool = True
+
+
+_FAST: dict[str, Fast] = {
+    "listops": Fast(128, 6, 32, 64, 1e-3, 30_000),
+    "text": Fast(128, 4, 32, 32, 1e-3, 9_000, dropout=0.2),
+    "retrieval": Fast(128, 4, 32, 64, 1e-3, 9_000, dropout=0.1),
+    "image": Fast(256, 6, 64, 64, 1e-3, 20_000, dropout=0.1),
+    "pathfinder": Fast(128, 6, 32, 128, 1e-3, 15_000, separate=False),
+    "pathx": Fast(64, 6, 32, 64, 1e-3, 10_000, separate=False),
+}
+
+
+def _fast_lra(model: str, task: str) -> ClassifyRun:
+    """Wider heads, which the fused kernels take as cheaply as small ones; scans with weights of their own where order
+    decides; layer norm; averaged weights; a shorter schedule."""
+    run, fast = _lra(model, task), _FAST[task]
+    config = run.model
+    assert isinstance(config, SequenceConfig)
+    if model == "hgrn2":
+        mixer = replace(config.mixer, head_size=fast.head_size, separate_scans=fast.separate)
+    elif model == "hgrn1":
+        mixer = replace(config.mixer, separate_scans=fast.separate)
+    else:
+        mixer = replace(config.mixer, head_size=32)
+    config = replace(
+        config, width=fast.width, glu_width=2 * fast.width, layers=fast.layers, mixer=mixer, norm="layer",
+        positions="none" if task == "text" and model != "transformer" else "sine", dropout=fast.dropout,
+        init=replace(config.init, std=round((3 * fast.width) ** -0.5, 4)),
+    )  # fmt: skip
+    train = replace(
+        run.train, steps=fast.steps, batch_size=fast.batch, average=0.999, eval_every=max(1, fast.steps // 20),
+        save_every=0,
+    )  # fmt: skip
+    optim = replace(
+        run.optim, lr=fast.lr, warmup_steps=500, weight_decay=fast.weight_decay, clip=1.0, beta2=0.98
+    )  # fmt: skip
+    augment = AugmentConfig(crop_padding=4, flip=True) if task == "image" else AugmentConfig()
+    return replace(run, model=config, train=train, optim=optim, data=replace(run.data, augment=augment))
+
+
 def _small_lra(model: str, task: str) -> ClassifyRun:
     """A fifth of the width or less, short runs, for data made with small numbers (docs/lra.md)."""
     run = _lra(_known(model, MODELS, "model"), task)
@@ -78,24 +131,29 @@ def _small_lra(model: str, task: str) -> ClassifyRun:
 
 
 def _image(model: str, task: str, size: Size) -> ClassifyRun:
-    """Pictures as patches."""
+    """Small pictures: DeiT-tiny's shape over patches of 4 (full), patches of 2 with scans in four directions (fast), or a
+    few layers of 64 (small). Fashion-MNIST has 28 x 28 grey pixels."""
     name = "deit_tiny" if model == "deit" else f"{model}_vit_tiny"
     if task == "imagenet":
         return _imagenet(name)
-    fashion = task == "fashion-mnist"
-    side, patch = (28, 4) if fashion else (32, 4)
+    fashion, deit = task == "fashion-mnist", model == "deit"
+    side, patch = 28 if fashion else 32, 2 if size == "fast" else 4
     shape: dict[str, Any] = {"classes": 10, "image_size": side, "patch": patch, "channels": 1 if fashion else 3}
-    if model != "deit":
+    if not deit:
         shape |= {"positions": "learned"}
-    steps, batch = (20_000, 256) if size == "full" else (300, 64)
     if size == "small":
-        shape |= {"width": 64, "layers": 3} | ({} if model == "deit" else {"glu_width": 128})
+        shape |= {"width": 64, "layers": 3} | ({} if deit else {"glu_width": 128})
+    if size == "fast":
+        shape |= {"width": 192, "layers": 9, "drop_path": 0.1} | ({} if deit else {"glu_width": 384})
     config = vision_preset(name, **shape)
-    if size == "small" and model == "hgrn2":
-        config = replace(config, mixer=replace(config.mixer, head_size=16))
+    if not isinstance(config, DeiTConfig) and size != "full":
+        heads = {"head_size": 16 if size == "small" else 32} if model == "hgrn2" else {}
+        config = replace(config, mixer=replace(config.mixer, direction="parallel_2d", **heads))
+    steps, batch = {"full": (20_000, 256), "fast": (15_000, 128), "small": (300, 64)}[size]
+    strong = size != "small"
     augment = AugmentConfig(
-        crop_padding=2 if fashion else 4, flip=True, rand_augment=0 if size == "small" else 2, magnitude=9.0,
-        erasing=0.25 if size == "full" else 0.0, cutmix=1.0 if size == "full" else 0.0, label_smoothing=0.1,
+        crop_padding=2 if fashion else 4, flip=True, rand_augment=2 if strong else 0, magnitude=9.0,
+        erasing=0.25 if strong else 0.0, cutmix=1.0 if strong else 0.0, mix_probability=0.5, label_smoothing=0.1,
     )  # fmt: skip
     return ClassifyRun(
         task=task,
@@ -103,10 +161,12 @@ def _image(model: str, task: str, size: Size) -> ClassifyRun:
         data=ClassifyData(augment=augment),
         train=TrainConfig(
             steps=steps, sequence_length=(side // patch) ** 2, batch_size=batch, eval_every=steps // 10,
-            precision="bfloat16" if size == "full" else "float32", average=0.999 if size == "full" else 0.0,
-            eval_tokens=2_000_000, save_every=steps // 4, log_every=50 if size == "full" else 20, keep=1, spike=0,
+            precision="bfloat16" if strong else "float32", average=0.999 if strong else 0.0, eval_tokens=2_000_000,
+            save_every=steps // 4, log_every=50 if strong else 20, keep=1, spike=0,
         ),
-        optim=OptimConfig(lr=1e-3, warmup_steps=steps // 20, weight_decay=0.05, final_lr_ratio=0.0, beta2=0.999),
+        optim=OptimConfig(
+            lr=1e-3, warmup_steps=steps // 20, weight_decay=0.05, final_lr_ratio=0.0, clip=1.0, beta2=0.999
+        ),
     )  # fmt: skip
 
 
