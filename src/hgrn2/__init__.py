@@ -20,19 +20,27 @@ _HOME = {
     "UserError": "hgrn2.errors",
     "HGRN1Config": "hgrn2.models.hf",
     "HGRN1ForCausalLM": "hgrn2.models.hf",
+    "HGRN1ForImageClassification": "hgrn2.models.hf",
     "HGRN1Model": "hgrn2.models.hf",
+    "HGRN1VisionConfig": "hgrn2.models.hf",
     "HGRN2Config": "hgrn2.models.hf",
     "HGRN2ForCausalLM": "hgrn2.models.hf",
+    "HGRN2ForImageClassification": "hgrn2.models.hf",
     "HGRN2Model": "hgrn2.models.hf",
+    "HGRN2VisionConfig": "hgrn2.models.hf",
 }
 
 __all__ = [
     "HGRN1Config",
     "HGRN1ForCausalLM",
+    "HGRN1ForImageClassification",
     "HGRN1Model",
+    "HGRN1VisionConfig",
     "HGRN2Config",
     "HGRN2ForCausalLM",
+    "HGRN2ForImageClassification",
     "HGRN2Model",
+    "HGRN2VisionConfig",
     "LanguageModel",
     "MixerConfig",
     "ModelConfig",
@@ -51,7 +59,18 @@ if TYPE_CHECKING:
     from hgrn2.layers.config import MixerConfig
     from hgrn2.layers.state import ModelState
     from hgrn2.models.config import ModelConfig
-    from hgrn2.models.hf import HGRN1Config, HGRN1ForCausalLM, HGRN1Model, HGRN2Config, HGRN2ForCausalLM, HGRN2Model
+    from hgrn2.models.hf import (
+        HGRN1Config,
+        HGRN1ForCausalLM,
+        HGRN1ForImageClassification,
+        HGRN1Model,
+        HGRN1VisionConfig,
+        HGRN2Config,
+        HGRN2ForCausalLM,
+        HGRN2ForImageClassification,
+        HGRN2Model,
+        HGRN2VisionConfig,
+    )
     from hgrn2.models.language import LanguageModel
     from hgrn2.models.presets import preset
 

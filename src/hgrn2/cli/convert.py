@@ -3,7 +3,7 @@
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from hgrn2.data.tokenizer import Tokenizer
     from hgrn2.models.convert import Family
     from hgrn2.models.language import LanguageModel
+    from hgrn2.models.vision import VisionClassifier
 
 In = tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="IN")]]
 Out = tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="OUT")]]
@@ -90,12 +91,14 @@ class ToFla:
 
 @dataclass(frozen=True, kw_only=True)
 class ToHf:
-    """A model or run of ours into a folder that transformers loads.
+    """A model or run of ours into a folder that transformers loads: language models and image classifiers.
 
     `import hgrn2.models.hf`, then AutoModelForCausalLM.from_pretrained and, where the tokenizer can be written as a
-    tokenizer.json, AutoTokenizer.from_pretrained of the folder. Every bit of the weights stays.
+    tokenizer.json, AutoTokenizer.from_pretrained of the folder; of an image classifier
+    AutoModelForImageClassification and ViTImageProcessor. Every bit of the weights stays.
 
     Example: hgrn2 convert to-hf runs/demo demo-hf
+    Example: hgrn2 convert to-hf runs/cifar10 cifar10-hf
     """
 
     source: In
@@ -107,11 +110,19 @@ class ToHf:
 
     def run(self) -> None:
         from hgrn2.data.tokenizer import load_tokenizer
-        from hgrn2.models.hf.writing import write_hf
-        from hgrn2.models.saved import find_model, read_model
+        from hgrn2.models.hf.writing import write_hf, write_hf_image
+        from hgrn2.models.saved import find_model, load_classifier, read_config, read_model
 
         _refuse_existing(self.out)
         found = find_model(self.source, _warn)
+        kind, _ = read_config(found.folder, ("language", "vision"))
+        if kind == "vision":
+            classifier: Any = load_classifier(found.folder)
+            names = _class_names(found.run, classifier.config.classes)
+            for note in write_hf_image(self.out, classifier, names, shard_size=self.shard_size):
+                print(f"note: {note}")
+            _report(classifier, self.out)
+            return
         model = read_model(found.folder)
         tokenizer = None if found.tokenizer is None else load_tokenizer(found.tokenizer)
         for note in write_hf(self.out, model, tokenizer, shard_size=self.shard_size):
@@ -158,7 +169,23 @@ def _tokenizer(source: Path, known: int) -> "Tokenizer | None":
     return tokenizer
 
 
-def _report(model: "LanguageModel", out: Path) -> None:
+def _class_names(run: Path | None, classes: int) -> tuple[str, ...] | None:
+    """The names of a run's classes, from the folder of its examples, if that is still there and still the same."""
+    from hgrn2.data.classes import open_examples
+    from hgrn2.files import read_json
+
+    if run is None or not (run / "config.json").is_file():
+        return None
+    values = read_json(run / "config.json")
+    data = values.get("data") if isinstance(values, dict) else None
+    folder = data.get("folder") if isinstance(data, dict) else None
+    if not isinstance(folder, str) or not (Path(folder) / "manifest.json").is_file():
+        return None
+    names = open_examples(folder).described.classes
+    return names if len(names) == classes else None
+
+
+def _report(model: "LanguageModel | VisionClassifier", out: Path) -> None:
     config = model.config
     count = sum(parameter.numel() for parameter in model.parameters())
     print(f"{out}: {config.mixer.kind}, {config.layers} layers of {config.width}, {count:,} parameters")

@@ -35,11 +35,12 @@ class VisionClassifier(nn.Module):
         if self.head.proj.weight.device.type != "meta":
             initialise(self, config.init)
 
-    def hidden(self, images: Tensor) -> Tensor:
-        """Features [B,h·w,D] of the patches, row by row, before the head."""
+    def hidden(self, images: Tensor, *, trace: list[Tensor] | None = None) -> Tensor:
+        """Features [B,h·w,D] of the patches, row by row, before the head; `trace` receives the input of each block and
+        the features."""
         x, shape = self.patches(images)
         x = self.dropout(self.positions.picture(x, shape))
-        x, _ = self.backbone(x, shape=shape if self.config.mixer.is_2d else None, output_state=False)
+        x, _ = self.backbone(x, shape=shape if self.config.mixer.is_2d else None, output_state=False, trace=trace)
         return x
 
     def forward(self, images: Tensor) -> Tensor:

@@ -10,11 +10,13 @@ from typing import Any
 
 import published
 import pytest
+from small_classifiers import vision_config
 
 import hgrn2
 from hgrn2.cli.main import VERBS, entry
 from hgrn2.data.tokenizer import ByteTokenizer
 from hgrn2.models.saved import save_model
+from hgrn2.models.vision import VisionClassifier
 
 DOCS = Path(__file__).parents[3] / "docs"
 PAGE = (DOCS / "transformers.md").read_text(encoding="utf-8")
@@ -27,9 +29,10 @@ def test_the_page(
     monkeypatch.chdir(tmp_path)
     save_model("runs/demo", make("hgru2", vocab_size=257), ByteTokenizer())
     published.made(tmp_path / "hub", "fla", shards=2)
+    save_model("runs/cifar10", VisionClassifier(vision_config("patches", image_size=32)))
     names: dict[str, Any] = {}
     blocks = re.findall(r"```(sh|python)\n(.*?)```", PAGE, re.DOTALL)
-    assert [language for language, _ in blocks] == ["python", "sh", *["python"] * 4]
+    assert [language for language, _ in blocks] == ["python", "sh", *["python"] * 4, "sh", "python"]
     for language, block in blocks:
         if language == "sh":
             for line in block.splitlines():
@@ -39,6 +42,8 @@ def test_the_page(
             exec(compile(block, "transformers.md", "exec"), names)
     assert (tmp_path / "mine" / "config.json").is_file()
     assert (tmp_path / "trained" / "checkpoint-4" / "model.safetensors").is_file()
+    assert (tmp_path / "tuned" / "checkpoint-2" / "model.safetensors").is_file()
+    assert names["model"].config.id2label == {0: "dark", 1: "bright"}
     assert names["cache"].get_seq_length() == len("JULIET:\nO Romeo")
 
 

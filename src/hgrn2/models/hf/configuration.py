@@ -21,7 +21,7 @@ _FLA = (
     "vocab_size", "hidden_size", "num_hidden_layers", "expand_ratio", "use_short_conv", "conv_size", "use_lower_bound",
     "hidden_ratio", "intermediate_size", "elementwise_affine", "norm_eps", "tie_word_embeddings", "initializer_range",
 )  # fmt: skip
-_LIBRARY = frozenset({
+LIBRARY = frozenset({
     "quantization_config", "attn_implementation", "experts_implementation", "name_or_path", "num_labels",
     "per_layer_config", "is_assistant",
 })  # fmt: skip
@@ -92,7 +92,7 @@ class HGRN2Config(PreTrainedConfig):
         if "rms_norm_eps" in kwargs:  # older files
             self.norm_eps = kwargs.pop("rms_norm_eps")
         self._agree_on_heads()
-        extra = {name: value for name, value in kwargs.items() if not name.startswith("_") and name not in _LIBRARY}
+        extra = {name: value for name, value in kwargs.items() if not name.startswith("_") and name not in LIBRARY}
         settings = self._read(extra)
         self.num_heads, self.intermediate_size = settings.heads, settings.glu_width
         super().__post_init__(**kwargs)

@@ -54,7 +54,7 @@ def load_folder(kind: Any, load: Callable[..., Any], path: Any, *args: Any, **kw
 def refuse_others(values: dict[str, Any], folder: Path, kind: Any) -> None:
     """Our own model folders, and models of another kind."""
     own = "format" in values and "model" in values
-    refuse(own, f"{folder} is a model folder of ours: load it with hgrn2.models.saved.load_model, or write it for "
+    refuse(own, f"{folder} is a model folder of ours: load it with hgrn2.models.saved, or write it for "
                 "transformers with `hgrn2 convert to-hf`")  # fmt: skip
     found, wanted = values.get("model_type"), kind.config_class.model_type
     refuse(found != wanted, f"{folder / CONFIG} is of model_type {found!r}; {kind.__name__} reads {wanted!r}")

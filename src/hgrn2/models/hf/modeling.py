@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from hgrn2.errors import UserError
+from hgrn2.models.config import InitConfig
 from hgrn2.models.hf import packing
 from hgrn2.models.hf.cache import HGRN2Cache
 from hgrn2.models.hf.configuration import HGRN1Config, HGRN2Config
@@ -48,13 +49,7 @@ class HGRN2PreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         # Children come first, and are left alone: how a weight starts depends on where it stands.
         if isinstance(module, LanguageModel):
-            parameters = list(module.parameters())
-            loaded = [p for p in parameters if getattr(p, "_is_hf_initialized", False)]
-            if len(loaded) < len(parameters):
-                values = [p.clone() for p in loaded]
-                initialise(module, self.config.to_model_config().init)
-                for parameter, value in zip(loaded, values, strict=True):
-                    parameter.copy_(value)
+            start(module, self.config.to_model_config().init)
         elif module is getattr(self, "lm_head", None):
             # The library has wrapped torch.nn.init here, so that a head that was loaded keeps its values.
             nn.init.normal_(self.lm_head.weight, std=self.config.initializer_range)
@@ -208,6 +203,17 @@ class HGRN1Model(HGRN2Model):
     """HGRN1, real or complex, to features."""
 
     config_class = HGRN1Config
+
+
+def start(module: nn.Module, config: InitConfig) -> None:
+    """Initial values for what was not loaded of a model of ours; what was, running statistics too, stays."""
+    tensors = [*module.parameters(), *module.buffers()]
+    loaded = [x for x in tensors if getattr(x, "_is_hf_initialized", False)]
+    if len(loaded) < len(tensors):
+        values = [x.clone() for x in loaded]
+        initialise(module, config)
+        for tensor, value in zip(loaded, values, strict=True):
+            tensor.copy_(value)
 
 
 def _writable(cache: HGRN2Cache) -> bool:
