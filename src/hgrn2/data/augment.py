@@ -92,7 +92,14 @@ def _channels_last(images: Tensor) -> Tensor:
 
 def _draw(batch: int, generator: torch.Generator, device: torch.device) -> dict[str, Tensor]:
     numbers = torch.rand(batch, sum(COLUMNS.values()), generator=generator, device=generator.device)
-    return dict(zip(COLUMNS, numbers.to(device).split(list(COLUMNS.values()), dim=1), strict=True))
+    return dict(zip(COLUMNS, _moved(numbers, device).split(list(COLUMNS.values()), dim=1), strict=True))
+
+
+def _moved(drawn: Tensor, device: torch.device) -> Tensor:
+    if drawn.device.type == "cpu" and device.type == "cuda":
+        # From ordinary memory a copy of more than 64 KiB waits until the GPU has done all that was asked of it before.
+        return drawn.pin_memory().to(device, non_blocking=True)
+    return drawn.to(device)
 
 
 def _cropped(source: Tensor, config: AugmentConfig, drawn: dict[str, Tensor]) -> Tensor:
@@ -135,15 +142,17 @@ def _resampled(x: Tensor, matrix: tuple[Tensor, ...] | None, config: AugmentConf
         along = along * part_along[:, None, None] + ((2 * crop[:, 3] - 1) * (1 - part_along))[:, None, None]
     shape = (len(x), height, width)
     grid = torch.stack((across.expand(shape), along.expand(shape)), dim=3)
-    return (
-        F.grid_sample(x - config.fill, grid, mode="bilinear", padding_mode="zeros", align_corners=False) + config.fill
-    )
+    # Outside is what lies beyond the border's pixels, not beyond their middles: an enlarged crop at the border must not
+    # fade into the ground.
+    outside = (grid.abs() > 1).any(3)[:, None]
+    out = F.grid_sample(x, grid, padding_mode="border", align_corners=False)
+    return out.masked_fill_(outside, config.fill)
 
 
 def _erased(x: Tensor, config: AugmentConfig, drawn: Tensor, generator: torch.Generator) -> Tensor:
     """Noise in a random rectangle, its sides at most as 1 to 3 or 3 to 1; the noise is one picture for the batch."""
-    noise = torch.randn(1, *x.shape[1:], generator=generator, device=generator.device).to(x.device)
-    noise = (noise * NOISE[1] + NOISE[0]).clamp_(0, 1)
+    noise = torch.randn(1, *x.shape[1:], generator=generator, device=generator.device)
+    noise = _moved(noise * NOISE[1] + NOISE[0], x.device).clamp_(0, 1)
     least, most = ERASED_AREA
     area = least + (most - least) * drawn[:, 1]
     ratio = ((2 * drawn[:, 2] - 1) * log(3)).exp()

@@ -8,7 +8,7 @@ data/
   train.labels.npy            int64 [N]
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -62,6 +62,35 @@ class Examples:
         return found
 
 
+@dataclass(frozen=True)
+class ImageStream:
+    """Labelled images that are made or read as they are needed, once: too many to hold in memory.
+
+    `shape` is [N,H,W,C]; `blocks` gives images uint8 [n,H,W,C] and their labels [n], N of them all together.
+    """
+
+    shape: tuple[int, int, int, int]
+    blocks: Iterator[tuple[np.ndarray, np.ndarray]]
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def into(self, images: np.ndarray) -> np.ndarray:
+        """Fill images uint8 [N,H,W,C]; returns the labels, int64 [N]."""
+        labels, place = [], 0
+        for block, its_labels in self.blocks:
+            images[place : place + len(block)] = block
+            labels.append(its_labels)
+            place += len(block)
+        refuse(place != len(self), f"{len(self)} images were announced and {place} came")
+        return np.concatenate(labels).astype(np.int64)
+
+    def held(self) -> Examples:
+        """All of them in memory."""
+        images = np.zeros(self.shape, dtype=np.uint8)
+        return Examples(labels=self.into(images), a=images)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Described:
     """What the examples are: the manifest without its files."""
@@ -90,24 +119,37 @@ def _ragged(sequences: Iterable[np.ndarray], dtype: str) -> tuple[np.ndarray, np
     return (np.concatenate(parts) if parts else np.zeros(0, dtype=dtype)), offsets
 
 
-def write_examples(out: Path, described: Described, splits: dict[str, Examples]) -> dict[str, Any]:
+def write_examples(
+    out: Path, described: Described, splits: Mapping[str, Examples | ImageStream]
+) -> dict[str, Any]:  # fmt: skip
     """Write the folder `out`, which must not exist; it appears when it is complete. Returns the manifest."""
     for name, examples in splits.items():
         refuse(len(examples) == 0, f"the split {name} of {described.task} has no examples")
-        check_labels(examples.labels, len(described.classes), f"{described.task} {name}")
     manifest: dict[str, Any] = {"format": FORMAT, "version": VERSION, **described.__dict__, "splits": {}}
     with atomic_folder(out) as folder:
         for name, examples in splits.items():
+            if isinstance(examples, ImageStream):
+                examples = _written(folder / f"{name}.a.npy", examples)
+            check_labels(examples.labels, len(described.classes), f"{described.task} {name}")
             arrays = {}
             for field_name, array in vars(examples).items():
                 if array is not None:
                     file = f"{name}.{field_name.replace('_', '.')}.npy"
-                    np.save(folder / file, array, allow_pickle=False)
+                    if not (folder / file).exists():
+                        np.save(folder / file, array, allow_pickle=False)
                     arrays[field_name] = {"file": file, "dtype": str(array.dtype), "shape": list(array.shape),
                                           "sha256": sha256(folder / file)}  # fmt: skip
             manifest["splits"][name] = {"count": len(examples), "arrays": arrays}
         write_json(folder / "manifest.json", manifest)
     return manifest
+
+
+def _written(path: Path, stream: ImageStream) -> Examples:
+    """The stream's images written to a file while they come, and mapped."""
+    images = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=stream.shape)
+    labels = stream.into(images)
+    images.flush()
+    return Examples(a=images, labels=labels)
 
 
 def check_labels(labels: np.ndarray, classes: int, where: str) -> None:
