@@ -29,6 +29,12 @@ HGRU2 = (
     )),
     replace(_RAW, key=128, value=128, bound="high", tokens=70),
     replace(_RAW, key=32, value=24, batch=2, state=False, options=(("reverse", True), ("scale", 0.25))),
+    *(replace(_RAW, key=n, value=n, heads=3, gates=gates, bound=bound) for n, gates, bound in (
+        (1, "wide", "high"), (2, "infinite", "mixed"), (3, "extremes", "small"), (4, "wide", "high"),
+        (4, "infinite", "none"), (8, "extremes", "edge"),
+    )),
+    replace(_RAW, key=4, value=4, heads=2, batch=2, options=(("input_activation", "silu"), ("reverse", True))),
+    packed(replace(_RAW, key=4, value=4, heads=2, bound="high"), (0, 66, 1, 0)),
     replace(_RAW, key=5, value=3, options=(("input_activation", "silu"), ("output_activation", "sigmoid"))),
     replace(_RAW, key=40, bound="edge", options=(("input_activation", "sigmoid"), ("output_activation", None))),
     packed(replace(_RAW, bound="mixed"), (0, 1, 70, 0, 3, 64, 0)),
@@ -45,6 +51,7 @@ STRUCTURE = (
     Case(op="hgru2", batch=1, heads=1, tokens=67, bound="zero", gates="infinite"),
     Case(op="hgru2", batch=1, heads=1, tokens=67, bound="high"),
     packed(Case(op="hgru2", heads=1, bound="mixed"), (0, 2, 65, 0)),
+    Case(op="hgru2", batch=1, heads=2, key=4, value=4, tokens=67, bound="high"),
 )
 NAMES = ("repeats_bitwise", "writes_all_its_memory", "outputs_are_fresh", "future_does_not_leak",
          "documents_do_not_mix", "packed_equals_separate", "steps_equal_whole")  # fmt: skip

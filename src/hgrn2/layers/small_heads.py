@@ -13,7 +13,9 @@ more and more, to about six times at n = 15. That holds for few long sequences a
 pictures make them. So n of 1, 2 and 3 take the element-wise form, and from 4 on, where the times are level and the
 memory is not, the outer form. On an H100 the element-wise form is eight times quicker at n = 1 and four times slower
 from n = 2 on (one shape, 32 sequences of 2,048 tokens, 96 channels, bfloat16): there only n = 1 takes it. The fused
-kernels pad a head to 16 channels, so what they take grows with the number of heads, not with the width.
+kernels pad a head to 16 channels, so what they take grows with the number of heads, not with the width. The padding is
+masked: its gate logits are read as +inf, so that f = 1 and k = 0 exactly, its queries and values as 0, and nothing of
+it is stored.
 """
 
 from typing import Any

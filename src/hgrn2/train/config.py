@@ -75,6 +75,8 @@ class TrainConfig:
     """bfloat16: autocast around forward and loss; weights, states and gates stay float32."""
     compile: bool = False
     """torch.compile on the model; the scan stays one operator inside."""
+    compile_blocks: bool = False
+    """torch.compile on the blocks alone: built once for all of them and for sequences of any length."""
     loss: LossKind = "auto"
     """full: logits of a whole part in memory; chunked: head and loss in one operator, some thousand tokens at a time;
     auto: chunked for vocabularies of 8,192 and more."""
@@ -102,6 +104,7 @@ class TrainConfig:
             refuse(getattr(self, name) < 1, f"{name} is {getattr(self, name)}; it must be at least 1")
         for name in ("budget_s", "seed", "eval_every", "save_every", "spike"):
             refuse(getattr(self, name) < 0, f"{name} is {getattr(self, name)}; it must not be negative")
+        refuse(self.compile and self.compile_blocks, "compile and compile_blocks: choose one of them")
         refuse(not 0 <= self.average < 1, f"average is {self.average}; it must be in [0, 1)")
         refuse(
             self.batch_size % self.accumulate != 0,

@@ -52,6 +52,8 @@ class Trainer:
         self._now: _Step | None = None  # the step just taken; None before the first of this process
         self._mark = (0, 0.0)  # step and seconds of the last record
         self._loss = torch.compile(task.loss) if run.train.compile else task.loss
+        if run.train.compile_blocks:
+            compile_blocks(model)
 
     def resume(self, folder: Path) -> None:
         """Continue from a checkpoint folder."""
@@ -103,7 +105,8 @@ class Trainer:
         float32 would build and run other kernels."""
         self.model.eval()
         precision = self._precision(next(self.model.parameters()).device.type)
-        with torch.inference_mode(), precision, self._averaged():
+        # Measuring takes uncompiled blocks: compiling them a second time, for evaluation, takes longer than it saves.
+        with torch.inference_mode(), precision, self._averaged(), torch.compiler.set_stance("force_eager"):
             yield
         self.model.train()
 
@@ -169,6 +172,17 @@ class Trainer:
 
     def _last_good(self) -> str:
         return "nothing was saved yet" if self._saved is None else f"the last good checkpoint is {self._saved.name}"
+
+
+def compile_blocks(model: nn.Module) -> None:
+    """Compile each block of a model's backbone in place; a model without one is a `UserError`."""
+    backbone = getattr(model, "backbone", None)
+    if backbone is None:
+        raise UserError("compile_blocks needs a model with blocks of ours; use train.compile for others")
+    # Ids come in batches of many lengths; pictures have one size, for which fixed shapes are built sooner.
+    dynamic = True if getattr(model.config, "vocab_size", 0) else None
+    for block in backbone.blocks:
+        block.compile(dynamic=dynamic)
 
 
 @contextmanager

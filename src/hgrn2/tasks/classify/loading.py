@@ -74,5 +74,7 @@ class Loader:
         return Batch(self._tensor(pair[0]), labels, self._tensor(pair[1]))
 
     def _tensor(self, array: np.ndarray) -> Tensor:
-        # A copy: a memory map opened for reading must not lie under a tensor that could be written to.
-        return torch.from_numpy(np.array(array)).to(self.device)
+        # A copy: a memory map opened for reading must not lie under a tensor that could be written to. torch cannot
+        # index 16-bit unsigned numbers on a GPU.
+        wide = array.astype(np.int32) if array.dtype == np.uint16 else np.array(array)
+        return torch.from_numpy(wide).to(self.device)

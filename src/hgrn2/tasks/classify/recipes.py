@@ -78,8 +78,8 @@ class Fast(NamedTuple):
 
 
 _FAST: dict[str, Fast] = {
-    "listops": Fast(128, 6, 32, 64, 1e-3, 30_000),
-    "text": Fast(128, 4, 32, 32, 1e-3, 9_000, dropout=0.2),
+    "listops": Fast(64, 5, 32, 128, 2e-3, 15_000),
+    "text": Fast(128, 3, 64, 32, 1e-3, 9_000, dropout=0.2),
     "retrieval": Fast(128, 4, 32, 64, 1e-3, 9_000, dropout=0.1),
     "image": Fast(256, 6, 64, 64, 1e-3, 20_000, dropout=0.1),
     "pathfinder": Fast(128, 6, 32, 128, 1e-3, 15_000, separate=False),
@@ -100,13 +100,13 @@ def _fast_lra(model: str, task: str) -> ClassifyRun:
     else:
         mixer = replace(config.mixer, head_size=32)
     config = replace(
-        config, width=fast.width, glu_width=2 * fast.width, layers=fast.layers, mixer=mixer, norm="layer",
+        config, width=fast.width, glu_width=fast.width, layers=fast.layers, mixer=mixer, norm="layer",
         positions="none" if task == "text" and model != "transformer" else "sine", dropout=fast.dropout,
         init=replace(config.init, std=round((3 * fast.width) ** -0.5, 4)),
     )  # fmt: skip
     train = replace(
-        run.train, steps=fast.steps, batch_size=fast.batch, average=0.999, eval_every=max(1, fast.steps // 20),
-        save_every=0,
+        run.train, steps=fast.steps, batch_size=fast.batch, average=0.999, compile_blocks=True, save_every=0,
+        eval_every=max(1, fast.steps // 20),
     )  # fmt: skip
     optim = replace(
         run.optim, lr=fast.lr, warmup_steps=500, weight_decay=fast.weight_decay, clip=1.0, beta2=0.98
@@ -131,8 +131,8 @@ def _small_lra(model: str, task: str) -> ClassifyRun:
 
 
 def _image(model: str, task: str, size: Size) -> ClassifyRun:
-    """Small pictures: DeiT-tiny's shape over patches of 4 (full), patches of 2 with scans in four directions (fast), or a
-    few layers of 64 (small). Fashion-MNIST has 28 x 28 grey pixels."""
+    """Small pictures: DeiT-tiny's shape over patches of 4 (full), patches of 2 (fast), or a few
+    layers of 64 with scans in four directions (small). Fashion-MNIST has 28 x 28 grey pixels."""
     name = "deit_tiny" if model == "deit" else f"{model}_vit_tiny"
     if task == "imagenet":
         return _imagenet(name)
@@ -144,16 +144,18 @@ def _image(model: str, task: str, size: Size) -> ClassifyRun:
     if size == "small":
         shape |= {"width": 64, "layers": 3} | ({} if deit else {"glu_width": 128})
     if size == "fast":
-        shape |= {"width": 192, "layers": 9, "drop_path": 0.1} | ({} if deit else {"glu_width": 384})
+        shape |= {"width": 256, "layers": 6, "drop_path": 0.1} | ({} if deit else {"glu_width": 512})
     config = vision_preset(name, **shape)
     if not isinstance(config, DeiTConfig) and size != "full":
-        heads = {"head_size": 16 if size == "small" else 32} if model == "hgrn2" else {}
-        config = replace(config, mixer=replace(config.mixer, direction="parallel_2d", **heads))
-    steps, batch = {"full": (20_000, 256), "fast": (15_000, 128), "small": (300, 64)}[size]
-    strong = size != "small"
+        heads = {"head_size": 16 if size == "small" else 64} if model == "hgrn2" else {}
+        scans = {"direction": "parallel_2d"} if size == "small" else {"separate_scans": True}
+        config = replace(config, mixer=replace(config.mixer, **scans, **heads))
+    steps, batch = {"full": (20_000, 256), "fast": (12_000, 256), "small": (300, 64)}[size]
+    strong, colour = size != "small", not fashion
     augment = AugmentConfig(
-        crop_padding=2 if fashion else 4, flip=True, rand_augment=2 if strong else 0, magnitude=9.0,
-        erasing=0.25 if strong else 0.0, cutmix=1.0 if strong else 0.0, mix_probability=0.5, label_smoothing=0.1,
+        crop_padding=4 if colour else 2, flip=True, rand_augment={"full": 2, "fast": 1, "small": 0}[size] * colour,
+        magnitude=7.0, erasing=0.25 if strong else 0.0, cutmix=1.0 if strong and colour else 0.0, mix_probability=0.5,
+        label_smoothing=0.1,
     )  # fmt: skip
     return ClassifyRun(
         task=task,
@@ -163,6 +165,7 @@ def _image(model: str, task: str, size: Size) -> ClassifyRun:
             steps=steps, sequence_length=(side // patch) ** 2, batch_size=batch, eval_every=steps // 10,
             precision="bfloat16" if strong else "float32", average=0.999 if strong else 0.0, eval_tokens=2_000_000,
             save_every=steps // 4, log_every=50 if strong else 20, keep=1, spike=0,
+            compile_blocks=size == "fast" and not deit,
         ),
         optim=OptimConfig(
             lr=1e-3, warmup_steps=steps // 20, weight_decay=0.05, final_lr_ratio=0.0, clip=1.0, beta2=0.999
