@@ -1,4 +1,4 @@
-"""`hgrn2 data prepare | info | verify`: text to token shards, and what is in them."""
+"""`hgrn2 data prepare | info | verify`: text to token shards, and what is in them or in a folder of examples."""
 
 import contextlib
 import json
@@ -64,21 +64,25 @@ class Prepare:
 
 @dataclass(frozen=True, kw_only=True)
 class Info:
-    """Show what a prepared corpus holds; its files are looked at, not read (see verify).
+    """Show what a prepared corpus or a folder of labelled examples holds (checksums: see verify).
 
     Example: hgrn2 data info data/articles
+    Example: hgrn2 data info data/listops
     """
 
     corpus: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="DIR")]]
-    """The folder of a prepared corpus."""
+    """The folder of a prepared corpus, or of examples that `hgrn2 data lra` or `hgrn2 data image` made."""
     json: Flag = False
-    """Print the manifest as JSON."""
+    """Print it as JSON."""
 
     def run(self) -> None:
         from dataclasses import asdict
 
+        from hgrn2.cli.data_classes import holds_examples, show_examples
         from hgrn2.data.manifest import read_manifest
 
+        if holds_examples(self.corpus):
+            return show_examples(self.corpus, self.json)
         manifest = asdict(read_manifest(self.corpus))
         if self.json:
             return _print_json(manifest)
@@ -89,19 +93,22 @@ class Info:
 
 @dataclass(frozen=True, kw_only=True)
 class Verify:
-    """Recompute the checksums of a prepared corpus and look at every token id.
+    """Recompute the checksums of a prepared corpus or a folder of examples, and look at every token id or label.
 
     Example: hgrn2 data verify data/articles
     """
 
     corpus: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="DIR")]]
-    """The folder of a prepared corpus."""
+    """The folder of a prepared corpus or of labelled examples."""
     json: Flag = False
     """Print the result as JSON."""
 
     def run(self) -> None:
+        from hgrn2.cli.data_classes import holds_examples, verify_examples
         from hgrn2.data.manifest import verify
 
+        if holds_examples(self.corpus):
+            return verify_examples(self.corpus, self.json)
         with _progress() as progress:
             checked = verify(self.corpus, lambda done, total: progress("verifying", done, total))
         if self.json:

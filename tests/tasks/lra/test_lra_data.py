@@ -13,11 +13,9 @@ from hgrn2.data.class_batches import ClassBatches, ClassPlan
 from hgrn2.data.classes import open_examples
 from hgrn2.errors import UserError
 from hgrn2.tasks.lra.listops import IDS, ListOps, make_listops, read_listops, value_of
-from hgrn2.tasks.lra.pathfinder import Pathfinder, make_pathfinder
 from hgrn2.tasks.lra.texts import make_stand_in, read_pairs, read_reviews
 
 SMALL = ListOps(max_depth=4, max_args=4, min_length=8, max_length=40)
-EASY = Pathfinder(dashes=3, distractors=2)
 
 
 @pytest.mark.parametrize(
@@ -64,20 +62,60 @@ def test_listops_file_and_its_header(tmp_path: Path) -> None:
     path.write_text("text\tlabel\n[MAX 2 9 ]\t9\n")
     with pytest.raises(UserError, match="header"):
         read_listops(path)
-    path.write_text("Source\tTarget\n[MAX 2 9 ]\t12\n")
-    with pytest.raises(UserError, match="line 2"):
-        read_listops(path)
+    for line, said in (
+        ("[MAX 2 9 ]\t12", "line 2: the target '12' is not a digit"),
+        ("[MAX 2 9 ]\t2", "line 2: the target is 2, the value is 9"),
+        ("[AVG 2 9 ]\t5", r"line 2: '\[AVG' is not a word"),
+        ("[MAX 2 9\t9", "incomplete"),
+    ):
+        path.write_text(f"Source\tTarget\n{line}\n")
+        with pytest.raises(UserError, match=said):
+            read_listops(path)
 
 
-def test_pathfinder_is_balanced_and_says_nothing_by_brightness() -> None:
-    _, splits = make_pathfinder(EASY, count=(192, 8, 8))
+def test_published_listops_as_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, out = tmp_path / "listops-1000", tmp_path / "data"
+    source.mkdir()
+    command = ["data", "lra", "listops", "--source", str(source), "--out", str(out)]
+    assert entry(command) == 2
+    assert "holds no basic_train.tsv, basic_val.tsv, basic_test.tsv" in capsys.readouterr().err
+    for name, target in (("train", 9), ("val", 2), ("test", 1)):
+        word = {9: "MAX", 2: "MIN", 1: "SM"}[target]
+        (source / f"basic_{name}.tsv").write_text(f"Source\tTarget\n( ( ( [{word} 2 ) 9 ) ] )\t{target}\n")
+    assert entry([*command, "--set", "max_depth=3"]) == 2
+    assert not out.exists()
+    assert entry(command) == 0
+    assert "files in the published form" in capsys.readouterr().out
+    data = open_examples(out)
+    assert [int(data.split(name).labels[0]) for name in ("train", "valid", "test")] == [9, 2, 1]
+
+
+def test_all_at_once_is_what_one_at_a_time_would_be() -> None:
+    """The law of the trees, against the recursion that the published generator describes: lengths and values."""
+    settings = ListOps(max_depth=5, max_args=5, min_length=15, max_length=60)
+    _, splits = make_listops(settings, count=(1000, 2, 2), seed=1)
     examples = splits["train"]
-    assert examples.a.shape == (192, 32, 32, 1)
-    assert 0.38 < examples.labels.mean() < 0.62
-    bright = examples.a.reshape(192, -1).mean(1) > np.median(examples.a.reshape(192, -1).mean(1))
-    assert 0.36 < (bright == examples.labels).mean() < 0.64
-    _, again = make_pathfinder(EASY, count=(32, 8, 8))
-    assert np.array_equal(again["train"].a, examples.a[:32])
+    random = np.random.default_rng(0)
+
+    def grow(depth: int) -> list[int]:
+        if depth == settings.max_depth or random.random() >= settings.operator_chance:
+            return [int(random.integers(1, 11))]
+        arguments = [token for _ in range(random.integers(2, settings.max_args + 1)) for token in grow(depth + 1)]
+        return [int(random.integers(IDS["[MIN"], IDS["]"])), *arguments, IDS["]"]]
+
+    trees = []
+    while len(trees) < 1000:
+        tree = grow(1)
+        if settings.min_length < len(tree) < settings.max_length:
+            trees.append(tree)
+    lengths, values = np.array([len(tree) for tree in trees]), np.array([value_of(np.array(tree)) for tree in trees])
+    ours = examples.lengths(np.arange(1000))
+    bins = np.quantile(lengths, np.linspace(0, 1, 11)[1:-1])
+    for one, other, count in (
+        (np.digitize(ours, bins), np.digitize(lengths, bins), 10), (examples.labels, values, 10),
+    ):  # fmt: skip
+        a, b = np.bincount(one, minlength=count), np.bincount(other, minlength=count)
+        assert ((a - b) ** 2 / (a + b)).sum() < 27.9  # chi-square with 9 degrees of freedom: once in a thousand
 
 
 def test_pairs_and_reviews(tmp_path: Path) -> None:
@@ -103,11 +141,22 @@ def test_folder_and_batches(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert entry(["data", "lra", "pathfinder", "--out", str(out), "--count", "8", "4", "4", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["splits"]["train"]["count"] == 8
     data = open_examples(out)
-    assert data.verify() == 6
+    assert entry(["data", "verify", str(out), "--json"]) == 0
+    checked = json.loads(capsys.readouterr().out)
+    assert (checked["files"], checked["examples"]) == (6, 16)
+    assert entry(["data", "info", str(out), "--json"]) == 0
+    info = json.loads(capsys.readouterr().out)
+    assert (info["task"], info["splits"]["train"]["lengths"]["median"]) == ("pathfinder", 1024)
+    assert sum(info["splits"]["train"]["labels"]) == 8
+    assert entry(["data", "info", str(out)]) == 0
+    assert "connected" in capsys.readouterr().out
     assert entry(["data", "lra", "pathfinder", "--out", str(out)]) == 2
     batch = ClassBatches(data.split("train"), ClassPlan(batch_size=4)).batch(1)
     assert batch.images is not None
     assert batch.images.shape == (4, 32, 32, 1)
+    (out / "test.a.npy").write_bytes((out / "test.a.npy").read_bytes()[:-1] + b"\1")
+    assert entry(["data", "verify", str(out)]) == 2
+    assert "checksum differs" in capsys.readouterr().err
     (out / "train.labels.npy").write_bytes(b"")
     with pytest.raises(UserError, match="damaged"):
         data.split("train")
@@ -141,7 +190,10 @@ def test_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
         Path(f"reviews/imdb-{name}.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     articles = [{"title": f"{n}", "text": f"Article {n} is about {n}. " * 900} for n in range(60)]
     Path("articles.jsonl").write_text("\n".join(json.dumps(row) for row in articles))
+    Path("listops-1000").mkdir()
+    for name in ("train", "val", "test"):
+        Path(f"listops-1000/basic_{name}.tsv").write_text("Source\tTarget\n( ( ( [MAX 2 ) 9 ) ] )\t9\n")
     lines = [line for block in re.findall(r"```sh\n(.*?)```", page, re.DOTALL) for line in block.splitlines()]
-    assert len(lines) == 4
+    assert len(lines) == 7
     for line in lines:
         assert entry(shlex.split(line, comments=True)[1:]) == 0, (line, capsys.readouterr().err)

@@ -20,7 +20,7 @@ from hgrn2.data.classes import Described, Examples, examples_of
 from hgrn2.data.reading import open_binary
 from hgrn2.errors import UserError
 from hgrn2.settings import refuse
-from hgrn2.tasks.lra.parallel import Progress, counts_of, make_blocks
+from hgrn2.tasks.lra.parallel import SPLITS, Progress, counts_of, iterate_blocks
 
 PUBLISHED_COUNTS = (96_000, 2_000, 2_000)
 WORDS = ("<pad>", *map(str, range(10)), "[MIN", "[MAX", "[MED", "[SM", "]")
@@ -28,6 +28,7 @@ IDS = {word: index for index, word in enumerate(WORDS)}
 FIRST_OPERATOR, END = IDS["[MIN"], IDS["]"]
 BLOCK = 64  # examples made together; part of what a seed means
 FOREST = 128  # trees grown at once
+CHECKED = 32  # examples of a file whose target is computed again
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,12 +95,12 @@ def make_listops(
     """Generate the three splits; the first examples of a split do not depend on how many are asked for."""
     splits = {}
     for split, wanted in counts_of(count, PUBLISHED_COUNTS).items():
-        blocks = make_blocks(
+        blocks = iterate_blocks(
             partial(_grow_block, settings), seed=seed, split=split, blocks=-(-wanted // BLOCK), workers=workers,
             progress=progress,
         )  # fmt: skip
-        sequences = [sequence for block in blocks for sequence in block][:wanted]
-        splits[split] = examples_of(sequences, map(value_of, sequences))
+        pairs = [pair for block in blocks for pair in block][:wanted]
+        splits[split] = examples_of((tokens for tokens, _ in pairs), (value for _, value in pairs))
     described = Described(
         task="listops", classes=tuple(map(str, range(10))), vocab_size=len(WORDS), seed=seed, settings=vars(settings),
         origin="own generator, published grammar and distribution",
@@ -107,8 +108,8 @@ def make_listops(
     return described, splits
 
 
-def _grow_block(settings: ListOps, random: np.random.Generator) -> list[np.ndarray]:
-    found: list[np.ndarray] = []
+def _grow_block(settings: ListOps, random: np.random.Generator) -> list[tuple[np.ndarray, int]]:
+    found: list[tuple[np.ndarray, int]] = []
     for _ in range(20_000):  # a setting that almost never gives a tree must not run for ever
         found += _grow_forest(settings, random)
         if len(found) >= BLOCK:
@@ -116,11 +117,23 @@ def _grow_block(settings: ListOps, random: np.random.Generator) -> list[np.ndarr
     raise UserError(f"trees between {settings.min_length} and {settings.max_length} tokens are too rare here")
 
 
-def _grow_forest(settings: ListOps, random: np.random.Generator) -> list[np.ndarray]:
-    """Grow FOREST trees and return those of a wanted length, each as tokens [T]."""
+@dataclass(frozen=True)
+class Level:
+    """The nodes of one depth, in the order of their parents: words [n] and numbers of arguments [n]."""
+
+    words: np.ndarray
+    arguments: np.ndarray
+
+    def only(self, kept: np.ndarray) -> "Level":
+        """Some of the nodes."""
+        return Level(self.words[kept], self.arguments[kept])
+
+
+def _grow_forest(settings: ListOps, random: np.random.Generator) -> list[tuple[np.ndarray, int]]:
+    """Grow FOREST trees and return those of a wanted length: tokens [T] and value of each."""
     owner = np.arange(FOREST)  # the tree of each node of the level
     lengths = np.zeros(FOREST, dtype=np.int64)
-    levels: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    levels: list[tuple[np.ndarray, Level]] = []
     for depth in range(1, settings.max_depth + 1):
         operator = random.random(len(owner)) < (1.0 if depth == 1 else settings.operator_chance)
         if depth == settings.max_depth:
@@ -130,38 +143,60 @@ def _grow_forest(settings: ListOps, random: np.random.Generator) -> list[np.ndar
         lengths += np.bincount(owner, weights=1 + operator, minlength=FOREST).astype(np.int64)
         alive = (lengths < settings.max_length)[owner]  # a tree that is already too long grows no more
         arguments = np.where(alive, arguments, 0)
-        levels.append((owner, words, arguments))
+        levels.append((owner, Level(words, arguments)))
         owner = np.repeat(owner, arguments)
         if not len(owner):
             break
-    good = np.flatnonzero((lengths > settings.min_length) & (lengths < settings.max_length))
-    return [_written(levels, int(tree)) for tree in good]
+    good = (lengths > settings.min_length) & (lengths < settings.max_length)
+    if not good.any():
+        return []
+    tokens, values = _written([level.only(good[owner]) for owner, level in levels])
+    return list(zip(np.split(tokens, np.cumsum(lengths[good])[:-1]), values.tolist(), strict=True))
 
 
-def _written(levels: list[tuple[np.ndarray, np.ndarray, np.ndarray]], tree: int) -> np.ndarray:
-    """One tree of a forest in reading order: a stack of (level, first child, children left)."""
-    own = [(words[owner == tree].tolist(), arguments[owner == tree].tolist()) for owner, words, arguments in levels]
-    taken = [0] * (len(own) + 1)  # children are laid out in their parents' order, so each level is read left to right
-    tokens: list[int] = []
-    pending = [1]  # nodes still to be read at each open level
-    while pending:
-        if pending[-1] == 0:
-            pending.pop()
-            if pending:
-                tokens.append(END)
-            continue
-        pending[-1] -= 1
-        level = len(pending) - 1
-        place = taken[level]
-        taken[level] += 1
-        tokens.append(own[level][0][place])
-        if own[level][1][place]:
-            pending.append(own[level][1][place])
-    return np.array(tokens, dtype=np.uint8)
+def _written(levels: list[Level]) -> tuple[np.ndarray, np.ndarray]:
+    """All trees of the levels in reading order, end to end, and the value of each.
+
+    Sizes and values are found from the leaves to the roots, then places from the roots to the leaves: a node stands
+    behind its parent and those siblings that come before it.
+    """
+    sizes, values = [np.zeros(0, dtype=np.int64)], np.zeros(0, dtype=np.int64)
+    for level in reversed(levels):
+        operator = level.arguments > 0
+        size, value = np.ones(len(operator), dtype=np.int64), level.words.astype(np.int64) - 1
+        if operator.any():
+            counts = level.arguments[operator]
+            size[operator] = 2 + np.add.reduceat(sizes[0], np.cumsum(counts) - counts)
+            value[operator] = _values(level.words[operator], counts, values)
+        sizes.insert(0, size)
+        values = value
+    tokens = np.zeros(sizes[0].sum(), dtype=np.uint8)
+    place = np.cumsum(sizes[0]) - sizes[0]
+    for level, size, below in zip(levels, sizes, sizes[1:], strict=False):
+        operator = level.arguments > 0
+        tokens[place] = level.words
+        tokens[(place + size - 1)[operator]] = END
+        before = np.cumsum(below) - below  # tokens of all nodes before it on its level, of which the siblings' count
+        first = (np.cumsum(level.arguments) - level.arguments)[operator]
+        place = before + np.repeat(place[operator] + 1 - before[first], level.arguments[operator])
+    return tokens, values
 
 
-def read_listops(path: Path) -> Examples:
-    """Examples of a published .tsv file: header `Source<TAB>Target`, parentheses in the text ignored."""
+def _values(words: np.ndarray, counts: np.ndarray, arguments: np.ndarray) -> np.ndarray:
+    """Values [n] of the operators `words` [n], the first having the first counts[0] of the arguments, and so on."""
+    first = np.cumsum(counts) - counts
+    owner = np.repeat(np.arange(len(counts)), counts)
+    ordered = np.sort(10 * owner + arguments) % 10  # the arguments of each operator by size
+    median = (ordered[first + (counts - 1) // 2] + ordered[first + counts // 2]) // 2
+    every = (ordered[first], ordered[first + counts - 1], median, np.add.reduceat(arguments, first) % 10)
+    return np.choose(words - FIRST_OPERATOR, every)
+
+
+def read_listops(path: Path, progress: Progress | None = None) -> Examples:
+    """Examples of a published .tsv file: header `Source<TAB>Target`, parentheses in the text ignored.
+
+    Of the first examples the target is checked to be the value of the expression.
+    """
     sequences, labels = [], []
     with open_binary(path) as opened:
         header = opened.stream.readline().decode("utf-8", "replace").rstrip("\r\n")
@@ -169,10 +204,27 @@ def read_listops(path: Path) -> Examples:
         for number, raw in enumerate(opened.stream, 2):
             source, _, target = raw.decode("utf-8", "replace").rstrip("\r\n").partition("\t")
             refuse(target not in WORDS[1:11], f"{path}, line {number}: the target {target[:20]!r} is not a digit")
-            words = [word for word in source.split() if word not in ("(", ")")]
-            unknown = next((word for word in words if word not in IDS or word == "<pad>"), None)
-            refuse(unknown is not None, f"{path}, line {number}: {str(unknown)[:20]!r} is not a word of ListOps")
-            sequences.append(np.array([IDS[word] for word in words], dtype=np.uint8))
+            words = source.replace("( ", "").replace(" )", "").split()
+            try:
+                sequences.append(np.array([IDS[word] for word in words], dtype=np.uint8))
+            except KeyError as unknown:
+                raise UserError(f"{path}, line {number}: {unknown.args[0][:20]!r} is not a word of ListOps") from None
             labels.append(int(target))
+            if len(labels) <= CHECKED:
+                value = value_of(sequences[-1])
+                refuse(value != labels[-1], f"{path}, line {number}: the target is {target}, the value is {value}")
+            if progress and len(labels) % 1000 == 0:
+                progress(f"reading {path.name}", len(labels), 0)
     refuse(not labels, f"{path} has a header and no examples")
     return examples_of(sequences, labels)
+
+
+def read_published(folder: Path, progress: Progress | None = None) -> tuple[Described, dict[str, Examples]]:
+    """The published files of a folder: basic_train.tsv, basic_val.tsv and basic_test.tsv."""
+    paths = {split: folder / f"basic_{name}.tsv" for split, name in zip(SPLITS, ("train", "val", "test"), strict=True)}
+    missing = [path.name for path in paths.values() if not path.is_file()]
+    refuse(bool(missing), f"{folder} holds no {', '.join(missing)} (the published ListOps files)")
+    described = Described(
+        task="listops", classes=tuple(map(str, range(10))), vocab_size=len(WORDS), origin="files in the published form"
+    )
+    return described, {split: read_listops(path, progress) for split, path in paths.items()}

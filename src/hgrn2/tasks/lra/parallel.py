@@ -1,11 +1,11 @@
 """Generated examples in blocks: block n under a seed is the same whoever makes it, so workers only change the time."""
 
 import multiprocessing
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
@@ -23,36 +23,42 @@ def random_of(seed: int, split: str, block: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, SPLITS.index(split), block))))
 
 
-def make_blocks(
+def iterate_blocks(
     make: Callable[[np.random.Generator], Block], *, seed: int, split: str, blocks: int, workers: int,
     progress: Progress | None = None,
-) -> list[Block]:  # fmt: skip
+) -> Iterator[Block]:  # fmt: skip
     """`make` for blocks 0 to `blocks` - 1, in their order; over `workers` processes when more than one.
 
     `make` must be picklable: a function of a module, or a `partial` of one.
     """
     refuse(workers < 1, f"workers must be at least 1, not {workers}")
-    job, found = partial(_block, make, seed, split), []
+    return _iterate(partial(_block, make, seed, split), split, blocks, min(workers, blocks), progress)
 
-    def collect(results: Any) -> list[Block]:
-        for result in results:
-            found.append(result)
+
+def _iterate(
+    job: Callable[[int], Block], split: str, blocks: int, workers: int, progress: Progress | None
+) -> Iterator[Block]:
+    def told(results: Iterable[Block]) -> Iterator[Block]:
+        for done, result in enumerate(results, 1):
+            yield result
             if progress:
-                progress(f"making {split}", len(found), blocks)
-        return found
+                progress(f"making {split}", done, blocks)
 
-    if workers == 1 or blocks == 1:
-        return collect(map(job, range(blocks)))
+    if workers == 1:
+        yield from told(map(job, range(blocks)))
+        return
     # spawned, not forked: a process that has started PyTorch's threads must not be forked
     spawn = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, mp_context=spawn)
     try:
-        with ProcessPoolExecutor(min(workers, blocks), mp_context=spawn) as pool:
-            return collect(pool.map(job, range(blocks)))
+        yield from told(pool.map(job, range(blocks)))
     except BrokenProcessPool:
         raise UserError(
             "a worker process ended early; a script that makes data with several workers needs the usual "
             "`if __name__ == '__main__':` around its own code, or workers=1"
         ) from None
+    finally:  # also where the reader stops early: what nobody will read is not made
+        pool.shutdown(cancel_futures=True)
 
 
 def _block(make: Callable[[np.random.Generator], Block], seed: int, split: str, block: int) -> Block:

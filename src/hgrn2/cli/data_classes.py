@@ -1,0 +1,71 @@
+"""What `hgrn2 data info` and `hgrn2 data verify` say of a folder of labelled examples."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+
+def holds_examples(folder: Path) -> bool:
+    """Whether the folder's manifest is one of labelled examples."""
+    from hgrn2.data.classes import FORMAT
+    from hgrn2.files import read_json
+
+    path = folder / "manifest.json"
+    values = read_json(path) if path.is_file() else None
+    return isinstance(values, dict) and values.get("format") == FORMAT
+
+
+def show_examples(folder: Path, as_json: bool) -> None:
+    """Print what the folder holds."""
+    from hgrn2.data.class_info import class_info
+    from hgrn2.data.classes import open_examples
+
+    info = class_info(open_examples(folder))
+    if as_json:
+        print(json.dumps(info, indent=2, ensure_ascii=False))
+        return
+    _print(folder, info)
+
+
+def verify_examples(folder: Path, as_json: bool) -> None:
+    """Recompute the checksums, check shapes and labels, and say that all is good."""
+    from hgrn2.data.class_info import class_info
+    from hgrn2.data.classes import open_examples
+
+    data = open_examples(folder)
+    checked, info = data.verify(), class_info(data)
+    total = sum(split["bytes"] for split in info["splits"].values())
+    examples = sum(split["count"] for split in info["splits"].values())
+    if as_json:
+        print(json.dumps({"files": checked, "bytes": total, "examples": examples}, indent=2))
+        return
+    print(f"{folder}: {checked} files, {total:,} bytes, {examples:,} examples: good")
+
+
+def _print(folder: Path, info: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    what = f"{len(info['classes'])} classes, token ids below {info['vocab_size']}, seed {info['seed']}"
+    print(f"{folder}: {info['task']}, {info['origin']}\n{what}")
+    if info["settings"]:
+        print(", ".join(f"{name} {value}" for name, value in info["settings"].items()))
+    table = Table("split", "examples", "tokens: least", "median", "most", "MB")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for name, split in info["splits"].items():
+        lengths = (f"{length:,}" for length in split["lengths"].values())
+        table.add_row(name, f"{split['count']:,}", *lengths, f"{split['bytes'] / 1e6:,.1f}")
+    Console().print(table)
+    print(label_lines(info["classes"], {name: split["labels"] for name, split in info["splits"].items()}))
+
+
+def label_lines(classes: list[str], counts: dict[str, list[int]]) -> str:
+    """The share of each class, a line for each split; of many classes the range of their shares."""
+    lines = []
+    for name, labels in counts.items():
+        shares = [count / max(1, sum(labels)) for count in labels]
+        each = "  ".join(f"{label} {share:.1%}" for label, share in zip(classes, shares, strict=True))
+        line = each if len(classes) <= 12 else f"classes of {min(shares):.2%} to {max(shares):.2%}"
+        lines.append(f"  {name:<6}{line}")
+    return "\n".join(lines)

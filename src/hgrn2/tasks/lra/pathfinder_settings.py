@@ -1,0 +1,56 @@
+"""The numbers that Pathfinder pictures are drawn by, and those of the published sets."""
+
+from dataclasses import dataclass
+
+from hgrn2.settings import refuse
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pathfinder:
+    """Lengths in pixels; the defaults are those of the published 32 x 32 set, its hard part."""
+
+    size: int = 32
+    padding: float = 1
+    """Width of the border that stays empty."""
+    dashes: int = 14
+    """Dashes of each of the two curves."""
+    dash: float = 2
+    margins: tuple[float, ...] = (1.0,)
+    """One is drawn for each picture. Dashes of a curve are two margins apart, other dashes at least as much."""
+    thickness: float = 0.5
+    start_distance: float = 7
+    """Between the beginnings of the two curves, the first of which lies at least twice that from the border."""
+    continuity: float = 1.0
+    """Curves turn by a with the weight cos(continuity * a)**2, up to where it is zero: smaller is curlier."""
+    distractors: int = 5
+    distractor_dashes: int = 4
+    dot: float = 1.5
+    """Radius of the dots."""
+    brightness: float = 1.5
+    """Of a dash that covers a pixel, where a dot has 1; above 1 for dashes thinner than a pixel."""
+
+    def __post_init__(self) -> None:
+        refuse(self.size < 16, f"size must be at least 16, not {self.size}")
+        refuse(self.dashes < 2, f"dashes must be at least 2, not {self.dashes}")
+        refuse(self.distractors < 0, f"distractors must not be negative, not {self.distractors}")
+        refuse(self.distractor_dashes < 1, f"distractor_dashes must be at least 1, not {self.distractor_dashes}")
+        refuse(not self.margins or min(self.margins) <= 0, f"margins must be above 0, not {self.margins}")
+        refuse(self.padding < 0, f"padding must not be negative, not {self.padding}")
+        for name in ("dash", "thickness", "start_distance", "continuity", "dot", "brightness"):
+            refuse(not getattr(self, name) > 0, f"{name} must be above 0, not {getattr(self, name)}")
+        room = self.size - 4 * self.start_distance
+        refuse(room <= 0, f"start_distance {self.start_distance} leaves no room to begin in {self.size} pixels")
+
+
+def pathfinder() -> Pathfinder:
+    """Pathfinder: 32 x 32."""
+    return Pathfinder()
+
+
+def pathx() -> Pathfinder:
+    """Path-X: 128 x 128, as sequences 16,384 tokens."""
+    return Pathfinder(size=128, dash=5, margins=(2.0, 3.0), thickness=1.5, start_distance=20, continuity=1.8,
+                      distractors=8, dot=3, brightness=0.9)  # fmt: skip
+
+
+PRESETS = {"pathfinder": pathfinder, "pathx": pathx}
