@@ -52,7 +52,7 @@ def run_study(
         result = train_mqar(run, place, device=device, quiet=True)
         if result.interrupted:
             return False
-        row = _row(study, cell, run, result.summary)
+        row = row_of(study.recipe, cell, run, result.summary)
         record(row)
         write_json(place / ROW, to_dict(row))
     return True
@@ -105,28 +105,29 @@ def _prepare(study: MQARStudy, folder: Path) -> None:
     refuse(folder.exists() and not folder.is_dir(), f"{folder} is a file; --out must name a folder")
     path, common = folder / STUDY, {"kind": "mqar-study", "base": to_dict(study.base())}
     if path.exists():
-        refuse(read_json(path) != _plain(common), f"{folder} holds a study with other settings; use another --out")
+        refuse(read_json(path) != plain(common), f"{folder} holds a study with other settings; use another --out")
         return
     taken = folder.exists() and any(folder.iterdir())
     refuse(taken, f"{folder} holds other files; choose an empty or new folder for --out")
     write_json(path, common)
 
 
-def _plain(value: Any) -> Any:
-    """As JSON gives it back: tuples are lists."""
+def plain(value: Any) -> Any:
+    """Settings as JSON gives them back: tuples are lists."""
     if isinstance(value, dict):
-        return {name: _plain(inner) for name, inner in value.items()}
-    return [_plain(inner) for inner in value] if isinstance(value, list | tuple) else value
+        return {name: plain(inner) for name, inner in value.items()}
+    return [plain(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
-def _row(study: MQARStudy, cell: Cell, run: MQARRun, summary: dict[str, Any]) -> Row:
+def row_of(recipe: str, cell: Cell, run: MQARRun, summary: dict[str, Any]) -> Row:
+    """What a finished run is in results/mqar.jsonl, measured on this machine."""
     accuracy = {f"{one['length']}x{one['pairs']}": one["accuracy"] for one in summary["held_out"].values()}
     ranked = hardest(run)
     case = {
-        "recipe": study.recipe, "vocab_size": run.model.vocab_size, "layers": run.model.layers,
+        "recipe": recipe, "vocab_size": run.model.vocab_size, "layers": run.model.layers,
         "train": list(run.data.train), "steps": summary["steps"], "batch": run.train.batch_size,
         "precision": run.train.precision, "tokens": ranked.length, "pairs": ranked.pairs,
-        "width": cell.width, "n": cell.head_size, "lr": cell.lr, "seed": cell.seed,
+        "width": cell.width, "n": cell.head_size, "lr": cell.lr, "seed": cell.seed, "memory": run.memory,
     }  # fmt: skip
     details = {
         "width": cell.width, "head_size": cell.head_size, "lr": cell.lr, "seed": cell.seed,

@@ -36,7 +36,7 @@ class MQARStudy:
     """Every model in every size that it has, at every learning rate and seed."""
 
     recipe: str = "small"
-    """small (a CPU) or zoology (the published sets, a GPU)."""
+    """small (a CPU), zoology (the published sets, a GPU) or h100 (that task in minutes)."""
     models: tuple[str, ...] = ("hgrn2-conv",)
     """hgrn2, hgrn2-conv, hgrn1, gla, gla-conv, attention, attention-conv."""
     head_sizes: tuple[int, ...] = (4, 16, 64)

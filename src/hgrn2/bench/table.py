@@ -25,6 +25,8 @@ TITLES = {
     "mqar": "Recall",
     "small_heads": "Two forms of small heads",
 }
+ELSEWHERE = ("reproduce",)
+"""Rows that have a page of their own."""
 BETTER = {"ms": "less is better", "s": "less is better", "tokens/s": "more is better"}
 INTRODUCTION = """\
 Made from the rows in `results/` by `hgrn2 bench table --out docs/benchmarks.md`; do not edit. `hgrn2 bench ops`,
@@ -63,7 +65,7 @@ class Table:
 def tables(rows: Iterable[Row]) -> list[Table]:
     """One table a bench and machine. Of the same measurement taken twice on one machine the later one counts."""
     groups: dict[tuple[str, str], dict[str, Row]] = {}
-    for row in rows:
+    for row in (row for row in rows if row.bench not in ELSEWHERE):
         identity = _identity(row.case, row.subject, row.backend, row.unit)
         groups.setdefault((row.bench, _machine(row.machine)), {})[identity] = row
     order = list(TITLES)

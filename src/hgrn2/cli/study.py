@@ -26,6 +26,7 @@ class StudyMQAR(MQARStudy):
     Example: hgrn2 study mqar --out runs/recall --models hgrn2-conv gla-conv --head-sizes 4 16 64
     Example: hgrn2 study mqar --out runs/zoology --recipe zoology --models hgrn2 hgrn2-conv hgrn1 gla attention
       --head-sizes 16 32 64 128 --widths 128 256 --lrs 1e-3 3.2e-3 1e-2 --seeds 0 1 2 --device cuda
+    Example: hgrn2 study mqar --out runs/recall-h100 --recipe h100 --collect runs/mqar/*
     """
 
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")]
@@ -34,22 +35,30 @@ class StudyMQAR(MQARStudy):
     """The folder whose mqar.jsonl gets the rows."""
     device: str = "auto"
     """auto, cpu or cuda."""
+    collect: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="RUN")] = ()
+    """Train nothing: make rows, table and picture of these finished folders of `hgrn2 train mqar`, wherever they were
+    trained. Of the settings above only --recipe is read, the name that the rows get."""
     json: bool = False
     """Print the best run of every model and size as JSON."""
 
     def run(self) -> int:
         """Returns the exit code: 0, or 130 after Ctrl-C."""
         from hgrn2.bench import mqar
+        from hgrn2.bench.mqar_collect import collect
         from hgrn2.bench.mqar_plot import draw
         from hgrn2.bench.record import append, prepare_folder
         from hgrn2.files import write_text
         from hgrn2.settings import to_dict
 
         prepare_folder(self.results)
-        with progress_shown() as progress:
-            complete = mqar.run_study(
-                self, self.out, lambda row: append(self.results, row), device=self.device, progress=progress
-            )
+        if self.collect:
+            collect(self.collect, self.out, self.recipe, lambda row: append(self.results, row))
+            complete = True
+        else:
+            with progress_shown() as progress:
+                complete = mqar.run_study(
+                    self, self.out, lambda row: append(self.results, row), device=self.device, progress=progress
+                )
         points = mqar.best(mqar.finished(self.out))
         write_text(self.out / "table.md", mqar.markdown(points))
         picture = draw(points, self.out)

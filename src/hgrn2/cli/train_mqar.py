@@ -22,11 +22,11 @@ class TrainMQAR:
 
     Example: hgrn2 train mqar small --out runs/mqar
     Example: hgrn2 train mqar small --out runs/mqar-gla --model gla-conv --head-size 16
-    Example: hgrn2 train mqar zoology --out runs/mqar-128 --device cuda --set train.precision=bfloat16
+    Example: hgrn2 train mqar h100 --out runs/mqar-128 --device cuda
     """
 
     recipe: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="RECIPE")]] = "small"
-    """small (a CPU, minutes), zoology (the published sets and amount of training, a GPU)."""
+    """small (a CPU, a minute), zoology (the published sets and amount of training, GPU), h100 (its task in minutes)."""
     out: Annotated[Path, tyro.conf.arg(metavar="FOLDER")] = Path("runs/mqar")
     """Run folder, new or of this very run."""
     model: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None

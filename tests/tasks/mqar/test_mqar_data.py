@@ -86,6 +86,21 @@ def test_distinct_numbers_are_even_in_every_place() -> None:
     assert sorted(distinct(np.random.default_rng(2), 1, 7, 7)[0]) == list(range(7))
 
 
+def test_many_distinct_numbers_are_even_in_every_place() -> None:
+    """Rows with a number twice are drawn anew, which must not favour any number, place or pair of neighbours."""
+    rows, choices, count = 20_000, 128, 16
+    drawn = distinct(np.random.default_rng(3), rows, count, choices)
+    assert all(len(set(row)) == count for row in drawn)
+    for counted, cells in ((drawn + choices * np.arange(count), choices * count), (drawn, choices)):
+        seen = np.bincount(counted.ravel(), minlength=cells)
+        expected = rows * count / cells
+        assert len(seen) == cells
+        assert (np.abs(seen - expected) < 5.5 * expected**0.5).all()
+    steps = np.bincount(((drawn[:, 1] - drawn[:, 0]) % choices), minlength=choices)
+    assert steps[0] == 0
+    assert (np.abs(steps[1:] - rows / (choices - 1)) < 5 * (rows / (choices - 1)) ** 0.5).all()
+
+
 def test_batches_are_functions_of_seed_and_step() -> None:
     data = MQARData(train=("16x2x40", "32x4x24"), test=("32x4x8",))
     one, again = Examples(data, 64, 8), Examples(data, 64, 8)

@@ -15,6 +15,9 @@ import numpy as np
 
 from hgrn2.tasks.mqar.config import MQARData, Segment
 
+REDRAWN_FROM = 16
+"""Numbers a row from which on Floyd's loop over them takes longer than drawing rows anew."""
+
 
 class Sequences(NamedTuple):
     """A batch of B sequences of T tokens with P queries each; int64."""
@@ -44,15 +47,27 @@ def sequences(rng: np.random.Generator, segment: Segment, count: int, vocab_size
 def distinct(rng: np.random.Generator, rows: int, count: int, choices: int) -> np.ndarray:
     """[rows,count] numbers below `choices`, none twice in a row, every ordered selection equally likely.
 
-    Robert Floyd's method: the i-th draw is from the first choices - count + i + 1 numbers, and a number that was had
-    before gives way to the last of them. It makes even sets but no even order, so rows are shuffled afterwards.
+    Many of very many: rows in which a number comes twice are drawn anew until there are none, at most some three draws
+    a row. Else Robert Floyd's method: the i-th draw is from the first choices - count + i + 1 numbers, and a number
+    that was had before gives way to the last of them; it makes even sets but no even order, so rows are shuffled.
     """
+    if count >= REDRAWN_FROM and count * count <= 2 * choices:
+        return _redrawn(rng, rows, count, choices)
     tops = np.arange(choices - count, choices)
     drawn = rng.integers(0, tops + 1, (rows, count))
     for i in range(1, count):
         had = (drawn[:, :i] == drawn[:, i : i + 1]).any(1)
         drawn[had, i] = tops[i]
     return np.take_along_axis(drawn, rng.random((rows, count)).argsort(1), 1)
+
+
+def _redrawn(rng: np.random.Generator, rows: int, count: int, choices: int) -> np.ndarray:
+    drawn, again = np.empty((rows, count), np.int64), np.arange(rows)
+    while again.size:
+        drawn[again] = rng.integers(0, choices, (again.size, count))
+        ordered = np.sort(drawn[again], 1)
+        again = again[(ordered[:, 1:] == ordered[:, :-1]).any(1)]
+    return drawn
 
 
 def gaps(rng: np.random.Generator, rows: int, segment: Segment, power: float) -> np.ndarray:
@@ -73,6 +88,7 @@ class Examples:
         counts = [segment.examples // batch_size for segment in data.train_segments]
         self.batches = [(place, number) for place, count in enumerate(counts) for number in range(count)]
         """Training batches of an epoch, segment after segment; what is left of a segment's examples is not used."""
+        self._tests: dict[int, Sequences] = {}
 
     @property
     def mean_tokens(self) -> int:
@@ -90,7 +106,10 @@ class Examples:
         return sequences(rng, self.data.train_segments[place], self.batch_size, self.vocab_size, self.data)
 
     def test(self, place: int) -> Sequences:
-        """All examples of a test segment, from another stream of random numbers than training has."""
-        segment = self.data.test_segments[place]
-        rng = np.random.default_rng((self.data.seed, 1, place))
-        return sequences(rng, segment, segment.examples, self.vocab_size, self.data)
+        """All examples of a test segment, from another stream of random numbers than training has; they are kept, as
+        they are asked for at every evaluation."""
+        if place not in self._tests:
+            segment = self.data.test_segments[place]
+            rng = np.random.default_rng((self.data.seed, 1, place))
+            self._tests[place] = sequences(rng, segment, segment.examples, self.vocab_size, self.data)
+        return self._tests[place]

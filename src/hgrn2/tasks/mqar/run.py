@@ -14,8 +14,9 @@ from hgrn2.models.count import state_bytes
 from hgrn2.models.gates import gate_statistics
 from hgrn2.models.language import LanguageModel
 from hgrn2.models.saved import usable_device
-from hgrn2.settings import to_dict
+from hgrn2.settings import refuse, to_dict
 from hgrn2.tasks.mqar.config import MQARRun
+from hgrn2.tasks.mqar.start import open_gates
 from hgrn2.tasks.mqar.task import MQARTask, Recall
 from hgrn2.train.metrics import read_metrics
 from hgrn2.train.report import LayerGates, write_report
@@ -46,9 +47,12 @@ def train_mqar(
     if place.type == "cpu":
         cpu.keep_freed_memory()
     task = MQARTask(run, place)
-    prepare_folder(folder, run, partial(refuse_other_run, folder, run), restart=restart)
+    prepare_folder(folder, run, partial(_refuse_other, folder, run), restart=restart)
     torch.manual_seed(run.train.seed)
-    model = LanguageModel(run.model).to(place)
+    model = LanguageModel(run.model)
+    if run.memory:
+        open_gates(model, run.memory)
+    model.to(place)
     model.backbone.set_recompute(run.train.recompute)
     trainer = Trainer(run, task, model, folder)
     budget = run.train.budget_s
@@ -56,7 +60,7 @@ def train_mqar(
     train_to_end(trainer, TrainView(f"hgrn2 {folder.name}", total_steps=steps, budget_s=budget or None, quiet=quiet))
     if trainer.interrupted:
         return MQARResult(folder, True, trainer.step, {})
-    return _finish(run, trainer, task, folder)
+    return _finish(run, trainer, task, model)
 
 
 def state_numbers(run: MQARRun) -> int:
@@ -65,11 +69,17 @@ def state_numbers(run: MQARRun) -> int:
     return state_bytes(run.model, tokens=run.train.sequence_length) // 4
 
 
-def _finish(run: MQARRun, trainer: Trainer, task: MQARTask, folder: Path) -> MQARResult:
-    began = time.perf_counter()
-    found = task.recall(trainer.model)
+def _refuse_other(folder: Path, run: MQARRun, saved: MQARRun) -> None:
+    refuse_other_run(folder, run, saved)
+    different = run.memory != saved.memory
+    refuse(different, f"{folder} holds a run with another memory; use another --out or --restart")
+
+
+def _finish(run: MQARRun, trainer: Trainer, task: MQARTask, model: LanguageModel) -> MQARResult:
+    began, folder = time.perf_counter(), trainer.folder
+    found = task.recall(model)
     summary = {
-        "parameters": sum(p.numel() for p in trainer.model.parameters()),
+        "parameters": sum(p.numel() for p in model.parameters()),
         "state_numbers": state_numbers(run),
         "steps": trainer.step,
         "tokens": trainer.step * task.tokens_per_step,
@@ -81,7 +91,7 @@ def _finish(run: MQARRun, trainer: Trainer, task: MQARTask, folder: Path) -> MQA
     write_report(
         folder, config=to_dict(run), environment=read_json(folder / "environment.json"),
         metrics=read_metrics(folder / "metrics.jsonl"), summary=summary, samples=[],
-        gates=_gates(run, trainer.model, task),
+        gates=_gates(run, model, task),
     )  # fmt: skip
     return MQARResult(folder, False, trainer.step, summary)
 

@@ -1,0 +1,88 @@
+"""Recall runs that were trained elsewhere, one by one or on another machine, as rows of a study."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from hgrn2.bench.mqar import ROW, STUDY, plain, row_of
+from hgrn2.bench.mqar_settings import Cell
+from hgrn2.bench.record import Row
+from hgrn2.files import read_json, write_json
+from hgrn2.settings import from_dict, refuse, to_dict
+from hgrn2.tasks.mqar.config import MQARRun
+from hgrn2.tasks.mqar.recipes import name_of
+
+COLLECTION = "mqar-collection"
+
+
+def collect(folders: Sequence[Path], folder: Path, recipe: str, record: Callable[[Row], Any]) -> int:
+    """Make a row of every finished run among `folders`, with the machine that its environment.json describes; rows go
+    to `record` and to `folder`, which `finished` reads. Of a run whose row is there already no second one is made.
+
+    Returns:
+        How many rows are new.
+
+    Raises:
+        UserError: a folder that is no finished recall run, or whose data, vocabulary, layers or start differ from the
+            others'; nothing is recorded then.
+    """
+    found = [_read(one) for one in folders]
+    common = _common(found, folders)
+    _prepare(folder, common)
+    new = 0
+    for run, summary, machine in found:
+        cell = cell_of(run)
+        place = folder / "cells" / cell.name / ROW
+        if place.exists():
+            continue
+        row = row_of(recipe, cell, run, summary)
+        row = replace(row, machine=machine, date=machine.get("date_utc", row.date))
+        record(row)
+        write_json(place, to_dict(row))
+        new += 1
+    return new
+
+
+def cell_of(run: MQARRun) -> Cell:
+    """Where a run stands in a sweep."""
+    name, sized = name_of(run.model)
+    size = run.model.mixer.head_size if sized else None
+    return Cell(model=name, width=run.model.width, head_size=size, lr=run.optim.lr, seed=run.train.seed)
+
+
+def _read(folder: Path) -> tuple[MQARRun, dict[str, Any], dict[str, Any]]:
+    for name in ("config.json", "summary.json", "environment.json"):
+        refuse(not (folder / name).is_file(), f"{folder} has no {name}: it is no finished run")
+    values = read_json(folder / "config.json")
+    recall = isinstance(values, dict) and values.get("kind") == "mqar"
+    refuse(not recall, f"{folder} holds another kind of run than recall")
+    run = from_dict(MQARRun, values, str(folder / "config.json"))
+    return run, read_json(folder / "summary.json"), read_json(folder / "environment.json")
+
+
+def _common(found: list[tuple[MQARRun, dict[str, Any], dict[str, Any]]], folders: Sequence[Path]) -> dict[str, Any]:
+    """What all runs must share for their accuracies to be compared."""
+    names: dict[str, Path] = {}
+    values = []
+    for (run, _, _), folder in zip(found, folders, strict=True):
+        same = {"vocab_size": run.model.vocab_size, "layers": run.model.layers, "memory": run.memory}
+        values.append({"data": to_dict(run.data), **same})
+        different = [name for name, value in values[-1].items() if value != values[0][name]]
+        refuse(bool(different), f"{folder} has another {' and '.join(different)} than {folders[0]}; collect them apart")
+        twin = names.setdefault(cell_of(run).name, folder)
+        refuse(len(names) < len(values), f"{twin} and {folder} are the same run, {cell_of(run).name}; give one of them")
+    return {"kind": COLLECTION, **values[0]}
+
+
+def _prepare(folder: Path, common: dict[str, Any]) -> None:
+    refuse(folder.exists() and not folder.is_dir(), f"{folder} is a file; --out must name a folder")
+    path = folder / STUDY
+    if path.exists():
+        held = read_json(path)
+        collection = isinstance(held, dict) and held.get("kind") == COLLECTION
+        refuse(not collection, f"{folder} holds a study that trains its own runs; use another --out")
+        refuse(held != plain(common), f"{folder} holds runs with other settings; use another --out")
+        return
+    refuse(folder.exists() and any(folder.iterdir()), f"{folder} holds other files; choose an empty or new --out")
+    write_json(path, common)

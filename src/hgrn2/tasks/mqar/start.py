@@ -1,0 +1,45 @@
+"""Gates that start near one: a model whose state outlives the sequence from the first step on.
+
+With weights around zero a forget gate of HGRN2 or HGRN1 starts at a half, and what a pair wrote is gone after two
+tokens. Nothing links a query to its value then, no gradient opens the gate, and nothing is learned for long
+(docs/mqar.md has numbers). Language models hide this: their upper layers have high bounds, and near tokens teach them.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from hgrn2.layers.hgru1 import HGRU1
+from hgrn2.layers.hgru2 import HGRU2
+
+SHORTEST = 4.0
+"""Tokens that the quickest channel remembers."""
+
+
+@torch.no_grad()
+def open_gates(model: nn.Module, memory: float) -> None:
+    """Start forget gates, but for bounds and inputs, at 1 - 1/m; m goes from 4 to `memory` over the channels of a head
+    (of the layer, for HGRN1), evenly in its logarithm. Other models are left as they are."""
+    for mixer in model.modules():
+        if isinstance(mixer, HGRU2):
+            logits = _logits(_spread(mixer.config.head_size, memory)).repeat(mixer.heads)
+            mixer.in_proj.bias[-mixer.width :] = logits
+            if mixer.conv is not None:
+                # The bias passes through the convolution: its taps must sum to one there for it to come out again.
+                taps = mixer.conv[-mixer.width :]
+                taps += (1 - taps.sum(-1, keepdim=True)) / taps.shape[-1]
+        elif isinstance(mixer, HGRU1):
+            mixer.in_proj.bias[-mixer.width :] = _logits(_spread(mixer.width, memory))
+
+
+def _spread(count: int, memory: float) -> Tensor:
+    """m of every channel, float64."""
+    if count == 1:
+        return torch.full((1,), memory, dtype=torch.float64)
+    return torch.logspace(math.log2(SHORTEST), math.log2(memory), count, base=2.0, dtype=torch.float64)
+
+
+def _logits(m: Tensor) -> Tensor:
+    """x with σ(x) = 1 - 1/m."""
+    return (m - 1).log()
