@@ -92,6 +92,13 @@ class Eval:
 
     def run(self) -> None:
         from hgrn2.cli import eval_standard
+        from hgrn2.eval.classifier import is_classifier
+
+        if is_classifier(self.model):
+            from hgrn2.cli.eval_classes import show_classes
+
+            return show_classes(self)
+
         from hgrn2.generate.loading import load
         from hgrn2.perplexity import Beginning
 

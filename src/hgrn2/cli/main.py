@@ -21,11 +21,18 @@ VERBS: dict[str, tuple[str, dict[str, str]]] = {
         },
     ),
     "tune": ("learn the state from which a frozen model begins", {"state": "tune:TuneState"}),
-    "eval": ("measure perplexity, zero-shot tasks, WikiText, loss by position", {"": "eval:Eval"}),
+    "eval": ("measure perplexity, zero-shot tasks, loss by position; classifiers", {"": "eval:Eval"}),
+    "classify": ("name the likeliest classes of pictures or of a text", {"": "classify:Classify"}),
     "generate": ("continue a text; save and restore the model's state", {"": "generate:Generate"}),
     "data": (
         "turn text into token shards, look at them, check them",
-        {"prepare": "data:Prepare", "info": "data:Info", "verify": "data:Verify", "lra": "data_lra:Lra"},
+        {
+            "prepare": "data:Prepare",
+            "info": "data:Info",
+            "verify": "data:Verify",
+            "lra": "data_lra:Lra",
+            "image": "data_image:Image",
+        },
     ),
     "convert": (
         "published checkpoints into models of ours, and back",
@@ -46,6 +53,16 @@ VERBS: dict[str, tuple[str, dict[str, str]]] = {
             "onnx": "bench:BenchOnnx",
             "quantize": "bench_quantize:BenchQuantize",
             "table": "bench:BenchTable",
+        },
+    ),
+    "reproduce": (
+        "a published table: every run, the rows, the page",
+        {
+            "lra": "reproduce:ReproduceLRA",
+            "image": "reproduce:ReproduceImage",
+            "mqar": "reproduce:ReproduceMQAR",
+            "collect": "reproduce:ReproduceCollect",
+            "table": "reproduce:ReproduceTable",
         },
     ),
     "study": ("a controlled comparison: rows, a table and a picture", {"mqar": "study:StudyMQAR"}),

@@ -84,6 +84,7 @@ def _finish(run: ClassifyRun, trainer: Trainer, task: ClassifyTask, described: D
     summary = {
         "task": run.task,
         "origin": described.origin,
+        "classes": list(described.classes),
         "parameters": sum(p.numel() for p in trainer.model.parameters()),
         "steps": trainer.step,
         "epochs": round(trainer.step / task.steps_per_epoch, 2),

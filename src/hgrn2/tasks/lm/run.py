@@ -72,12 +72,12 @@ def train_language(
     train_to_end(trainer, view)
     if trainer.interrupted:
         return RunResult(folder, True, trainer.step, {})
-    return _finish(run, trainer, task, folder, quiet)
+    return _finish(run, trainer, task, model)
 
 
-def _finish(run: RunConfig, trainer: Trainer, task: LanguageTask, folder: Path, quiet: bool) -> RunResult:
+def _finish(run: RunConfig, trainer: Trainer, task: LanguageTask, model: LanguageModel) -> RunResult:
     """Measure on the whole held-out part, draw samples, write summary.json and report.html."""
-    model, valid = trainer.model, task.valid
+    folder, valid = trainer.folder, task.valid
     began = time.perf_counter()
     window = run.train.sequence_length
     found = [

@@ -1,0 +1,157 @@
+"""`hgrn2 classify`: what a trained classifier takes pictures, or a text, for."""
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from hgrn2.errors import UserError
+from hgrn2.settings import refuse
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from hgrn2.eval.classifier import Answer, LoadedClassifier
+
+Flag = tyro.conf.FlagCreatePairsOff[bool]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classify:
+    """Name the likeliest classes of pictures, or of a text for classifiers of bytes.
+
+    Pictures are resized to the size that the model was trained on: the shorter side, then the middle square.
+
+    Example: hgrn2 classify runs/cifar10 cat.png dog.jpg
+    Example: hgrn2 classify runs/text --text 'A film to remember.'
+    """
+
+    model: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="RUN_OR_MODEL")]]
+    """A run folder (its newest checkpoint), a checkpoint folder, or a model folder."""
+    images: tyro.conf.Positional[Annotated[tuple[Path, ...], tyro.conf.arg(metavar="IMAGE")]] = ()
+    """Picture files. Needs hgrn2[vision]."""
+    text: Annotated[str | None, tyro.conf.arg(metavar="TEXT", help_behavior_hint="(default: none)")] = None
+    """A text instead of pictures."""
+    text_file: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: none)")] = None
+    """A file with the text."""
+    top: int = 5
+    """How many classes are named."""
+    size: Annotated[int | None, tyro.conf.arg(metavar="PIXELS", help_behavior_hint="(default: the model's)")] = None
+    """Side of the square that pictures are brought to; 0: each as it is."""
+    convert: Flag = False
+    """Turn grey pictures into colour, or colour into grey, where the model reads the other."""
+    corrupt: Literal["stop", "skip"] = "stop"
+    """What a picture that cannot be read does: end it all, or be left out and counted."""
+    data: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="(default: that of the run)")] = (
+        None
+    )
+    """Folder of examples from which the names of the classes are taken."""
+    device: str = "auto"
+    """auto, cpu or cuda."""
+    json: Flag = False
+    """Print the answers as JSON."""
+
+    def run(self) -> None:
+        texts = (self.text is not None) + (self.text_file is not None)
+        refuse(bool(texts) + bool(self.images) != 1 or texts > 1, "give pictures, or --text, or --text-file")
+        refuse(self.top < 1, f"--top is {self.top}; it must be at least 1")
+        refuse(self.size is not None and self.size < 0, f"--size is {self.size}; it must not be negative")
+        text = self._text() if texts else None
+
+        from hgrn2.eval.classifier import ask_pictures, ask_text, is_classifier, load_run
+
+        warn = lambda message: print(f"warning: {message}", file=sys.stderr)  # noqa: E731
+        none = self.model.is_dir() and not is_classifier(self.model)
+        refuse(none, f"{self.model} holds no classifier; hgrn2 train image or lra makes one")
+        loaded = load_run(self.model, self.device, warn)
+        names = loaded.classes(self.data)
+        if text is not None:
+            return self._show([("the text", ask_text(loaded, text, self.top))], names, 0)
+        read, skipped = self._pictures(loaded)
+        answers = ask_pictures(loaded, [pixels for _, pixels in read], self.top)
+        self._show([(str(path), answer) for (path, _), answer in zip(read, answers, strict=True)], names, skipped)
+
+    def _text(self) -> str:
+        if self.text_file is None:
+            return self.text or ""
+        try:
+            return self.text_file.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            raise UserError(f"{self.text_file} is not UTF-8 text") from None
+
+    def _pictures(self, loaded: "LoadedClassifier") -> "tuple[list[tuple[Path, np.ndarray]], int]":
+        """What could be read, and how many could not."""
+        from hgrn2.data.pictures import BadPicture, pillow, quiet, read_picture
+        from hgrn2.eval.classifier import picture_side
+
+        side = picture_side(loaded) if self.size is None else self.size
+        pillow()
+        channels = 3 if loaded.run.data.grey else loaded.run.model.channels
+        refuse(channels not in (1, 3), f"{loaded.name} reads {channels} channels; picture files have 1 or 3")
+        read, reasons = [], []
+        for path in self.images:
+            refuse(not path.exists(), f"{path} does not exist")
+            refuse(path.is_dir(), f"{path} is a folder; name the pictures in it")
+            try:
+                with quiet():
+                    found = read_picture(path, side, channels)
+            except BadPicture as error:
+                refuse(self.corrupt == "stop", f"{path} cannot be read: {error}")
+                reasons.append(f"{path}: {error}")
+                continue
+            same = found.channels == channels or loaded.run.data.grey or self.convert
+            hint = "--convert turns it into what the model reads"
+            refuse(not same, f"{path} has {_channels(found.channels)}, the model reads {_channels(channels)}; {hint}")
+            self._check_sides(loaded, path, found.pixels)
+            read.append((path, found.pixels))
+        for reason in reasons:
+            print(f"left out: {reason}", file=sys.stderr)
+        refuse(not read, f"none of {len(self.images)} pictures could be read")
+        return read, len(reasons)
+
+    def _check_sides(self, loaded: "LoadedClassifier", path: Path, pixels: "np.ndarray") -> None:
+        patch = getattr(loaded.run.model, "patch", 1)
+        height, width = pixels.shape[:2]
+        bad = height % patch or width % patch
+        refuse(
+            bool(bad), f"{path}: {width} x {height} pixels do not divide into patches of {patch}; give another --size"
+        )
+
+    def _show(self, answers: "list[tuple[str, Answer]]", names: tuple[str, ...], skipped: int) -> None:
+        if self.json:
+            print(json.dumps(_values(answers, names, skipped), indent=2, ensure_ascii=False))
+            return
+        from rich.console import Console
+        from rich.table import Table
+
+        table = Table("input", "", "class", "chance", box=None, padding=(0, 2, 0, 0))
+        table.columns[3].justify = "right"
+        for source, answer in answers:
+            for place, (number, chance) in enumerate(zip(answer.classes, answer.chances, strict=True), 1):
+                table.add_row(source if place == 1 else "", str(place), names[number], f"{chance:.1%}")
+        Console().print(table)
+        if skipped:
+            print(f"{skipped} of {skipped + len(answers)} pictures were left out")
+
+
+def _values(answers: "list[tuple[str, Answer]]", names: tuple[str, ...], skipped: int) -> dict[str, Any]:
+    return {
+        "skipped": skipped,
+        "answers": [
+            {
+                "input": source,
+                "classes": [
+                    {"name": names[number], "number": number, "chance": chance}
+                    for number, chance in zip(answer.classes, answer.chances, strict=True)
+                ],
+            }
+            for source, answer in answers
+        ],
+    }
+
+
+def _channels(count: int) -> str:
+    return "one channel (grey)" if count == 1 else f"{count} channels"

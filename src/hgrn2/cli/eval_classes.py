@@ -1,0 +1,97 @@
+"""What `hgrn2 eval` shows of classifiers: share right, top five, loss, each class, and who is taken for whom."""
+
+import dataclasses
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+from hgrn2.settings import refuse
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from hgrn2.cli.eval import Eval
+    from hgrn2.tasks.classify.task import Measured
+
+COMMON = ("model", "data", "split", "json", "device")
+"""Options that classifiers have, too."""
+TABLE_CLASSES = 12
+"""More classes than these do not fit side by side into a terminal."""
+JSON_CLASSES = 200
+SHOWN = 20
+
+
+def show_classes(verb: "Eval") -> None:
+    """Measure a classifier and print what came out."""
+    from hgrn2.cli.progress import progress_shown
+    from hgrn2.eval.classifier import load_run, measure_on
+
+    for field in dataclasses.fields(verb):
+        other = field.name not in COMMON and getattr(verb, field.name) != field.default
+        refuse(other, f"--{field.name.replace('_', '-')} is for language models; {verb.model} is a classifier")
+    loaded = load_run(verb.model, verb.device, lambda message: print(f"warning: {message}", file=sys.stderr))
+    names = loaded.classes(verb.data)
+    with progress_shown() as progress:
+        split, found = measure_on(loaded, verb.data, verb.split, lambda *done: progress("measuring", *done))
+    data = str(verb.data or loaded.run.data.folder)
+    if verb.json:
+        print(json.dumps(_values(loaded.name, data, split, found, names), indent=2, ensure_ascii=False))
+        return
+    print(f"{loaded.name} on {data}, split {split}: {found.examples:,} examples")
+    _print(found, names)
+
+
+def _values(model: str, data: str, split: str, found: "Measured", names: tuple[str, ...]) -> dict[str, Any]:
+    values: dict[str, Any] = {"model": model, "data": data, "split": split, "examples": found.examples}
+    values |= {"accuracy": found.accuracy, "top5": found.top5 if len(names) > 5 else None, "loss": found.loss}
+    counts, rights = found.confusion.sum(1).tolist(), found.confusion.diagonal().tolist()
+    values["classes"] = [
+        {"name": name, "examples": count, "accuracy": right / count if count else None}
+        for name, count, right in zip(names, counts, rights, strict=True)
+    ]
+    return values | ({"confusion": found.confusion.tolist()} if len(names) <= JSON_CLASSES else {})
+
+
+def _print(found: "Measured", names: tuple[str, ...]) -> None:
+    from rich.console import Console
+
+    marks = [f"{found.accuracy:.2%} right"] + ([f"{found.top5:.2%} among the first five"] if len(names) > 5 else [])
+    print(", ".join([*marks, f"{found.loss:.4f} nats an example"]))
+    console = Console()
+    console.print(_by_class(found.confusion, names))
+    if len(names) <= TABLE_CLASSES:
+        print("\nRows: the class of the examples; columns: what they were taken for.")
+        console.print(_confusion(found.confusion, names))
+    elif len(names) > SHOWN:
+        print(f"The {SHOWN} classes that are right least often; --json has all.")
+
+
+def _by_class(confusion: "np.ndarray", names: tuple[str, ...]) -> Any:
+    from rich.table import Table
+
+    counts, rights = confusion.sum(1), confusion.diagonal()
+    shares = rights / counts.clip(1)
+    order = range(len(names)) if len(names) <= SHOWN else shares.argsort(kind="stable")[:SHOWN].tolist()
+    table = Table("class", "examples", "right", "taken most often for", box=None, padding=(0, 2, 0, 0))
+    for column in table.columns[1:3]:
+        column.justify = "right"
+    for n in order:
+        wrong = confusion[n].copy()
+        wrong[n] = 0
+        other = int(wrong.argmax())
+        taken = f"{names[other]} ({wrong[other] / counts[n]:.1%})" if wrong[other] else "–"
+        table.add_row(names[n], f"{counts[n]:,}", f"{shares[n]:.1%}" if counts[n] else "–", taken)
+    return table
+
+
+def _confusion(confusion: "np.ndarray", names: tuple[str, ...]) -> Any:
+    """Rows are the classes that examples have, columns those that they were taken for."""
+    from rich.table import Table
+
+    table = Table(box=None)
+    table.add_column("")
+    for name in names:
+        table.add_column(name[:5], justify="right", no_wrap=True)
+    for name, row in zip(names, confusion.tolist(), strict=True):
+        table.add_row(name, *(str(count) if count else "·" for count in row))
+    return table

@@ -1,0 +1,201 @@
+"""A saved classifier and what it does: measured on a folder of examples, or asked about single pictures and texts."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from math import isqrt
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hgrn2.data.classes import open_examples
+from hgrn2.files import read_json
+from hgrn2.models.config import SequenceConfig
+from hgrn2.models.modes import reading
+from hgrn2.models.saved import (
+    CHECKPOINTS,
+    CLASSIFIERS,
+    CONFIG,
+    Classifier,
+    Found,
+    Warn,
+    checkpoints,
+    find_model,
+    load_classifier,
+    usable_device,
+)  # fmt: skip
+from hgrn2.settings import from_dict, refuse
+from hgrn2.tasks.classify.config import ClassifyData, ClassifyRun
+from hgrn2.tasks.classify.task import Measured, check_fit, logits, measure, pixels
+from hgrn2.train.config import TrainConfig
+
+ANY_LENGTH = 1 << 24
+"""Tokens that a model without a table of positions may be given."""
+BATCH = 64
+"""Pictures of one size that are read side by side."""
+
+
+@dataclass(frozen=True)
+class LoadedClassifier:
+    """A classifier ready to use, where it came from, and the run that says how its inputs are made."""
+
+    model: Classifier
+    found: Found
+    run: ClassifyRun
+    device: torch.device
+
+    @property
+    def name(self) -> str:
+        """For messages: the folder, and the step of a run."""
+        return str(self.found.folder) if self.found.run is None else f"{self.found.run} (step {self.found.step})"
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether its inputs are bytes of a text."""
+        config = self.run.model
+        return isinstance(config, SequenceConfig) and config.vocab_size == 257 and not config.pair
+
+    def classes(self, data: Path | None = None) -> tuple[str, ...]:
+        """Names of the classes: those of `data`, else as the run or its own data knows them, else their numbers."""
+        count = self.run.model.classes
+        names = _names_of(data) if data is not None else self._remembered()
+        if names is None:
+            return tuple(map(str, range(count)))
+        refuse(len(names) != count, f"{data or self.name} names {len(names)} classes, the model has {count}")
+        return names
+
+    def _remembered(self) -> tuple[str, ...] | None:
+        path = None if self.found.run is None else self.found.run / "summary.json"
+        summary = read_json(path) if path is not None and path.is_file() else {}
+        names = summary.get("classes") if isinstance(summary, dict) else None
+        if isinstance(names, list) and all(isinstance(name, str) for name in names):
+            return tuple(names)
+        known = self.run.data.folder and (Path(self.run.data.folder) / "manifest.json").is_file()
+        return _names_of(Path(self.run.data.folder)) if known else None
+
+    def precision(self) -> AbstractContextManager[Any]:
+        """Around forward passes: as it was trained, on a GPU; float32 elsewhere."""
+        wanted = self.run.train.precision == "bfloat16" and self.device.type == "cuda"
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=wanted)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model takes an input for."""
+
+    classes: tuple[int, ...]
+    """Class numbers, the likeliest first."""
+    chances: tuple[float, ...]
+
+
+def load_run(path: Path, device: str = "auto", warn: Warn | None = None) -> LoadedClassifier:
+    """The classifier of a run, checkpoint or model folder. Of one that is not part of a run it is not known how its
+    inputs were made: pictures are then read as they are, and no sequence is cut.
+
+    Raises:
+        UserError: as of `load_classifier`.
+    """
+    place = usable_device(device)
+    found = find_model(path, warn)
+    model = load_classifier(found.folder, place)
+    config = model.config
+    settings = None if found.run is None else found.run / CONFIG
+    if settings is not None and settings.is_file():
+        run = from_dict(ClassifyRun, read_json(settings), str(settings))
+        return LoadedClassifier(model, found, replace(run, model=config), place)
+    learned = isinstance(config, SequenceConfig) and config.positions == "learned"
+    length = config.max_length if learned and isinstance(config, SequenceConfig) else ANY_LENGTH
+    train, data = TrainConfig(sequence_length=length), ClassifyData(too_long="stop")
+    return LoadedClassifier(model, found, ClassifyRun(task=path.name, model=config, data=data, train=train), place)
+
+
+def measure_on(
+    loaded: LoadedClassifier, data: Path | None, split: str | None,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[str, Measured]:  # fmt: skip
+    """The name of the split and what the model does on it; without `data` on that of its run, without `split` on its
+    test split.
+
+    Raises:
+        UserError: no such data, or data of other classes, vocabulary, channels or form than the model's; a sequence
+            that is longer than its positions, unless the run cuts those.
+    """
+    run = loaded.run
+    known = run.data.folder if data is None else str(data)
+    refuse(not known, f"{loaded.name} does not say what it was trained on: give --data")
+    gone = data is None and not (Path(known) / "manifest.json").is_file()
+    refuse(gone, f"{known}, where the run had its examples, is not there: give --data")
+    opened, name = open_examples(known), split or run.data.test_split
+    examples = opened.split(name)
+    check_fit(run, opened.described, examples)
+    with loaded.precision():
+        return name, measure(loaded.model, examples, run, loaded.device, progress=progress)
+
+
+def picture_side(loaded: LoadedClassifier) -> int:
+    """Pixels along the sides of the pictures that the model was trained on."""
+    config = loaded.run.model
+    if not isinstance(config, SequenceConfig):
+        return config.image_size
+    side = isqrt(loaded.run.train.sequence_length)
+    refuse(config.channels < 1, f"{loaded.name} reads sequences of token ids, not pictures")
+    unknown = side * side != loaded.run.train.sequence_length or loaded.run.train.sequence_length == ANY_LENGTH
+    refuse(unknown, f"{loaded.name} does not say how large its pictures were: give --size")
+    return side
+
+
+def ask_pictures(loaded: LoadedClassifier, pictures: Sequence[np.ndarray], count: int = 5) -> list[Answer]:
+    """The likeliest classes of pictures uint8 [H,W,C]; those of one size are read side by side."""
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for place, picture in enumerate(pictures):
+        groups.setdefault(picture.shape, []).append(place)
+    found: dict[int, Answer] = {}
+    for places in groups.values():
+        for begin in range(0, len(places), BATCH):
+            some = places[begin : begin + BATCH]
+            stacked = torch.from_numpy(np.stack([pictures[place] for place in some])).to(loaded.device)
+            inputs = pixels(loaded.run, stacked.permute(0, 3, 1, 2).float() / 255)
+            found |= dict(zip(some, _answers(loaded, inputs, None, count), strict=True))
+    return [found[place] for place in range(len(pictures))]
+
+
+def ask_text(loaded: LoadedClassifier, text: str, count: int = 5) -> Answer:
+    """The likeliest classes of a text, read as bytes.
+
+    Raises:
+        UserError: a model that reads something else, an empty text, one longer than its positions.
+    """
+    from hgrn2.tasks.lra.texts import bytes_of
+
+    refuse(not loaded.reads_text, f"{loaded.name} does not read texts as bytes")
+    refuse(not text, "the text is empty")
+    longest, whole = loaded.run.train.sequence_length, len(text.encode("utf-8", "surrogatepass"))
+    long = whole > longest and loaded.run.data.too_long == "stop"
+    refuse(long, f"the text has {whole:,} bytes, the model has {longest:,} positions")
+    ids = torch.from_numpy(bytes_of(text, longest).astype(np.int64))[None].to(loaded.device)
+    return _answers(loaded, ids, torch.ones_like(ids, dtype=torch.bool), count)[0]
+
+
+def _answers(loaded: LoadedClassifier, inputs: Tensor, keep: Tensor | None, count: int) -> list[Answer]:
+    with reading(loaded.model), loaded.precision():
+        chances = logits(loaded.model, loaded.run, inputs, keep).float().softmax(-1).cpu()
+    best, places = chances.topk(min(count, chances.shape[-1]), -1)
+    return [Answer(tuple(n), tuple(p)) for n, p in zip(places.tolist(), best.tolist(), strict=True)]
+
+
+def _names_of(folder: Path) -> tuple[str, ...]:
+    return open_examples(folder).described.classes
+
+
+def is_classifier(path: Path) -> bool:
+    """Whether a run, checkpoint or model folder says that it holds a classifier; False also where it holds nothing.
+
+    Only the settings are looked at: whether the files are whole is found out when they are loaded.
+    """
+    newest = checkpoints(path)[-1:] if (path / CHECKPOINTS).is_dir() else []
+    settings = (newest[0].folder if newest else path) / CONFIG
+    values = read_json(settings) if settings.is_file() else None
+    return isinstance(values, dict) and values.get("kind") in CLASSIFIERS

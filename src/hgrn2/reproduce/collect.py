@@ -1,0 +1,65 @@
+"""Rows of runs that were trained by `hgrn2 train`, perhaps elsewhere: made from their folders, with their machine."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from hgrn2.bench.record import Row
+from hgrn2.errors import UserError
+from hgrn2.files import read_json
+from hgrn2.models.config import DeiTConfig
+from hgrn2.reproduce.cells import Job, row_of
+from hgrn2.reproduce.data import difference
+from hgrn2.reproduce.plan import TASKS, Cell, Plan, Run, Size
+from hgrn2.settings import from_dict, refuse
+from hgrn2.tasks.classify.config import ClassifyRun
+from hgrn2.tasks.mqar.config import MQARRun
+from hgrn2.tasks.mqar.recipes import name_of
+
+MIXERS = {"hgru2": "hgrn2", "hgru1": "hgrn1", "attention": "transformer"}
+
+
+def row_of_run(folder: Path, size: Size = "full") -> Row:
+    """The row of a finished run of a task that a table has.
+
+    Raises:
+        UserError: no finished run there, or one of another task or model.
+    """
+    for name in ("config.json", "summary.json", "environment.json"):
+        refuse(not (folder / name).is_file(), f"{folder} holds no finished run: {name} is missing")
+    values, summary = read_json(folder / "config.json"), read_json(folder / "summary.json")
+    machine: dict[str, Any] = read_json(folder / "environment.json")
+    kinds: dict[str, type[ClassifyRun] | type[MQARRun]] = {"classify": ClassifyRun, "mqar": MQARRun}
+    kind = kinds.get(str(values.get("kind")) if isinstance(values, dict) else "")
+    if kind is None:
+        raise UserError(f"{folder} holds a run that no table has; those of lra, image and mqar do")
+    run: Run = from_dict(kind, values, str(folder / "config.json"))
+    cell = _cell(folder, run, size)
+    job = Job(plan=Plan(table=_table(cell.task)), cell=cell, place=folder, difference=_difference(run, summary))
+    row = row_of(job, run, summary)
+    details = row.details | {"device": "cuda" if machine.get("gpu") else "cpu"}
+    return replace(row, machine=machine, date=machine["date_utc"], details=details)
+
+
+def _cell(folder: Path, run: Run, size: Size) -> Cell:
+    if isinstance(run, MQARRun):
+        model, sized = name_of(run.model)
+        n = run.model.mixer.head_size if sized else None
+        return Cell(table="mqar", task="mqar", model=model, seed=run.train.seed, size=size, n=n)
+    table = _table(run.task)
+    refuse(not table, f"{folder} holds a run of the task {run.task}, which no table has")
+    model = "transformer" if isinstance(run.model, DeiTConfig) else MIXERS.get(run.model.mixer.kind, "")
+    refuse(not model, f"{folder} holds a run of a model that the table does not have")
+    return Cell(table=table, task=run.task, model=model, seed=run.train.seed, size=size)
+
+
+def _table(task: str) -> Any:
+    return next((table for table, tasks in TASKS.items() if task in tasks), None)
+
+
+def _difference(run: Run, summary: dict[str, Any]) -> str:
+    """How the examples differ from the published ones; they need not be on this machine."""
+    folder = run.data.folder if isinstance(run, ClassifyRun) else ""
+    if folder and (Path(folder) / "manifest.json").is_file():
+        return difference(Path(folder))
+    return str(summary.get("origin", ""))

@@ -1,0 +1,159 @@
+"""The examples of a table: found ready, generated, or made from files of the user's; once for all runs of a task."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hgrn2.data.classes import Described, Examples, ImageStream, open_examples, write_examples
+from hgrn2.errors import UserError
+from hgrn2.reproduce.plan import Cell
+
+Progress = Callable[[str, int, int], None]
+Made = tuple[Described, Mapping[str, Examples | ImageStream]]
+SMALL_COUNTS: dict[str, tuple[int, int, int]] = {
+    "listops": (8000, 500, 500),
+    "pathfinder": (2000, 200, 200),
+    "pathx": (200, 50, 50),
+    "retrieval": (2000, 200, 200),
+}
+"""Examples of the small tables' generated data; published numbers in the full ones."""
+FILES = {
+    "cifar10": "CIFAR-10's binary version (cifar-10-binary.tar.gz) or JPEG files (cifar10-jpeg-*)",
+    "fashion-mnist": "fashion-mnist/train-images-idx3-ubyte.gz and its three companions",
+    "imagenet": "imagenet/train and imagenet/val, folders by class or tars",
+}
+"""What sets of images are read from."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the examples of a task come from."""
+
+    folder: Path
+    """Where they lie, or will."""
+    make: Callable[[Progress], Made] | None = None
+    """None where they are there."""
+    missing: str = ""
+    """Why there are none; empty where there are, or can be."""
+
+    @property
+    def state(self) -> str:
+        """For people."""
+        if self.missing:
+            return f"no data: {self.missing}"
+        return f"{'to be made' if self.make else 'ready'}: {self.folder}"
+
+
+def find(cell: Cell, out: Path, data: Path | None, workers: int = 1) -> Source:
+    """The source of a cell's examples: a prepared folder of the task's name in `data`, what an earlier call made in
+    `out`, the generator, or files in `data`, in this order."""
+    name = cell.task if cell.size != "small" else f"{cell.task}-small"
+    for ready in ([] if data is None else [data / name, data / cell.task]) + [out / "data" / name]:
+        if (ready / "manifest.json").is_file():
+            return Source(ready)
+    made = out / "data" / name
+    if cell.task in ("listops", "pathfinder", "pathx"):
+        return Source(made, lambda progress: _generated(cell, workers, progress))
+    reader, wanted = _reader(cell, data, out)
+    if data is None:
+        return Source(made, missing=f"give --data with a folder that holds {wanted}")
+    return Source(made, reader, "" if reader else f"{data} holds no {wanted}")
+
+
+def prepare(source: Source, progress: Progress) -> Path:
+    """Make the examples where they are not there yet; the folder appears when it is complete."""
+    if source.missing:
+        raise UserError(source.missing)
+    if source.make is not None and not (source.folder / "manifest.json").is_file():
+        write_examples(source.folder, *source.make(progress))
+    return source.folder
+
+
+def difference(folder: Path) -> str:
+    """How the examples differ from the published ones, as their manifest says it."""
+    opened = open_examples(folder)
+    counts = " / ".join(f"{split['count']:,}" for split in opened.manifest["splits"].values())
+    return f"{opened.described.origin}; {counts} examples"
+
+
+def _generated(cell: Cell, workers: int, progress: Progress) -> Made:
+    from hgrn2.tasks.lra import listops, pathfinder, pathfinder_settings
+
+    small = cell.size == "small"
+    options: dict[str, Any] = {"count": SMALL_COUNTS[cell.task] if small else None, "workers": workers}
+    if cell.task == "listops":
+        # Short expressions: whoever knows that a list's kind decides its value is right far more often than by chance.
+        settings = listops.ListOps(min_length=4, max_length=60, max_depth=4) if small else listops.ListOps()
+        return listops.make_listops(settings, **options, progress=progress)
+    settings = pathfinder_settings.pathx() if cell.task == "pathx" else pathfinder_settings.pathfinder()
+    return pathfinder.make_pathfinder(settings, task=cell.task, **options, progress=progress)
+
+
+def _reader(cell: Cell, data: Path | None, out: Path) -> tuple[Callable[[Progress], Made] | None, str]:
+    """What reads a task's files in `data`, None where they are not there; and which files it needs."""
+    if cell.task == "text":
+        return _text(data), "imdb-train*.jsonl* and imdb-test*.jsonl*"
+    if cell.task == "retrieval":
+        files = "AAN's *.train.tsv, *.eval.tsv, *.test.tsv, or wiki-en-train.jsonl* for a stand-in"
+        return _retrieval(data, cell.size), files
+    name = {"image": "cifar10"}.get(cell.task, cell.task)
+    return _images(name, data, out), FILES[name]
+
+
+def _images(name: str, data: Path | None, out: Path) -> Callable[[Progress], Made] | None:
+    """A folder of the set's name in `data`; CIFAR-10's files, which cannot be taken for another set's, also there."""
+    places = [] if data is None else [data / name, data]
+    patterns = {
+        "cifar10": ("cifar-10-binary.tar*", "cifar-10-batches-bin", "data_batch_1.bin", "cifar10-jpeg-*"),
+        "fashion-mnist": ("train-images*",),
+        "imagenet": ("train*",),
+    }[name]
+    found = [place for place in places[: 2 if name == "cifar10" else 1] if any(map(any, map(place.glob, patterns)))]
+    if not found:
+        return None
+
+    def read(progress: Progress) -> Made:
+        from hgrn2.data.images import ImageConfig, image_examples
+
+        scratch = out / "data"
+        scratch.mkdir(parents=True, exist_ok=True)
+        return image_examples(name, found[0], ImageConfig(), scratch=scratch, progress=progress)
+
+    return read
+
+
+def _text(data: Path | None) -> Callable[[Progress], Made] | None:
+    if not _all(data, "imdb-train*.jsonl*", "imdb-test*.jsonl*"):
+        return None
+    assert data is not None
+
+    def read(progress: Progress) -> Made:
+        from hgrn2.tasks.lra import texts
+
+        progress(f"reading {data}", 0, 1)
+        return texts.make_text(data)
+
+    return read
+
+
+def _retrieval(data: Path | None, size: str) -> Callable[[Progress], Made] | None:
+    pairs = _all(data, "*.train.tsv", "*.eval.tsv", "*.test.tsv")
+    articles = [] if data is None else sorted(data.glob("wiki-en-train.jsonl*"))
+    if not pairs and not articles:
+        return None
+    assert data is not None
+
+    def read(progress: Progress) -> Made:
+        from hgrn2.tasks.lra import texts
+
+        progress(f"reading {data}", 0, 1)
+        if pairs:
+            return texts.make_retrieval(data)
+        return texts.make_stand_in(articles[0], count=SMALL_COUNTS["retrieval"] if size == "small" else None)
+
+    return read
+
+
+def _all(data: Path | None, *patterns: str) -> bool:
+    return data is not None and all(any(data.glob(pattern)) for pattern in patterns)

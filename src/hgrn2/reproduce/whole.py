@@ -1,0 +1,148 @@
+"""A plan from outside: its runs with their data made ready, what a dry run says of them, and where rows are kept."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hgrn2.bench.record import Row, append, read_rows
+from hgrn2.errors import UserError
+from hgrn2.reproduce.cells import BENCH, ROW, Job
+from hgrn2.reproduce.data import Progress, Source, difference, find, prepare
+from hgrn2.reproduce.plan import Cell, Plan
+from hgrn2.reproduce.running import Outcome
+from hgrn2.tasks.mqar.config import MQARRun
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One line of a dry run."""
+
+    table: str
+    task: str
+    model: str
+    n: int | None
+    seed: int
+    parameters: int
+    """Where the data is not there yet, those of the recipe; vocabulary and classes of the data may change them."""
+    steps: int
+    batch: int
+    minutes: float
+    """Budget; 0: the steps decide."""
+    data: str
+    state: str
+    """new, interrupted or finished."""
+
+
+class Recorder:
+    """The rows of results/reproduce.jsonl; a row that it has already is not added twice."""
+
+    def __init__(self, results: Path) -> None:
+        self.results, self.rows = results, read_recorded(results)
+
+    def add(self, row: Row) -> bool:
+        """Append a row, unless it was recorded before; returns whether it was not."""
+        new = row not in self.rows
+        if new:
+            append(self.results, row)
+            self.rows.append(row)
+        return new
+
+    def of(self, plan: Plan) -> list[Row]:
+        """The newest rows of the plan's runs."""
+        wanted = {(cell.task, cell.model, cell.size, cell.n, cell.seed) for cell in plan.cells()}
+        found = {}
+        for row in self.rows:
+            key = (row.case["task"], row.subject, row.case["size"], row.case["n"], row.case["seed"])
+            if row.case["table"] == plan.table and key in wanted:
+                found[key] = row
+        return list(found.values())
+
+
+def read_recorded(results: Path) -> list[Row]:
+    """The rows of reproduce.jsonl; none where there is no such file."""
+    path = results / f"{BENCH}.jsonl"
+    return read_rows(path) if path.exists() else []
+
+
+def jobs_of(
+    plan: Plan, out: Path, data: Path | None, *, device: str = "auto", parallel: int = 1, workers: int = 1,
+    progress: Progress,
+) -> tuple[list[Job], list[Outcome]]:  # fmt: skip
+    """The runs of a plan with their examples made ready, and those that have none.
+
+    Raises:
+        UserError: settings that cannot be, before anything is made.
+    """
+    cells = plan.cells()
+    for cell in cells:
+        plan.run_of(cell)
+    sources: dict[str, tuple[Path, str] | str] = {}
+    for cell in cells:
+        if cell.task != "mqar" and cell.task not in sources:
+            sources[cell.task] = _ready(find(cell, out, data, workers), progress)
+    jobs, missing = [], []
+    for cell in cells:
+        source = sources.get(cell.task, (Path(), ""))
+        job = Job(plan=plan, cell=cell, place=out / "runs" / cell.name, device=device,
+                  at_once=min(parallel, len(cells)))  # fmt: skip
+        if isinstance(source, str):
+            missing.append(Outcome(job, "no data", text=source))
+        else:
+            folder = "" if cell.task == "mqar" else str(source[0])
+            jobs.append(Job(**{**job.__dict__, "data": folder, "difference": source[1]}))
+    return jobs, missing
+
+
+def _ready(source: Source, progress: Progress) -> tuple[Path, str] | str:
+    """The folder of the examples and how they differ, or why there are none."""
+    try:
+        folder = prepare(source, progress)
+        return folder, difference(folder)
+    except UserError as error:
+        return str(error)
+
+
+def planned(plan: Plan, out: Path, data: Path | None) -> list[Planned]:
+    """What would be run; nothing is made."""
+    return [_planned(plan, cell, out, data) for cell in plan.cells()]
+
+
+def _planned(plan: Plan, cell: Cell, out: Path, data: Path | None) -> Planned:
+    place = out / "runs" / cell.name
+    state = "finished" if (place / ROW).exists() else "interrupted" if (place / "checkpoints").exists() else "new"
+    source = None if cell.task == "mqar" else find(cell, out, data)
+    run: Any = plan.run_of(cell, str(source.folder) if source else "")
+    if source is not None and source.make is None and not source.missing:
+        from hgrn2.tasks.classify.run import fit_to_data
+
+        run = fit_to_data(run)
+    return Planned(
+        table=cell.table, task=cell.task, model=cell.model, n=cell.n, seed=cell.seed, parameters=_parameters(run),
+        steps=run.train.steps, batch=run.train.batch_size, minutes=plan.minutes,
+        data=source.state if source else "generated as it is needed", state=state,
+    )  # fmt: skip
+
+
+def _parameters(run: Any) -> int:
+    """Of the model that would be built."""
+    import torch
+
+    from hgrn2.models.language import LanguageModel
+    from hgrn2.models.saved import build_classifier
+
+    with torch.device("meta"):
+        model = LanguageModel(run.model) if isinstance(run, MQARRun) else build_classifier(run.model)
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def outcomes_as_json(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
+    """Outcomes as plain values."""
+    return [
+        {
+            "task": one.job.cell.task, "model": one.job.cell.model, "n": one.job.cell.n, "seed": one.job.cell.seed,
+            "state": one.state, "folder": str(one.job.place), "text": one.text,
+            "accuracy": None if one.row is None else one.row.value,
+        }
+        for one in outcomes
+    ]  # fmt: skip
