@@ -31,7 +31,8 @@ class Reproduce:
     seeds: Annotated[str, tyro.conf.arg(metavar="0,1", help_behavior_hint=SEEDS)] = ""
     """Which seeds, with commas."""
     size: Literal["full", "fast", "small"] = "full"
-    """full: the recipes of the published tables, for a GPU; small: smaller models and data, minutes on a CPU."""
+    """full: the recipes of the published tables; fast: ours, for ten minutes of a GPU; small: smaller models and data,
+    minutes on a CPU."""
     minutes: float = 0.0
     """Budget of each run; its schedule then follows the clock. 0: the steps of the recipe."""
     parallel: int = 1
@@ -187,7 +188,9 @@ class ReproduceCollect:
     runs: tyro.conf.Positional[Annotated[tuple[Path, ...], tyro.conf.arg(metavar="RUN")]]
     """Run folders; of each the settings, the summary and the environment are read."""
     size: Literal["full", "fast", "small"] = "full"
-    """Whether they stand beside published numbers, or are those of a small form."""
+    """Whose recipes they had: the published ones, those for ten minutes of a GPU, or those of a small form."""
+    at_once: int = 1
+    """How many runs shared the device: minutes of a run are counted as its share."""
     results: Folder = RESULTS
     """The folder whose reproduce.jsonl gets the rows."""
     page: Annotated[Path, tyro.conf.arg(metavar="FILE")] = PAGE
@@ -199,7 +202,8 @@ class ReproduceCollect:
         from hgrn2.reproduce.whole import Recorder
 
         refuse(not self.runs, "name at least one run folder")
-        rows = [row_of_run(folder, self.size) for folder in self.runs]  # all of them before the first is recorded
+        refuse(self.at_once < 1, f"--at-once is {self.at_once}; it must be at least 1")
+        rows = [row_of_run(folder, self.size, self.at_once) for folder in self.runs]  # all of them before the first is recorded
         prepare_folder(self.results)
         recorder = Recorder(self.results)
         for folder, row in zip(self.runs, rows, strict=True):

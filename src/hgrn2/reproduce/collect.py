@@ -19,8 +19,8 @@ from hgrn2.tasks.mqar.recipes import name_of
 MIXERS = {"hgru2": "hgrn2", "hgru1": "hgrn1", "attention": "transformer"}
 
 
-def row_of_run(folder: Path, size: Size = "full") -> Row:
-    """The row of a finished run of a task that a table has.
+def row_of_run(folder: Path, size: Size = "full", at_once: int = 1) -> Row:
+    """The row of a finished run of a task that a table has; `at_once` is how many runs shared its device.
 
     Raises:
         UserError: no finished run there, or one of another task or model.
@@ -35,7 +35,8 @@ def row_of_run(folder: Path, size: Size = "full") -> Row:
         raise UserError(f"{folder} holds a run that no table has; those of lra, image and mqar do")
     run: Run = from_dict(kind, values, str(folder / "config.json"))
     cell = _cell(folder, run, size)
-    job = Job(plan=Plan(table=_table(cell.task)), cell=cell, place=folder, difference=_difference(run, summary))
+    job = Job(plan=Plan(table=_table(cell.task)), cell=cell, place=folder, at_once=at_once,
+              difference=_difference(run, summary))  # fmt: skip
     row = row_of(job, run, summary)
     details = row.details | {"device": "cuda" if machine.get("gpu") else "cpu"}
     return replace(row, machine=machine, date=machine["date_utc"], details=details)

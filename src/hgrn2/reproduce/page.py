@@ -129,12 +129,13 @@ def _notes(lines: Sequence[Line]) -> list[str]:
     sources = dict.fromkeys(line.published.source for line in lines if line.published)
     if sources:
         found.append(f"Published: {'; '.join(sources)}.")
-    differing = []
+    differing: dict[tuple[str, str], dict[str, None]] = {}  # models by task and text: those set alike share a line
     for line in lines:
-        told = dict.fromkeys(_settings(row) for row in line.rows)
-        differing += [f"- {line.task_name}, {line.name}: {text}" for text in told if text]
-    if differing:
-        found.append("Settings that are not the published ones, which stand in brackets:\n\n" + "\n".join(differing))
+        for row in line.rows:
+            differing.setdefault((line.task_name, _settings(row)), {})[line.name] = None
+    told = [f"- {task}, {'; '.join(names)}: {text}" for (task, text), names in differing.items() if text]
+    if told:
+        found.append("Settings that are not the published ones, which stand in brackets:\n\n" + "\n".join(told))
     return found
 
 
@@ -143,7 +144,7 @@ def _settings(row: Row) -> str:
     details = row.details
     parts = [details.get("differs") or ""]
     if details.get("by_the_clock_s"):
-        parts.append(f"ended by the clock after {details['by_the_clock_s'] / 60:g} minutes")
+        parts.append(f"ended by the clock after {details['by_the_clock_s'] / 60:.3g} minutes")
     if details.get("at_once", 1) > 1:
         parts.append(f"{details['at_once']} runs shared the device, minutes are a run's share")
     return "; ".join(filter(None, parts))
