@@ -166,7 +166,7 @@ def test_overrides_of_a_model() -> None:
         ("depth=3", "there is no setting depth"),
         ("mixer.size=3", "there is no setting mixer.size"),
         ("width.mixer=3", "there is no setting width.mixer"),
-        ("init=3", "init is a group; set one of its fields: kind, std, input_std, zero_outputs"),
+        ("init=3", "init is a group; set one of its fields: kind, std, input_std, zero_outputs, memory"),
         ("width=wide", "setting.width must be a whole number, not 'wide'"),
         ("glu_bias=yes", "setting.glu_bias must be true or false, not 'yes'"),
         ("mixer.head_size=100", "width 256 does not divide into heads of head_size 100"),

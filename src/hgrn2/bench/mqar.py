@@ -127,7 +127,7 @@ def row_of(recipe: str, cell: Cell, run: MQARRun, summary: dict[str, Any]) -> Ro
         "recipe": recipe, "vocab_size": run.model.vocab_size, "layers": run.model.layers,
         "train": list(run.data.train), "steps": summary["steps"], "batch": run.train.batch_size,
         "precision": run.train.precision, "tokens": ranked.length, "pairs": ranked.pairs,
-        "width": cell.width, "n": cell.head_size, "lr": cell.lr, "seed": cell.seed, "memory": run.memory,
+        "width": cell.width, "n": cell.head_size, "lr": cell.lr, "seed": cell.seed, "memory": run.model.init.memory,
     }  # fmt: skip
     details = {
         "width": cell.width, "head_size": cell.head_size, "lr": cell.lr, "seed": cell.seed,

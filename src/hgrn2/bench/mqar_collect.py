@@ -66,7 +66,7 @@ def _common(found: list[tuple[MQARRun, dict[str, Any], dict[str, Any]]], folders
     names: dict[str, Path] = {}
     values = []
     for (run, _, _), folder in zip(found, folders, strict=True):
-        same = {"vocab_size": run.model.vocab_size, "layers": run.model.layers, "memory": run.memory}
+        same = {"vocab_size": run.model.vocab_size, "layers": run.model.layers, "memory": run.model.init.memory}
         values.append({"data": to_dict(run.data), **same})
         different = [name for name, value in values[-1].items() if value != values[0][name]]
         refuse(bool(different), f"{folder} has another {' and '.join(different)} than {folders[0]}; collect them apart")

@@ -31,11 +31,16 @@ class InitConfig:
     0.7, and tokens of size 0.02 are hardly seen there."""
     zero_outputs: bool = False
     """Start the projections that write to the residual stream at zero."""
+    memory: float = 0.0
+    """Tokens that the slowest channels remember at the start: biases of the forget gates (hgru2, hgru1) such that, but
+    for bounds and inputs, they are 1 - 1/4 to 1 - 1/memory over the channels of a head (models/open_gates.py); 0: they
+    start at a half, and remember two tokens."""
 
     def __post_init__(self) -> None:
         check_literals(self)
         refuse(not 0 < self.std < inf, f"init std is {self.std}; it must be positive")
         refuse(not 0 <= self.input_std < inf, f"init input_std is {self.input_std}; it must not be negative")
+        refuse(self.memory != 0 and not 4 <= self.memory <= 1e6, f"init memory is {self.memory}; use 0, or 4 to 1e6")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +79,10 @@ class StackConfig:
             )
         for name in ("dropout", "drop_path"):
             refuse(not 0 <= getattr(self, name) < 1, f"{name} is {getattr(self, name)}; it must be in [0, 1)")
+        refuse(
+            self.init.memory > 0 and self.mixer.kind.startswith("hgru") and not self.mixer.bias,
+            "init.memory is the bias of the forget gates: mixer.bias must be true",
+        )
         unbounded = self.mixer.kind in ("gla", "attention")
         refuse(
             unbounded and self.lower_bound != "none",

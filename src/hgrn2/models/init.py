@@ -6,8 +6,8 @@ xavier_small  token mixers Xavier-uniform with gain 2^-2.5, the rest normal: fla
 zero_outputs  projections that write to the residual stream start at zero: xmixers.
 
 Learned positions are normal(0, std). Biases start at 0, norm weights at 1, bound parameters at 1 (hgru2, xmixers; any
-constant gives the same softmax, so layer l starts bounded by l/L), HGRN1's phases at 10000^(-2j/D) (hgru-pytorch),
-convolutions uniform within 1/sqrt(W) as PyTorch's own Conv1d.
+constant gives the same softmax, so layer l starts bounded by l/L), biases of forget gates as `memory` says, HGRN1's
+phases at 10000^(-2j/D) (hgru-pytorch), convolutions uniform within 1/sqrt(W) as PyTorch's own Conv1d.
 """
 
 import math
@@ -25,6 +25,7 @@ from hgrn2.layers.hgru2 import HGRU2
 from hgrn2.layers.norm import Norm
 from hgrn2.models.backbone import Backbone
 from hgrn2.models.config import InitConfig
+from hgrn2.models.open_gates import open_gates
 
 SMALL_GAIN = 2**-2.5
 
@@ -61,6 +62,8 @@ def initialise(model: nn.Module, config: InitConfig) -> None:
                 nn.init.zeros_(writer.weight)
             elif config.kind == "scaled_normal":
                 writer.weight /= math.sqrt(2 * len(blocks))
+    if config.memory:
+        open_gates(model, config.memory)
 
 
 def _mixer(mixer: HGRU1 | HGRU2 | GLA | Attention, config: InitConfig) -> None:

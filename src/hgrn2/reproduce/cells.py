@@ -55,7 +55,7 @@ def finished(job: Job) -> Row | None:
     if not path.exists():
         return None
     wanted, found = json.loads(json.dumps(to_dict(job.settings()))), read_json(job.place / "config.json")
-    for name in ("model", "data", "optim", *(["memory"] if "memory" in wanted else [])):
+    for name in ("model", "data", "optim"):
         same = isinstance(found, dict) and found.get(name) == wanted[name]
         refuse(not same, f"{job.place} holds a finished run with other {name} settings; use another --out")
     return from_dict(Row, read_json(path), str(path))

@@ -4,7 +4,6 @@ import json
 import re
 import shlex
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,6 @@ from hgrn2.models.language import LanguageModel
 from hgrn2.tasks.mqar.config import MQARRun
 from hgrn2.tasks.mqar.recipes import RECIPES, VARIANTS, changed, recipe, with_variant
 from hgrn2.tasks.mqar.run import state_numbers, train_mqar
-from hgrn2.tasks.mqar.start import open_gates
 from hgrn2.tasks.mqar.task import MQARTask, query_logits
 
 PAGE = Path(__file__).parents[3] / "docs" / "mqar.md"
@@ -50,9 +48,8 @@ def test_it_learns_to_recall(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["hgrn2", "hgrn2-conv", "hgrn1"])
 def test_gates_start_where_they_are_told(name: str) -> None:
     """1/(1-f) of a text that says nothing: from 4 to 40 tokens in every head, for HGRN1 over the layer."""
-    run = with_variant(tiny("memory=40"), name, head_size=8, width=16)
+    run = with_variant(tiny("model.init.memory=40"), name, head_size=8, width=16)
     model = LanguageModel(run.model)
-    open_gates(model, run.memory)
     mixer: Any = model.backbone.blocks[0].mixer
     silent = torch.zeros(1, 9, 16)
     forget = mixer.forget_logits(silent).double().sigmoid()
@@ -64,10 +61,10 @@ def test_gates_start_where_they_are_told(name: str) -> None:
 
 
 def test_memory_of_another_size_is_another_run(tmp_path: Path) -> None:
-    run = tiny("memory=40")
+    run = tiny("model.init.memory=40")
     train_mqar(run, tmp_path / "run", quiet=True)
-    with pytest.raises(UserError, match="holds a run with another memory"):
-        train_mqar(replace(run, memory=20), tmp_path / "run", quiet=True)
+    with pytest.raises(UserError, match="holds a run with another model"):
+        train_mqar(tiny("model.init.memory=20"), tmp_path / "run", quiet=True)
 
 
 def test_an_interrupted_run_ends_with_the_same_bits(tmp_path: Path) -> None:
@@ -183,8 +180,8 @@ def test_the_published_amount_of_training() -> None:
         (["--set", "data.test=256x40x9"], "vocab_size 64 has 31 keys; 40 pairs need as many"),
         (["--set", "train.sequence_length=16"], "sequence_length is 16; the longest training segment has 32 tokens"),
         (["--set", "model.mixer.kind=gla"], "lower_bound inclusive must be none"),
-        (["--set", "model.mixer.bias=false"], "memory is the bias of the forget gates: model.mixer.bias must be true"),
-        (["--set", "memory=2"], "memory is 2.0; use 0, or 4 to 1e6 tokens"),
+        (["--set", "model.mixer.bias=false"], "init.memory is the bias of the forget gates: mixer.bias must be true"),
+        (["--set", "model.init.memory=2"], "init memory is 2.0; use 0, or 4 to 1e6"),
         (["--device", "abacus"], "device 'abacus' cannot be used"),
     ],
 )  # fmt: skip

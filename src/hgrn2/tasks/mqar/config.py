@@ -98,17 +98,9 @@ class MQARRun:
     data: MQARData = field(default_factory=MQARData)
     train: TrainConfig = field(default_factory=TrainConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
-    memory: float = 0.0
-    """Tokens that the slowest channels remember at the start: forget gates of 1 - 1/4 to 1 - 1/memory
-    (tasks/mqar/start.py); 0 leaves gates where the other weights put them, at a half. Of HGRN1 and HGRN2 only."""
 
     def __post_init__(self) -> None:
         check_literals(self)
-        refuse(self.memory != 0 and not 4 <= self.memory <= 1e6, f"memory is {self.memory}; use 0, or 4 to 1e6 tokens")
-        refuse(
-            self.memory > 0 and self.model.mixer.kind.startswith("hgru") and not self.model.mixer.bias,
-            "memory is the bias of the forget gates: model.mixer.bias must be true",
-        )
         most = max(one.pairs for one in (*self.data.train_segments, *self.data.test_segments))
         refuse(
             most > self.model.vocab_size // 2 - 1,

@@ -70,13 +70,13 @@ def small() -> MQARRun:
     data = MQARData(
         train=("32x1x9600", "32x2x9600", "32x4x19200", "32x8x19200"), test=("32x2x1000", "32x4x1000", "32x8x1000")
     )
-    model = _model(vocab_size=64, width=64, layers=1, tie_embeddings=False)
+    model = _model(vocab_size=64, width=64, layers=1, tie_embeddings=False, memory=32)
     train = TrainConfig(
         steps=800, sequence_length=32, batch_size=64, eval_every=200, eval_tokens=6_400, save_every=400, log_every=20,
         keep=1, spike=0,
     )  # fmt: skip
     optim = OptimConfig(lr=2e-2, warmup_steps=80, final_lr_ratio=0.0, weight_decay=0.01)
-    return MQARRun(model=model, data=data, train=train, optim=optim, memory=32)
+    return MQARRun(model=model, data=data, train=train, optim=optim)
 
 
 def zoology() -> MQARRun:
@@ -89,8 +89,8 @@ def zoology() -> MQARRun:
         save_every=3 * epoch, log_every=50, keep=1, spike=0,
     )  # fmt: skip
     optim = OptimConfig(lr=3.2e-3, warmup_steps=500, final_lr_ratio=0.0, weight_decay=0.1)
-    model = _model(vocab_size=8192, width=128, layers=2, tie_embeddings=True)
-    return MQARRun(model=model, train=train, optim=optim, memory=150)
+    model = _model(vocab_size=8192, width=128, layers=2, tie_embeddings=True, memory=150)
+    return MQARRun(model=model, train=train, optim=optim)
 
 
 def h100() -> MQARRun:
@@ -105,9 +105,9 @@ def h100() -> MQARRun:
         keep=1, spike=0,
     )  # fmt: skip
     optim = OptimConfig(lr=1e-2, warmup_steps=100, final_lr_ratio=0.0, weight_decay=0.1)
-    model = _model(vocab_size=8192, width=128, layers=2, tie_embeddings=True)
+    model = _model(vocab_size=8192, width=128, layers=2, tie_embeddings=True, memory=150)
     model = replace(model, mixer=replace(model.mixer, conv_width=0))
-    return MQARRun(model=model, data=data, train=train, optim=optim, memory=150)
+    return MQARRun(model=model, data=data, train=train, optim=optim)
 
 
 RECIPES: dict[str, Callable[[], MQARRun]] = {"small": small, "zoology": zoology, "h100": h100}
@@ -136,14 +136,14 @@ def changed(
     return with_overrides(run, (f"train.sequence_length={longest}", *assignments))
 
 
-def _model(*, vocab_size: int, width: int, layers: int, tie_embeddings: bool) -> ModelConfig:
+def _model(*, vocab_size: int, width: int, layers: int, tie_embeddings: bool, memory: float) -> ModelConfig:
     """HGRN2 with the short convolution and one head; biases are what `memory` sets. Weights of 0.1, not 0.02, and for
     more than one layer embeddings as large as what a layer adds to them: both shorten the time in which nothing is
     learned (docs/mqar.md)."""
     return ModelConfig(
         vocab_size=vocab_size, width=width, layers=layers, glu_width=2 * width, tie_embeddings=tie_embeddings,
         scale_embeddings=layers > 1, mixer=MixerConfig(head_size=width, conv_width=CONV_WIDTH, bias=True),
-        init=InitConfig(std=0.1),
+        init=InitConfig(std=0.1, memory=memory),
     )  # fmt: skip
 
 

@@ -14,9 +14,8 @@ from hgrn2.models.count import state_bytes
 from hgrn2.models.gates import gate_statistics
 from hgrn2.models.language import LanguageModel
 from hgrn2.models.saved import usable_device
-from hgrn2.settings import refuse, to_dict
+from hgrn2.settings import to_dict
 from hgrn2.tasks.mqar.config import MQARRun
-from hgrn2.tasks.mqar.start import open_gates
 from hgrn2.tasks.mqar.task import MQARTask, Recall
 from hgrn2.train.metrics import read_metrics
 from hgrn2.train.report import LayerGates, write_report
@@ -47,12 +46,9 @@ def train_mqar(
     if place.type == "cpu":
         cpu.keep_freed_memory()
     task = MQARTask(run, place)
-    prepare_folder(folder, run, partial(_refuse_other, folder, run), restart=restart)
+    prepare_folder(folder, run, partial(refuse_other_run, folder, run), restart=restart)
     torch.manual_seed(run.train.seed)
-    model = LanguageModel(run.model)
-    if run.memory:
-        open_gates(model, run.memory)
-    model.to(place)
+    model = LanguageModel(run.model).to(place)
     model.backbone.set_recompute(run.train.recompute)
     trainer = Trainer(run, task, model, folder)
     budget = run.train.budget_s
@@ -67,12 +63,6 @@ def state_numbers(run: MQARRun) -> int:
     """Real numbers that the model carries behind the pairs of its longest training segment; attention carries more the
     longer the text is, the others always as many."""
     return state_bytes(run.model, tokens=run.train.sequence_length) // 4
-
-
-def _refuse_other(folder: Path, run: MQARRun, saved: MQARRun) -> None:
-    refuse_other_run(folder, run, saved)
-    different = run.memory != saved.memory
-    refuse(different, f"{folder} holds a run with another memory; use another --out or --restart")
 
 
 def _finish(run: MQARRun, trainer: Trainer, task: MQARTask, model: LanguageModel) -> MQARResult:

@@ -1,7 +1,7 @@
 """Gates that start near one: a model whose state outlives the sequence from the first step on.
 
-With weights around zero a forget gate of HGRN2 or HGRN1 starts at a half, and what a pair wrote is gone after two
-tokens. Nothing links a query to its value then, no gradient opens the gate, and nothing is learned for long
+With weights around zero a forget gate of HGRN2 or HGRN1 starts at a half, and what a token wrote is gone after two
+more. Nothing links a query to its value then, no gradient opens the gate, and nothing is learned for long
 (docs/mqar.md has numbers). Language models hide this: their upper layers have high bounds, and near tokens teach them.
 """
 
@@ -10,6 +10,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from hgrn2.layers.directions import Directional
 from hgrn2.layers.hgru1 import HGRU1
 from hgrn2.layers.hgru2 import HGRU2
 
@@ -23,14 +24,23 @@ def open_gates(model: nn.Module, memory: float) -> None:
     (of the layer, for HGRN1), evenly in its logarithm. Other models are left as they are."""
     for mixer in model.modules():
         if isinstance(mixer, HGRU2):
-            logits = _logits(_spread(mixer.config.head_size, memory)).repeat(mixer.heads)
-            mixer.in_proj.bias[-mixer.width :] = logits
+            _start(mixer.in_proj, _logits(_spread(mixer.config.head_size, memory)).repeat(mixer.heads))
             if mixer.conv is not None:
                 # The bias passes through the convolution: its taps must sum to one there for it to come out again.
                 taps = mixer.conv[-mixer.width :]
                 taps += (1 - taps.sum(-1, keepdim=True)) / taps.shape[-1]
         elif isinstance(mixer, HGRU1):
-            mixer.in_proj.bias[-mixer.width :] = _logits(_spread(mixer.width, memory))
+            _start(mixer.in_proj, _logits(_spread(mixer.width, memory)))
+        elif isinstance(mixer, Directional):
+            for more in mixer.more:  # projections of further scans; those of the first were met by themselves
+                _start(more, mixer.unit.in_proj.bias[-mixer.width :])
+
+
+def _start(projection: nn.Module, logits: Tensor) -> None:
+    """The forget gates are the last rows of every fused projection."""
+    bias = projection.bias
+    assert isinstance(bias, Tensor)
+    bias[-len(logits) :] = logits
 
 
 def _spread(count: int, memory: float) -> Tensor:
