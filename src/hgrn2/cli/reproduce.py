@@ -203,9 +203,8 @@ class ReproduceCollect:
 
         refuse(not self.runs, "name at least one run folder")
         refuse(self.at_once < 1, f"--at-once is {self.at_once}; it must be at least 1")
-        rows = [
-            row_of_run(folder, self.size, self.at_once) for folder in self.runs
-        ]  # all of them before the first is recorded
+        # All rows before the first is recorded.
+        rows = [row_of_run(folder, self.size, self.at_once) for folder in self.runs]
         prepare_folder(self.results)
         recorder = Recorder(self.results)
         for folder, row in zip(self.runs, rows, strict=True):
