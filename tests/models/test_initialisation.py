@@ -9,10 +9,12 @@ import torch
 from small_models import config_of
 from torch import Tensor
 
+from hgrn2.errors import UserError
 from hgrn2.layers.config import MixerConfig
-from hgrn2.models.config import InitConfig, ModelConfig
+from hgrn2.models.config import InitConfig, ModelConfig, SequenceConfig
 from hgrn2.models.init import initialise
 from hgrn2.models.language import LanguageModel
+from hgrn2.models.sequence import SequenceClassifier
 
 WIDTH, HIDDEN, LAYERS = 128, 160, 3
 
@@ -157,3 +159,28 @@ def test_construction_follows_the_global_seed() -> None:
     torch.manual_seed(1)
     other = LanguageModel(first.config)
     assert not torch.equal(first.embedding.weight, other.embedding.weight)
+
+
+@pytest.mark.parametrize("kind", ["hgru2", "hgru1", "hgru1_real"])
+@pytest.mark.parametrize("separate", [False, True])
+def test_every_scan_starts_with_the_memory_it_is_told(kind: Any, separate: bool) -> None:
+    """1/(1-f) of an input that says nothing: from 4 to 100 tokens over each head (of HGRN1 over the layer)."""
+    mixer = MixerConfig(kind=kind, head_size=8, bias=True, direction="bidirectional", separate_scans=separate)
+    config = SequenceConfig(
+        classes=2, vocab_size=9, width=16, layers=2, glu_width=16, mixer=mixer, init=InitConfig(memory=100)
+    )
+    span = 16 if kind != "hgru2" else 8
+    wanted = torch.logspace(math.log10(4), 2, span).repeat(16 // span)
+    for block in SequenceClassifier(config).backbone.blocks:
+        unit: Any = block.mixer
+        for projection in (unit.unit.in_proj, *unit.more):
+            forget = projection.bias[-16:].double().sigmoid()
+            assert (1 / (1 - forget)).tolist() == pytest.approx(wanted.tolist(), rel=1e-4)
+        assert len(unit.more) == separate
+
+
+def test_memory_needs_biases() -> None:
+    with pytest.raises(UserError, match=r"init\.memory is the bias of the forget gates: mixer\.bias must be true"):
+        ModelConfig(vocab_size=9, width=16, layers=1, mixer=MixerConfig(head_size=8), init=InitConfig(memory=10))
+    with pytest.raises(UserError, match=r"init memory is 3(\.0)?; use 0, or 4 to 1e6"):
+        InitConfig(memory=3)

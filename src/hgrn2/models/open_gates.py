@@ -23,17 +23,15 @@ def open_gates(model: nn.Module, memory: float) -> None:
     """Start forget gates, but for bounds and inputs, at 1 - 1/m; m goes from 4 to `memory` over the channels of a head
     (of the layer, for HGRN1), evenly in its logarithm. Other models are left as they are."""
     for mixer in model.modules():
-        if isinstance(mixer, HGRU2):
-            _start(mixer.in_proj, _logits(_spread(mixer.config.head_size, memory)).repeat(mixer.heads))
-            if mixer.conv is not None:
-                # The bias passes through the convolution: its taps must sum to one there for it to come out again.
-                taps = mixer.conv[-mixer.width :]
-                taps += (1 - taps.sum(-1, keepdim=True)) / taps.shape[-1]
-        elif isinstance(mixer, HGRU1):
-            _start(mixer.in_proj, _logits(_spread(mixer.width, memory)))
-        elif isinstance(mixer, Directional):
-            for more in mixer.more:  # projections of further scans; those of the first were met by themselves
-                _start(more, mixer.unit.in_proj.bias[-mixer.width :])
+        if isinstance(mixer, (HGRU2, HGRU1)):
+            _start(mixer.in_proj, _logits(_memories(mixer, memory)))
+        if isinstance(mixer, HGRU2) and mixer.conv is not None:
+            # The bias passes through the convolution: its taps must sum to one there for it to come out again.
+            taps = mixer.conv[-mixer.width :]
+            taps += (1 - taps.sum(-1, keepdim=True)) / taps.shape[-1]
+        if isinstance(mixer, Directional):
+            for more in mixer.more:  # projections of further scans; the first one's are its unit's
+                _start(more, _logits(_memories(mixer.unit, memory)))
 
 
 def _start(projection: nn.Module, logits: Tensor) -> None:
@@ -43,11 +41,13 @@ def _start(projection: nn.Module, logits: Tensor) -> None:
     bias[-len(logits) :] = logits
 
 
-def _spread(count: int, memory: float) -> Tensor:
-    """m of every channel, float64."""
+def _memories(unit: HGRU2 | HGRU1, longest: float) -> Tensor:
+    """m of every channel [D], float64."""
+    count = unit.config.head_size if isinstance(unit, HGRU2) else unit.width
     if count == 1:
-        return torch.full((1,), memory, dtype=torch.float64)
-    return torch.logspace(math.log2(SHORTEST), math.log2(memory), count, base=2.0, dtype=torch.float64)
+        return torch.full((unit.width,), longest, dtype=torch.float64)
+    m = torch.logspace(math.log2(SHORTEST), math.log2(longest), count, base=2.0, dtype=torch.float64)
+    return m.repeat(unit.width // count)
 
 
 def _logits(m: Tensor) -> Tensor:

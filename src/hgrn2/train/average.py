@@ -19,13 +19,15 @@ class WeightAverage:
     """Averages the weights of `model`, and takes their place while it is measured or saved."""
 
     def __init__(self, model: nn.Module, decay: float) -> None:
-        self.model, self.decay = model, decay
-        self.values = {name: value.detach().clone() for name, value in model.state_dict().items()}
+        self.decay = decay
+        # The model's own tensors, which every update changes in place; listing them anew would cost more than the mean.
+        self.own = model.state_dict()
+        self.values = {name: value.detach().clone() for name, value in self.own.items()}
 
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Take in the weights after `step` steps."""
-        own, share = self.model.state_dict(), min(self.decay, (1 + step) / (10 + step))
+        own, share = self.own, min(self.decay, (1 + step) / (10 + step))
         means = [self.values[name] for name in own if own[name].is_floating_point()]
         torch._foreach_lerp_(means, [value for value in own.values() if value.is_floating_point()], 1 - share)  # pyright: ignore[reportPrivateImportUsage]
         for name, value in own.items():
@@ -35,7 +37,7 @@ class WeightAverage:
     @torch.no_grad()
     def swap(self) -> None:
         """Exchange the model's weights and the mean."""
-        for name, value in self.model.state_dict().items():
+        for name, value in self.own.items():
             kept = value.clone()
             value.copy_(self.values[name])
             self.values[name].copy_(kept)
@@ -52,7 +54,7 @@ class WeightAverage:
     @torch.no_grad()
     def load(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """The model holds a saved mean: put the weights behind it back; returns the tensors that are not theirs."""
-        for name, value in self.model.state_dict().items():
+        for name, value in self.own.items():
             self.values[name].copy_(value)
             value.copy_(tensors[RAW + name])
         return {name: value for name, value in tensors.items() if not name.startswith(RAW)}

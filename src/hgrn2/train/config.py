@@ -77,6 +77,9 @@ class TrainConfig:
     """torch.compile on the model; the scan stays one operator inside."""
     compile_blocks: bool = False
     """torch.compile on the blocks alone: built once for all of them and for sequences of any length."""
+    graphs: bool = False
+    """On a GPU, start forward and backward of a step as one CUDA graph, captured once for every shape of batch: for
+    small models, whose steps take Python longer to start than the GPU to run. Elsewhere steps are taken as they are."""
     loss: LossKind = "auto"
     """full: logits of a whole part in memory; chunked: head and loss in one operator, some thousand tokens at a time;
     auto: chunked for vocabularies of 8,192 and more."""

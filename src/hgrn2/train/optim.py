@@ -14,6 +14,8 @@ class Optimizers:
 
     def __init__(self, model: nn.Module, config: OptimConfig) -> None:
         self.config = config
+        self.keep_gradients = False
+        """Zero gradients in place rather than drop them."""
         self.named = {name: p for name, p in model.named_parameters() if p.requires_grad}
         in_blocks = _block_matrices(model)
         matrices = {n for n in in_blocks if n in self.named} if config.optimizer == "muon" else set()
@@ -44,10 +46,10 @@ class Optimizers:
                 group["lr"] = peak * share
 
     def step(self) -> None:
-        """Update all parameters and drop their gradients."""
+        """Update all parameters and drop their gradients, or zero them where they are kept."""
         for optimizer, _ in self.parts:
             optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            optimizer.zero_grad(set_to_none=not self.keep_gradients)
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """The optimisers' states under `parameter/entry`."""

@@ -6,7 +6,7 @@ the guard come back bit for bit. With a time budget the schedule follows the clo
 
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
@@ -20,6 +20,7 @@ from hgrn2.models.saved import Model
 from hgrn2.train import checkpoint
 from hgrn2.train.average import WeightAverage
 from hgrn2.train.config import Run
+from hgrn2.train.graphs import StepGraphs
 from hgrn2.train.guard import LossGuard
 from hgrn2.train.metrics import MetricsWriter
 from hgrn2.train.optim import Optimizers
@@ -54,6 +55,10 @@ class Trainer:
         self._loss = torch.compile(task.loss) if run.train.compile else task.loss
         if run.train.compile_blocks:
             compile_blocks(model)
+        self._backward: Callable[[Any], torch.Tensor] = self._part
+        if run.train.graphs and next(model.parameters()).device.type == "cuda":
+            self._backward = StepGraphs(self._part, model.parameters())
+            self.optimizers.keep_gradients = True
 
     def resume(self, folder: Path) -> None:
         """Continue from a checkpoint folder."""
@@ -124,6 +129,13 @@ class Trainer:
     def _precision(self, device: str) -> torch.autocast:
         return torch.autocast(device, torch.bfloat16, enabled=self.run.train.precision == "bfloat16")
 
+    def _part(self, batch: Any) -> torch.Tensor:
+        """Forward and backward of one accumulation part; its share of the loss."""
+        with self._precision(batch[0].device.type):
+            loss = self._loss(self.model, batch) / self.run.train.accumulate
+        loss.backward()
+        return loss.detach()
+
     def _train_step(self) -> None:
         """One optimiser step over all accumulation parts."""
         config = self.run
@@ -131,12 +143,8 @@ class Trainer:
         self.optimizers.set_share(share)
         parts, total = config.train.accumulate, torch.zeros(())
         for part in range(parts):
-            batch = self.task.batch(self.step, part, parts)
-            device = batch[0].device.type
-            with self._precision(device):
-                loss = self._loss(self.model, batch) / parts
-            loss.backward()
-            total = total.to(loss.device) + loss.detach()
+            loss = self._backward(self.task.batch(self.step, part, parts))
+            total = total.to(loss.device) + loss
         limit = config.optim.clip or float("inf")
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), limit)
         self.optimizers.step()
