@@ -181,6 +181,8 @@ def test_every_scan_starts_with_the_memory_it_is_told(kind: Any, separate: bool)
 
 def test_memory_needs_biases() -> None:
     with pytest.raises(UserError, match=r"init\.memory is the bias of the forget gates: mixer\.bias must be true"):
-        ModelConfig(vocab_size=9, width=16, layers=1, mixer=MixerConfig(head_size=8), init=InitConfig(memory=10))
+        ModelConfig(
+            vocab_size=9, width=16, layers=1, glu_width=16, mixer=MixerConfig(head_size=8), init=InitConfig(memory=10)
+        )
     with pytest.raises(UserError, match=r"init memory is 3(\.0)?; use 0, or 4 to 1e6"):
         InitConfig(memory=3)
