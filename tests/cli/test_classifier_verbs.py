@@ -217,10 +217,14 @@ def commands(page: str, verbs: tuple[str, ...]) -> list[list[str]]:
 
 @pytest.mark.parametrize(
     "arguments",
-    [*commands("classifiers.md", ("eval", "classify")), *commands("reproduce.md", ("reproduce",))],
+    [
+        *commands("classifiers.md", ("eval", "classify")),
+        *commands("reproduce.md", ("reproduce",)),
+        *commands("lra.md", ("train", "reproduce")),
+    ],
     ids=" ".join,
 )
 def test_what_the_pages_say_to_type_is_understood(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert entry([*arguments[: 2 if arguments[0] == "reproduce" else 1], "--help"]) == 0
+    assert entry([*arguments[: 2 if arguments[0] in ("reproduce", "train") else 1], "--help"]) == 0
     known = capsys.readouterr().out
     assert all(word in known for word in arguments if word.startswith("--"))

@@ -193,7 +193,13 @@ def test_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
     Path("listops-1000").mkdir()
     for name in ("train", "val", "test"):
         Path(f"listops-1000/basic_{name}.tsv").write_text("Source\tTarget\n( ( ( [MAX 2 ) 9 ) ] )\t9\n")
+    Path("cifar").mkdir()
+    for name in (*(f"data_batch_{n}" for n in range(1, 6)), "test_batch"):
+        Path(f"cifar/{name}.bin").write_bytes(b"".join(bytes([n % 10]) + bytes(3072) for n in range(40)))
     lines = [line for block in re.findall(r"```sh\n(.*?)```", page, re.DOTALL) for line in block.splitlines()]
-    assert len(lines) == 7
+    lines = [line for line in lines if "--device cuda" not in line]  # tests/cli holds what they say to type to --help
+    assert len(lines) == 10
     for line in lines:
-        assert entry(shlex.split(line, comments=True)[1:]) == 0, (line, capsys.readouterr().err)
+        command = shlex.split(line, comments=True)[1:]
+        short = ["--set", "train.steps=1", "train.batch_size=2", "model.layers=1"] if command[0] == "train" else []
+        assert entry([*command, *short]) == 0, (line, capsys.readouterr().err)
