@@ -1,7 +1,7 @@
 """Fixtures for all rooms: a tiny corpus, and a process that tests leave as they found it."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +11,21 @@ if not torch.cuda.is_available():
     # Kernels are tested in Triton's interpreter; it is asked for once, when the package is imported, which importing
     # hgrn2.ops does by way of torch.compile.
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+SHARED = Path(os.environ.get("HGRN2_DATA") or Path(__file__).parents[1] / ".." / "shared" / "data")
+
+
+@pytest.fixture(scope="session")
+def real() -> Callable[[str], Path]:
+    """The path of a file of the real-data bundle; skips where the bundle is not there."""
+
+    def find(name: str) -> Path:
+        if not (SHARED / name).exists():
+            pytest.skip(f"real data {name} is not in ../shared/data (set HGRN2_DATA)")
+        return SHARED / name
+
+    return find
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,7 @@
-"""Shared by the tests of the data room: real data where it lies, and small inputs that they make."""
+"""Shared by the tests of the data room: small inputs that they make."""
 
 import json
 import lzma
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,21 +10,7 @@ import pytest
 from hgrn2.data.tokenizer import Tokenizer, load_tokenizer
 from hgrn2.data.vocabulary import byte_alphabet
 
-SHARED = Path(os.environ.get("HGRN2_DATA") or Path(__file__).parents[2] / ".." / "shared" / "data")
-
 MERGES = [("h", "e"), ("l", "l"), ("he", "ll"), ("hell", "o"), ("Ġ", "hello")]
-
-
-@pytest.fixture
-def real() -> Callable[[str], Path]:
-    """The path of a file of the real-data bundle; skips where the bundle is not there."""
-
-    def find(name: str) -> Path:
-        if not (SHARED / name).exists():
-            pytest.skip(f"real data {name} is not in ../shared/data (set HGRN2_DATA)")
-        return SHARED / name
-
-    return find
 
 
 def write_gpt2(folder: Path, merges: str, vocabulary: str, compressed: bool = False) -> Path:

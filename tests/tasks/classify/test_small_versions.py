@@ -1,0 +1,70 @@
+"""Small versions of the tasks are learned on a CPU, better than by always naming the most frequent class."""
+
+import tarfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from hgrn2.cli.main import entry
+from hgrn2.data.classes import write_examples
+from hgrn2.settings import with_overrides
+from hgrn2.tasks.classify.recipes import recipe
+from hgrn2.tasks.classify.run import fit_to_data, train_classifier
+from hgrn2.tasks.lra.listops import ListOps, make_listops
+
+
+@pytest.fixture(scope="module")
+def short_listops(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
+    """6,000 expressions of 4 to 30 tokens, and the share of the most frequent value among those of the test."""
+    folder = tmp_path_factory.mktemp("listops") / "listops"
+    described, splits = make_listops(ListOps(min_length=4, max_length=30, max_depth=3), count=(6000, 400, 400))
+    write_examples(folder, described, splits)
+    return folder, float(np.bincount(splits["test"].labels).max() / 400)
+
+
+@pytest.fixture(scope="module")
+def some_pictures(real: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """1,500 of the JPEG subset of CIFAR-10 for training, 500 of its test set."""
+    pytest.importorskip("PIL.Image", reason="Pillow is the extra vision")
+    place = tmp_path_factory.mktemp("jpeg")
+    for name, every in (("train30k", 20), ("test6k", 12)):
+        with tarfile.open(real(f"cifar10-jpeg-{name}.tar.xz")) as tar:
+            for number, member in enumerate(one for one in tar if one.isfile()):
+                if number % every == 0:
+                    tar.extract(member, place / "raw", filter="data")
+    assert entry(["data", "image", str(place / "raw"), "--valid", "100", "--out", str(place / "cifar")]) == 0
+    return place / "cifar"
+
+
+def accuracy(folder: Path, out: Path, task: str, model: str, *settings: str) -> float:
+    torch.set_num_threads(1)
+    run = recipe(task, model, "small")
+    run = replace(run, data=replace(run.data, folder=str(folder)))
+    run = fit_to_data(with_overrides(run, ("train.eval_every=0", "train.save_every=0", *settings)))
+    summary: dict[str, Any] = train_classifier(run, out, quiet=True).summary
+    return summary["held_out"]["test"]["accuracy"]
+
+
+@pytest.mark.parametrize("model", ["hgrn2", "hgrn1", "transformer"])
+def test_listops(model: str, short_listops: tuple[Path, float], tmp_path: Path) -> None:
+    folder, chance = short_listops
+    settings = ("train.steps=200", "data.multiple=8", "train.sequence_length=32")
+    assert accuracy(folder, tmp_path / "run", "listops", model, *settings) > chance + 0.12
+
+
+@pytest.mark.parametrize("model", ["hgrn2", "hgrn1"])
+def test_pictures(model: str, some_pictures: Path, tmp_path: Path) -> None:
+    """Ten classes; JPEG CIFAR-10, a twentieth of it."""
+    settings = (
+        "train.steps=60",
+        "train.batch_size=32",
+        "optim.lr=3e-3",
+        "model.layers=2",
+        "data.augment.label_smoothing=0",
+    )
+    assert accuracy(some_pictures, tmp_path / "run", "cifar10", model, *settings) > 0.2
