@@ -228,6 +228,7 @@ def test_other_tensors_are_refused(wrong: Tensor) -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_gpu_makes_the_same_pictures() -> None:
     images, labels = pictures(16), torch.arange(16) % 10
     here = augment(images, labels, small_images(), 10, torch.Generator().manual_seed(0))
