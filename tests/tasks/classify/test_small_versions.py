@@ -1,5 +1,6 @@
 """Small versions of the tasks are learned on a CPU, better than by always naming the most frequent class."""
 
+import json
 import tarfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,6 +17,8 @@ from hgrn2.settings import with_overrides
 from hgrn2.tasks.classify.recipes import recipe
 from hgrn2.tasks.classify.run import fit_to_data, train_classifier
 from hgrn2.tasks.lra.listops import ListOps, make_listops
+from hgrn2.tasks.lra.pathfinder import make_pathfinder
+from hgrn2.tasks.lra.pathfinder_settings import Pathfinder
 
 
 @pytest.fixture(scope="module")
@@ -68,3 +71,51 @@ def test_pictures(model: str, some_pictures: Path, tmp_path: Path) -> None:
         "data.augment.label_smoothing=0",
     )
     assert accuracy(some_pictures, tmp_path / "run", "cifar10", model, *settings) > 0.2
+
+
+# The others take one to three minutes each.
+
+
+@pytest.mark.full
+def test_text(real: Callable[[str], Path], tmp_path: Path) -> None:
+    """Good or bad, by the first 256 bytes of a review."""
+    for name, size in (("train", "15k"), ("test", "5k")):
+        (tmp_path / f"imdb-{name}.jsonl.xz").symlink_to(real(f"imdb-{name}{size}.jsonl.xz").resolve())
+    assert entry(["data", "lra", "text", "--source", str(tmp_path), "--out", str(tmp_path / "text")]) == 0
+    settings = ("train.steps=600", "train.sequence_length=256", "model.mixer.output_activation=silu", "model.dropout=0",
+                "model.mixer.separate_scans=true")  # fmt: skip
+    assert accuracy(tmp_path / "text", tmp_path / "run", "text", "hgrn2", *settings) > 0.6
+
+
+@pytest.mark.full
+def test_retrieval(tmp_path: Path) -> None:
+    """Two passages of one article or of two; every article here has words of its own."""
+    random = np.random.default_rng(0)
+    articles = []
+    for number in range(60):
+        own = ["".join(map(chr, random.integers(97, 123, 4))) for _ in range(6)]
+        words = random.choice([*own, "the", "of", "and"], 3000)
+        articles.append(json.dumps({"title": str(number), "text": " ".join(words)}))
+    (tmp_path / "articles.jsonl").write_text("\n".join(articles))
+    command = ["data", "lra", "retrieval", "--source", str(tmp_path / "articles.jsonl"), "--count", "800", "50", "200"]
+    assert entry([*command, "--out", str(tmp_path / "pairs")]) == 0
+    settings = ("train.steps=300", "train.batch_size=16", "train.sequence_length=128")
+    assert accuracy(tmp_path / "pairs", tmp_path / "run", "retrieval", "hgrn2", *settings) > 0.6
+
+
+@pytest.mark.full
+def test_pixels(some_pictures: Path, tmp_path: Path) -> None:
+    """Ten classes, each picture 1,024 steps."""
+    settings = ("train.steps=80", "train.batch_size=16")
+    assert accuracy(some_pictures, tmp_path / "run", "image", "hgrn2", *settings) > 0.17
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("task", ["pathfinder", "pathx"])
+def test_curves(task: str, tmp_path: Path) -> None:
+    """Are two dots on one curve? Curves of two dashes in 16 x 16 pixels, in both forms of a mixer for pictures."""
+    drawn = Pathfinder(size=16, dashes=2, start_distance=3, distractors=0)
+    write_examples(tmp_path / "curves", *make_pathfinder(drawn, task=task, count=(20_000, 100, 600)))
+    settings = ("train.steps=200", "train.batch_size=64", "model.mixer.separate_scans=true", "model.positions=sine",
+                "optim.lr=3e-3")  # fmt: skip
+    assert accuracy(tmp_path / "curves", tmp_path / "run", task, "hgrn2", *settings) > 0.57
