@@ -89,15 +89,13 @@ _FAST: dict[str, Fast] = {
 
 def _fast_lra(model: str, task: str) -> ClassifyRun:
     """Wider heads, which the fused kernels take as cheaply as small ones; scans with weights of their own where order
-    decides; SiLU on the read-out vector, with which reviews are learned sooner (docs/log.md); layer norm; averaged
-    weights; a shorter schedule."""
+    decides; SiLU on the read-out vector, as language models have it; layer norm; averaged weights; a shorter
+    schedule."""
     run, fast = _lra(model, task), _FAST[task]
     config = run.model
     assert isinstance(config, SequenceConfig)
     if model == "hgrn2":
-        mixer = replace(
-            config.mixer, head_size=fast.head_size, separate_scans=fast.separate, output_activation="silu"
-        )
+        mixer = replace(config.mixer, head_size=fast.head_size, separate_scans=fast.separate, output_activation="silu")
     elif model == "hgrn1":
         mixer = replace(config.mixer, separate_scans=fast.separate)
     else:
