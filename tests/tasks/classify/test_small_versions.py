@@ -82,9 +82,10 @@ def test_text(real: Callable[[str], Path], tmp_path: Path) -> None:
     for name, size in (("train", "15k"), ("test", "5k")):
         (tmp_path / f"imdb-{name}.jsonl.xz").symlink_to(real(f"imdb-{name}{size}.jsonl.xz").resolve())
     assert entry(["data", "lra", "text", "--source", str(tmp_path), "--out", str(tmp_path / "text")]) == 0
-    settings = ("train.steps=600", "train.sequence_length=256", "model.mixer.output_activation=silu", "model.dropout=0",
-                "model.mixer.separate_scans=true")  # fmt: skip
-    assert accuracy(tmp_path / "text", tmp_path / "run", "text", "hgrn2", *settings) > 0.6
+    settings = ("train.steps=1000", "train.sequence_length=256", "model.mixer.head_size=32", "model.dropout=0",
+                "model.mixer.output_activation=silu", "model.mixer.separate_scans=true")  # fmt: skip
+    found = accuracy(tmp_path / "text", tmp_path / "run", "text", "hgrn2", *settings)
+    assert found > 0.57  # half would be chance; the standard error of 5,000 reviews is 0.007
 
 
 @pytest.mark.full
