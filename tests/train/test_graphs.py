@@ -4,11 +4,23 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from hgrn2.errors import UserError
+from hgrn2.layers.config import MixerConfig
+from hgrn2.models.config import ModelConfig
+from hgrn2.train.config import DataConfig, RunConfig, TrainConfig
 from hgrn2.train.graphs import StepGraphs
 
-pytestmark = pytest.mark.gpu
+
+def test_packed_documents_are_refused() -> None:
+    """A graph would repeat the documents of the batch that it was captured from."""
+    model = ModelConfig(vocab_size=9, width=8, layers=1, glu_width=8, mixer=MixerConfig(head_size=4))
+    train = TrainConfig(graphs=True)
+    with pytest.raises(UserError, match=r"train\.graphs needs data\.reset_at_documents=false"):
+        RunConfig(model=model, train=train)
+    RunConfig(model=model, train=train, data=DataConfig(reset_at_documents=False))
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_graphs_take_the_steps_that_plain_python_takes() -> None:
     found = {}

@@ -79,7 +79,8 @@ class TrainConfig:
     """torch.compile on the blocks alone: built once for all of them and for sequences of any length."""
     graphs: bool = False
     """On a GPU, start forward and backward of a step as one CUDA graph, captured once for every shape of batch: for
-    small models, whose steps take Python longer to start than the GPU to run. Elsewhere steps are taken as they are."""
+    small models, whose steps take Python longer to start than the GPU to run. Elsewhere steps are taken as they are.
+    Not for language models that reset at documents: where those end is decided before kernels start."""
     loss: LossKind = "auto"
     """full: logits of a whole part in memory; chunked: head and loss in one operator, some thousand tokens at a time;
     auto: chunked for vocabularies of 8,192 and more."""
@@ -151,3 +152,6 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         check_literals(self)
+        # A graph would repeat the documents of the batch that it was captured from.
+        packed = self.train.graphs and self.data.reset_at_documents
+        refuse(packed, "train.graphs needs data.reset_at_documents=false: documents end elsewhere in every batch")
