@@ -12,6 +12,7 @@ from hgrn2.files import read_json, write_json
 from hgrn2.settings import from_dict, refuse, to_dict
 from hgrn2.tasks.mqar.config import MQARRun
 from hgrn2.tasks.mqar.recipes import name_of
+from hgrn2.train.runs import read_finished
 
 COLLECTION = "mqar-collection"
 
@@ -52,13 +53,9 @@ def cell_of(run: MQARRun) -> Cell:
 
 
 def _read(folder: Path) -> tuple[MQARRun, dict[str, Any], dict[str, Any]]:
-    for name in ("config.json", "summary.json", "environment.json"):
-        refuse(not (folder / name).is_file(), f"{folder} has no {name}: it is no finished run")
-    values = read_json(folder / "config.json")
-    recall = isinstance(values, dict) and values.get("kind") == "mqar"
-    refuse(not recall, f"{folder} holds another kind of run than recall")
-    run = from_dict(MQARRun, values, str(folder / "config.json"))
-    return run, read_json(folder / "summary.json"), read_json(folder / "environment.json")
+    values, summary, machine = read_finished(folder)
+    refuse(values.get("kind") != "mqar", f"{folder} holds another kind of run than recall")
+    return from_dict(MQARRun, values, str(folder / "config.json")), summary, machine
 
 
 def _common(found: list[tuple[MQARRun, dict[str, Any], dict[str, Any]]], folders: Sequence[Path]) -> dict[str, Any]:

@@ -6,7 +6,6 @@ from typing import Any
 
 from hgrn2.bench.record import Row
 from hgrn2.errors import UserError
-from hgrn2.files import read_json
 from hgrn2.models.config import DeiTConfig
 from hgrn2.reproduce.cells import Job, row_of
 from hgrn2.reproduce.data import difference
@@ -15,6 +14,7 @@ from hgrn2.settings import from_dict, refuse
 from hgrn2.tasks.classify.config import ClassifyRun
 from hgrn2.tasks.mqar.config import MQARRun
 from hgrn2.tasks.mqar.recipes import name_of
+from hgrn2.train.runs import read_finished
 
 MIXERS = {"hgru2": "hgrn2", "hgru1": "hgrn1", "attention": "transformer"}
 
@@ -25,12 +25,9 @@ def row_of_run(folder: Path, size: Size = "full", at_once: int = 1) -> Row:
     Raises:
         UserError: no finished run there, or one of another task or model.
     """
-    for name in ("config.json", "summary.json", "environment.json"):
-        refuse(not (folder / name).is_file(), f"{folder} holds no finished run: {name} is missing")
-    values, summary = read_json(folder / "config.json"), read_json(folder / "summary.json")
-    machine: dict[str, Any] = read_json(folder / "environment.json")
+    values, summary, machine = read_finished(folder)
     kinds: dict[str, type[ClassifyRun] | type[MQARRun]] = {"classify": ClassifyRun, "mqar": MQARRun}
-    kind = kinds.get(str(values.get("kind")) if isinstance(values, dict) else "")
+    kind = kinds.get(str(values.get("kind")))
     if kind is None:
         raise UserError(f"{folder} holds a run that no table has; those of lra, image and mqar do")
     run: Run = from_dict(kind, values, str(folder / "config.json"))

@@ -58,6 +58,23 @@ def prepare_folder(
     write_json(folder / "environment.json", environment())
 
 
+def read_finished(folder: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """Settings, summary and machine of a finished run, as its folder holds them.
+
+    Raises:
+        UserError: no such folder, no finished run, or files that are not what a run writes.
+    """
+    found = []
+    for name in ("config.json", "summary.json", "environment.json"):
+        refuse(not (folder / name).is_file(), f"{folder} holds no finished run: {name} is missing")
+        values = read_json(folder / name)
+        if not isinstance(values, dict):
+            raise UserError(f"{folder / name} is not what a run writes")
+        found.append(values)
+    config, summary, machine = found
+    return config, summary, machine
+
+
 def train(trainer: Trainer, view: TrainView) -> None:
     """Go on from the newest whole checkpoint of the trainer's folder, if there is one, to the end or to Ctrl-C."""
     with view:

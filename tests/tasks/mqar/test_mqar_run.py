@@ -257,7 +257,7 @@ def test_runs_from_elsewhere_become_rows(tmp_path: Path, capsys: pytest.CaptureF
     train_mqar(changed(tiny("data.seed=1")), other, quiet=True)
     (tmp_path / "empty").mkdir()
     for folders, said in (
-        ([tmp_path / "empty"], "has no config.json: it is no finished run"),
+        ([tmp_path / "empty"], "holds no finished run: config.json is missing"),
         ([runs[0], other], f"{other} has another data than {runs[0]}; collect them apart"),
         ([runs[0], runs[0]], "are the same run, hgrn2-d16-n8-lr0.02-s0; give one of them"),
         ([other], "holds runs with other settings; use another --out"),
