@@ -63,10 +63,9 @@ class Classify:
 
         from hgrn2.eval.classifier import ask_pictures, ask_text, is_classifier, load_run
 
-        warn = lambda message: print(f"warning: {message}", file=sys.stderr)  # noqa: E731
         none = self.model.is_dir() and not is_classifier(self.model)
         refuse(none, f"{self.model} holds no classifier; hgrn2 train image or lra makes one")
-        loaded = load_run(self.model, self.device, warn)
+        loaded = load_run(self.model, self.device, lambda message: print(f"warning: {message}", file=sys.stderr))
         names = loaded.classes(self.data)
         if text is not None:
             return self._show([("the text", ask_text(loaded, text, self.top))], names, 0)

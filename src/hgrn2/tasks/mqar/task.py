@@ -80,9 +80,7 @@ class MQARTask:
 
     def _tensors(self, found: Sequences) -> tuple[Tensor, Tensor, Tensor]:
         tensors = [torch.from_numpy(array) for array in found]
-        if (
-            self.device.type == "cuda"
-        ):  # from pinned memory the copy waits for nothing: the next batch is made meanwhile
+        if self.device.type == "cuda":  # a copy from pinned memory waits for nothing: the next batch is made meanwhile
             tensors = [tensor.pin_memory() for tensor in tensors]
         tokens, positions, answers = (tensor.to(self.device, non_blocking=True) for tensor in tensors)
         return tokens, positions, answers
