@@ -1,5 +1,7 @@
 """How tokens are shared out among blocks of threads, and that results of compilation are kept safely."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -69,3 +71,14 @@ def test_a_missing_compiler_library_is_one_sentence(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("ctypes.CDLL", absent)
     with pytest.raises(UserError, match="libnvrtc was not found"):
         nvrtc.library()
+
+
+def test_a_plan_that_a_graph_reads_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cache may drop a plan; a graph that was captured with it reads its table again at every replay."""
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(multi_processor_count=132))
+    made = plan.Plan(torch.zeros(1, 8, dtype=torch.int32), 1)
+    monkeypatch.setattr(plan, "_dense", lambda *_: made)
+    monkeypatch.setattr(plan, "_captured", {})
+    assert plan.make(2, 128, None, 4, False, torch.device("cuda")) is made
+    assert made in plan._captured.values()

@@ -51,8 +51,16 @@ def make(batch: int, tokens: int, cu_seqlens: Tensor | None, blocks: int, revers
     """The plan of a batch [B, T], or of packed documents (B = 1)."""
     processors = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
     if cu_seqlens is None:
-        return _dense(batch, tokens, segment_length(batch, tokens, blocks, processors), reverse, device)
-    return _remembered(cu_seqlens, tokens, segment_length(1, tokens, blocks, processors), reverse, device)
+        plan = _dense(batch, tokens, segment_length(batch, tokens, blocks, processors), reverse, device)
+    else:
+        plan = _remembered(cu_seqlens, tokens, segment_length(1, tokens, blocks, processors), reverse, device)
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        _captured[id(plan)] = plan
+    return plan
+
+
+_captured: dict[int, Plan] = {}
+"""Plans that CUDA graphs read at every replay: they must outlive their place in the caches below."""
 
 
 @functools.lru_cache(maxsize=64)
