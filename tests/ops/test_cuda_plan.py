@@ -77,7 +77,7 @@ def test_a_plan_that_a_graph_reads_is_kept(monkeypatch: pytest.MonkeyPatch) -> N
     """The cache may drop a plan; a graph that was captured with it reads its table again at every replay."""
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(multi_processor_count=132))
-    made = plan.Plan(torch.zeros(1, 8, dtype=torch.int32), 1)
+    made = plan.Plan(torch.zeros(1, 8, dtype=torch.int32), 1, False)
     monkeypatch.setattr(plan, "_dense", lambda *_: made)
     monkeypatch.setattr(plan, "_captured", {})
     assert plan.make(2, 128, None, 4, False, torch.device("cuda")) is made

@@ -63,7 +63,7 @@ _captured: dict[int, Plan] = {}
 """Plans that CUDA graphs read at every replay: they must outlive their place in the caches below."""
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=1024)  # a training set has some hundred lengths, and a capture cannot make a plan
 def _dense(batch: int, tokens: int, length: int, reverse: bool, device: torch.device) -> Plan:
     pieces = max(1, -(-tokens // length))
     rows, chunk = [], 0
