@@ -5,6 +5,7 @@ The dtype and the head size decide on the kernels: bfloat16 with n 64 runs in CU
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -46,7 +47,8 @@ def test_padded_is_alone(case: str, side: str, make: Callable, padded: Callable)
         pytest.skip(f"{backend} does not serve {dtype} with n {n} on this GPU")
     half = make("hgru2", width=256, mixer=MixerConfig(**mixer)).to(dtype).eval()
     exact = copy.deepcopy(half).double()
-    model = from_language_model(half).to(DEVICE)
+    model: Any = from_language_model(half)
+    model = model.to(DEVICE)
     generator = torch.Generator().manual_seed(4)
     rows = [torch.randint(1, half.config.vocab_size, (length,), generator=generator) for length in LENGTHS]
     ids, mask = padded(rows, side)
