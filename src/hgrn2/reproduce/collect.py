@@ -8,7 +8,6 @@ from hgrn2.bench.record import Row
 from hgrn2.errors import UserError
 from hgrn2.models.config import DeiTConfig
 from hgrn2.reproduce.cells import Job, row_of
-from hgrn2.reproduce.data import difference
 from hgrn2.reproduce.plan import TASKS, Cell, Plan, Run, Size
 from hgrn2.settings import from_dict, refuse
 from hgrn2.tasks.classify.config import ClassifyRun
@@ -33,7 +32,7 @@ def row_of_run(folder: Path, size: Size = "full", at_once: int = 1) -> Row:
     run: Run = from_dict(kind, values, str(folder / "config.json"))
     cell = _cell(folder, run, size)
     job = Job(plan=Plan(table=_table(cell.task)), cell=cell, place=folder, at_once=at_once,
-              difference=_difference(run, summary))  # fmt: skip
+              difference=_difference(summary))  # fmt: skip
     row = row_of(job, run, summary)
     details = row.details | {"device": "cuda" if machine.get("gpu") else "cpu"}
     return replace(row, machine=machine, date=machine["date_utc"], details=details)
@@ -55,9 +54,6 @@ def _table(task: str) -> Any:
     return next((table for table, tasks in TASKS.items() if task in tasks), None)
 
 
-def _difference(run: Run, summary: dict[str, Any]) -> str:
-    """How the examples differ from the published ones; they need not be on this machine."""
-    folder = run.data.folder if isinstance(run, ClassifyRun) else ""
-    if folder and (Path(folder) / "manifest.json").is_file():
-        return difference(Path(folder))
+def _difference(summary: dict[str, Any]) -> str:
+    """How the examples differ from the published ones, as the run itself wrote down."""
     return str(summary.get("origin", ""))
