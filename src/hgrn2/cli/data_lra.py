@@ -37,6 +37,9 @@ class Lra:
     """image: one grey channel, as published, instead of colour."""
     count: tuple[int, ...] = ()
     """Examples of train, valid and test, or of train alone; the published numbers when absent."""
+    easy: int = 0
+    """listops, pathfinder, pathx: so many easier examples more (shorter trees, curves of six dashes), as a split of
+    their own that runs can begin with: data.curriculum.steps of `hgrn2 train lra`."""
     set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE")] = ()
     """Settings of what is generated, such as dashes=6 (pathfinder) or max_length=200 min_length=20 (listops)."""
     workers: int = 1
@@ -76,15 +79,16 @@ class Lra:
 
         source = self.source
         generated: dict[str, Any] = {"seed": self.seed, "count": self.count or None}
+        if self.task not in PRESETS and (self.task != "listops" or source is not None):
+            refuse(self.easy != 0, f"--easy is for generated data, not for {self.task} from files")
+        drawn = generated | {"easy": self.easy, "workers": self.workers, "progress": progress}
         if self.task in PRESETS:
             refuse(source is not None, f"{self.task} is generated; it takes no --source")
             settings = with_overrides(PRESETS[self.task](), self.set)
-            return pathfinder.make_pathfinder(
-                settings, task=self.task, **generated, workers=self.workers, progress=progress
-            )
+            return pathfinder.make_pathfinder(settings, task=self.task, **drawn)
         if self.task == "listops" and source is None:
             settings = with_overrides(listops.ListOps(), self.set)
-            return listops.make_listops(settings, **generated, workers=self.workers, progress=progress)
+            return listops.make_listops(settings, **drawn)
         refuse(bool(self.set), f"--set is for generated data, not for {self.task} from files")
         if source is None:
             refuse(True, f"{self.task} is read from files: name them with --source")

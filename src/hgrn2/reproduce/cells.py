@@ -1,7 +1,7 @@
 """One run of a table, from its settings to its row; a finished one is read, an interrupted one goes on."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,12 @@ from hgrn2.tasks.mqar.config import MQARRun
 ROW = "row.json"
 BENCH = "reproduce"
 """Name of the rows' file in results/."""
+NO_CHANGE = {
+    "data.folder", "model.classes", "model.vocab_size", "model.channels", "model.image_size", "model.pair",
+    "train.budget_s", "train.steps", "train.eval_every", "train.eval_tokens", "train.save_every", "train.log_every",
+    "train.keep",
+}  # fmt: skip
+"""Settings that the data decides, or that decide nothing but the length of a run and its records."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +119,7 @@ def _classified(job: Job, run: ClassifyRun, summary: dict[str, Any]) -> tuple[fl
     test, valid = held_out[run.data.test_split], held_out[run.data.valid_split]
     more = {
         "valid": valid["accuracy"], "examples": test["examples"], "epochs": summary["epochs"],
-        "data": job.difference, "differs": differing(job.cell, run, summary["epochs"]),
+        "data": job.difference, "differs": differing(job.cell, run, summary["epochs"]), "changed": changed(job, run),
     }  # fmt: skip
     return test["accuracy"], more
 
@@ -142,6 +148,7 @@ def differing(cell: Cell, run: ClassifyRun, epochs: float) -> str:
         "warm-up": (run.optim.warmup_steps, recipe.warmup), "epochs": (epochs, recipe.epochs),
         "positions": (config.positions, "some" if recipe.positions else "none"),
         "clip": (run.optim.clip, recipe.clip), "optimiser": (run.optim.optimizer, "adamw"),
+        "first steps on easier examples": (run.data.curriculum.steps, 0),
     }  # fmt: skip
     if config.mixer.kind == "hgru2":
         pairs["n"] = (config.mixer.head_size, recipe.n)
@@ -152,6 +159,21 @@ def differing(cell: Cell, run: ClassifyRun, epochs: float) -> str:
     if config.positions != "none" and recipe.positions:
         del pairs["positions"]  # what its encoder adds is not published
     return _told(pairs)
+
+
+def changed(job: Job, run: ClassifyRun) -> str:
+    """What was set otherwise than in the table's own recipe; how long it was, its seed and its records left out."""
+    cell = job.cell
+    base = _flat(to_dict(Plan(table=job.plan.table, size=job.plan.size).run_of(replace(cell, seed=run.train.seed))))
+    return ", ".join(f"{name}={value}" for name, value in _flat(to_dict(run)).items()
+                     if name not in NO_CHANGE and base.get(name) != value)  # fmt: skip
+
+
+def _flat(values: dict[str, Any], before: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        found |= _flat(value, f"{before}{name}.") if isinstance(value, dict) else {before + name: value}
+    return found
 
 
 def _from_zoology(run: MQARRun) -> str:

@@ -31,7 +31,7 @@ def row_of_run(folder: Path, size: Size = "full", at_once: int = 1) -> Row:
         raise UserError(f"{folder} holds a run that no table has; those of lra, image and mqar do")
     run: Run = from_dict(kind, values, str(folder / "config.json"))
     cell = _cell(folder, run, size)
-    job = Job(plan=Plan(table=_table(cell.task)), cell=cell, place=folder, at_once=at_once,
+    job = Job(plan=Plan(table=_table(cell.task), size=size), cell=cell, place=folder, at_once=at_once,
               difference=_difference(summary))  # fmt: skip
     row = row_of(job, run, summary)
     details = row.details | {"device": "cuda" if machine.get("gpu") else "cpu"}

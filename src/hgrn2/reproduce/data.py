@@ -8,6 +8,7 @@ from typing import Any
 from hgrn2.data.classes import Described, Examples, ImageStream, open_examples, write_examples
 from hgrn2.errors import UserError
 from hgrn2.reproduce.plan import Cell
+from hgrn2.tasks.lra.parallel import EASY
 
 Progress = Callable[[str, int, int], None]
 Made = tuple[Described, Mapping[str, Examples | ImageStream]]
@@ -18,6 +19,8 @@ SMALL_COUNTS: dict[str, tuple[int, int, int]] = {
     "retrieval": (2000, 200, 200),
 }
 """Examples of the small tables' generated data; published numbers in the full ones."""
+EASY_COUNTS = {"listops": 400_000, "pathfinder": 40_000}
+"""Easier examples, which runs of the fast table begin with."""
 FILES = {
     "cifar10": "CIFAR-10's binary version (cifar-10-binary.tar.gz) or JPEG files (cifar10-jpeg-*)",
     "fashion-mnist": "fashion-mnist/train-images-idx3-ubyte.gz and its three companions",
@@ -48,9 +51,9 @@ class Source:
 def find(cell: Cell, out: Path, data: Path | None, workers: int = 1) -> Source:
     """The source of a cell's examples: a prepared folder of the task's name in `data`, what an earlier call made in
     `out`, the generator, or files in `data`, in this order."""
-    name = cell.task if cell.size != "small" else f"{cell.task}-small"
+    name = f"{cell.task}-{cell.size}" if cell.size == "small" or _easy(cell) else cell.task
     for ready in ([] if data is None else [data / name, data / cell.task]) + [out / "data" / name]:
-        if (ready / "manifest.json").is_file():
+        if (ready / "manifest.json").is_file() and (not _easy(cell) or EASY in open_examples(ready).manifest["splits"]):
             return Source(ready)
     made = out / "data" / name
     if cell.task in ("listops", "pathfinder", "pathx"):
@@ -59,6 +62,11 @@ def find(cell: Cell, out: Path, data: Path | None, workers: int = 1) -> Source:
     if data is None:
         return Source(made, missing=f"give --data with a folder that holds {wanted}")
     return Source(made, reader, "" if reader else f"{data} holds no {wanted}")
+
+
+def _easy(cell: Cell) -> int:
+    """How many easier examples the runs need."""
+    return EASY_COUNTS.get(cell.task, 0) if cell.size == "fast" else 0
 
 
 def prepare(source: Source, progress: Progress) -> Path:
@@ -81,7 +89,8 @@ def _generated(cell: Cell, workers: int, progress: Progress) -> Made:
     from hgrn2.tasks.lra import listops, pathfinder, pathfinder_settings
 
     small = cell.size == "small"
-    options: dict[str, Any] = {"count": SMALL_COUNTS[cell.task] if small else None, "workers": workers}
+    count = SMALL_COUNTS[cell.task] if small else None
+    options: dict[str, Any] = {"count": count, "workers": workers, "easy": _easy(cell)}
     if cell.task == "listops":
         # Short expressions: whoever knows that a list's kind decides its value is right far more often than by chance.
         settings = listops.ListOps(min_length=4, max_length=60, max_depth=4) if small else listops.ListOps()

@@ -28,7 +28,7 @@ class Line:
     n: int | None
     published: Published | None
     rows: tuple[Row, ...]
-    """The newest one of each seed; none where it was not run."""
+    """The newest one of each seed that was set as the newest of all; none where it was not run."""
 
     @property
     def name(self) -> str:
@@ -67,13 +67,30 @@ def lines_of(rows: Iterable[Row], table: str, *, all_of_it: bool = True) -> list
     for row in rows:
         if row.bench == "reproduce" and row.case.get("table") == table:
             key = (row.case["size"], row.case["task"], row.subject, row.case["n"])
-            groups.setdefault(key, {})[row.case["seed"]] = row
+            by_seed = groups.setdefault(key, {})
+            by_seed.pop(row.case["seed"], None)  # so that the newest of all comes last
+            by_seed[row.case["seed"]] = row
     found = []
-    for (size, task, model, n), by_seed in groups.items():
+    for (size, task, model, n), all_seeds in groups.items():
+        by_seed = _alike(all_seeds)
         published = RESULTS.get(task, {}).get(model) if size != "small" else None
         ordered = tuple(by_seed[seed] for seed in sorted(by_seed))
         found.append(Line(task, model, size, n, published, ordered))
     return sorted(found, key=_order)
+
+
+def _alike(by_seed: dict[int, Row]) -> dict[int, Row]:
+    """Those that were set as the newest: a mean over others would be one of nothing."""
+    if not by_seed:
+        return by_seed
+    newest = _setting(list(by_seed.values())[-1])
+    return {seed: row for seed, row in by_seed.items() if _setting(row) == newest}
+
+
+def _setting(row: Row) -> tuple[str, ...]:
+    """What was set otherwise; the epochs, which a clock decides, left out."""
+    told = [str(row.details.get(name) or "") for name in ("differs", "changed")]
+    return tuple(part for text in told for part in text.split(", ") if not part.startswith("epochs "))
 
 
 def block(rows: Sequence[Row]) -> str:
@@ -143,6 +160,8 @@ def _settings(row: Row) -> str:
     """How a run was set otherwise, and how it ended."""
     details = row.details
     parts = [details.get("differs") or ""]
+    if details.get("changed"):
+        parts.append(f"other than the recipe: {details['changed']}")
     if details.get("by_the_clock_s"):
         parts.append(f"ended by the clock after {details['by_the_clock_s'] / 60:.3g} minutes")
     if details.get("at_once", 1) > 1:

@@ -12,6 +12,22 @@ ClassifierSettings = SequenceConfig | VisionConfig | DeiTConfig
 
 
 @dataclass(frozen=True, kw_only=True)
+class Curriculum:
+    """Easier examples, which a run begins with."""
+
+    steps: int = 0
+    """The first so many steps learn from them; 0: none."""
+    split: str = "easy"
+    """Their split of the folder (`hgrn2 data lra ... --easy N` makes it)."""
+    batch_size: int = 0
+    """Examples of such a step, as they are often shorter; 0: train.batch_size."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size"):
+            refuse(getattr(self, name) < 0, f"data.curriculum.{name} must not be negative, not {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class ClassifyData:
     """Which examples are learned from; the folder is one that `hgrn2 data lra` or `hgrn2 data image` made."""
 
@@ -27,6 +43,8 @@ class ClassifyData:
     """Batches of sequences are padded to a multiple of this many tokens."""
     pool: int = 16
     """Batches that are sorted by length together, so that little is padded; 1: none."""
+    curriculum: Curriculum = field(default_factory=Curriculum)
+    """Easier examples before the others."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     """What is done to training images."""
 
@@ -54,6 +72,8 @@ class ClassifyRun:
 
     def __post_init__(self) -> None:
         check_literals(self)
+        first, parts = self.data.curriculum.batch_size, self.train.accumulate
+        refuse(first % parts != 0, f"data.curriculum.batch_size {first} does not divide into {parts} parts")
         if isinstance(self.model, SequenceConfig) and self.model.positions == "learned":
             longest, rows = self.train.sequence_length, self.model.max_length
             refuse(longest > rows, f"train.sequence_length is {longest}; the model has {rows} positions")

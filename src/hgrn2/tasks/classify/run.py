@@ -64,7 +64,11 @@ def open_splits(run: ClassifyRun) -> tuple[Described, dict[str, Examples]]:
     data = run.data
     refuse(not data.folder, f"{run.task} needs a folder of examples: --data FOLDER (see `hgrn2 data --help`)")
     opened = open_examples(data.folder)
-    names = dict.fromkeys((data.train_split, data.valid_split, data.test_split))
+    easy = (data.curriculum.split,) if data.curriculum.steps else ()
+    lacking = bool(easy) and easy[0] not in opened.manifest["splits"]
+    hint = "make them with hgrn2 data lra ... --easy N, or give --set data.curriculum.steps=0"
+    refuse(lacking, f"{data.folder} has no easier examples to begin with (split {data.curriculum.split!r}); {hint}")
+    names = dict.fromkeys((data.train_split, data.valid_split, data.test_split, *easy))
     return opened.described, {name: opened.split(name) for name in names}
 
 
@@ -87,7 +91,7 @@ def _finish(run: ClassifyRun, trainer: Trainer, task: ClassifyTask, described: D
         "classes": list(described.classes),
         "parameters": sum(p.numel() for p in trainer.model.parameters()),
         "steps": trainer.step,
-        "epochs": round(trainer.step / task.steps_per_epoch, 2),
+        "epochs": round(task.epochs(trainer.step), 2),
         "train_seconds": round(trainer.elapsed_s, 1),
         "eval_seconds": round(time.perf_counter() - began, 1),
         "held_out": found,

@@ -49,21 +49,24 @@ class ClassifyTask:
         self.run, self.splits, self.device = run, splits, device
         for examples in splits.values():
             check_fit(run, described, examples)
-        train = splits[run.data.train_split]
+        train, first = splits[run.data.train_split], run.data.curriculum
         self.batches = ClassBatches(train, plan_of(run))
         self.loader = Loader(train, plan_of(run), device)
         tokens = np.minimum(train.lengths(np.arange(len(train))), run.train.sequence_length).mean()
         self.tokens_per_step = round(float(tokens) * run.train.batch_size)
+        self.easy: tuple[ClassBatches, Loader] | None = None
+        if first.steps:
+            plan, easy = plan_of(run, batch_size=first.batch_size), splits[first.split]
+            self.easy = ClassBatches(easy, plan), Loader(easy, plan, device)
 
-    @property
-    def steps_per_epoch(self) -> int:
-        """Steps in which every training example is seen once."""
-        return self.batches.batches_per_epoch
+    def epochs(self, steps: int) -> float:
+        """How often every training example was seen; the easier ones of the beginning do not count."""
+        return max(0, steps - self.run.data.curriculum.steps) / self.batches.batches_per_epoch
 
     def batch(self, step: int, part: int, parts: int) -> tuple[Tensor, Tensor, Tensor | None]:
         """Model inputs, labels [B] (or mixed ones [B,classes]) and the mask of padding; of images after changes."""
-        indices = np.split(self.batches.indices(step), parts)[part]
-        found = self.loader.batch(indices)
+        indices, loader = self._examples(step)
+        found = loader.batch(np.split(indices, parts)[part])
         if found.keep is not None:
             return found.inputs, found.labels, found.keep
         # Its own random numbers for every step and part: a resumed run draws the same.
@@ -72,6 +75,14 @@ class ClassifyTask:
         config = self.run.data.augment
         images, labels = augment(found.inputs, found.labels, config, self.run.model.classes, random)
         return pixels(self.run, images), labels, None
+
+    def _examples(self, step: int) -> tuple[np.ndarray, Loader]:
+        """Which examples a step takes, and what loads them."""
+        first = self.run.data.curriculum.steps
+        if self.easy is not None and step < first:
+            batches, loader = self.easy
+            return batches.indices(step), loader
+        return self.batches.indices(step - first), self.loader
 
     def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor, Tensor | None]) -> Tensor:
         """Mean nats an example."""
@@ -142,10 +153,10 @@ def _inputs(run: ClassifyRun, found: Batch) -> Batch:
     return found._replace(inputs=pixels(run, found.inputs.permute(0, 3, 1, 2).float() / 255))
 
 
-def plan_of(run: ClassifyRun) -> ClassPlan:
+def plan_of(run: ClassifyRun, *, batch_size: int = 0) -> ClassPlan:
     """How examples become batches."""
     return ClassPlan(
-        batch_size=run.train.batch_size, max_length=run.train.sequence_length, too_long=run.data.too_long,
+        batch_size=batch_size or run.train.batch_size, max_length=run.train.sequence_length, too_long=run.data.too_long,
         multiple=run.data.multiple, pool=run.data.pool, seed=run.train.seed,
     )  # fmt: skip
 

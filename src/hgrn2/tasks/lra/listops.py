@@ -10,7 +10,7 @@ Nearly all trees are too short. Trees are therefore grown a forest at a time, le
 A root that is a digit is never long enough, so roots are operators from the start: the kept trees are the same in law.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from hgrn2.data.classes import Described, Examples, examples_of
 from hgrn2.data.reading import open_binary
 from hgrn2.errors import UserError
 from hgrn2.settings import refuse
-from hgrn2.tasks.lra.parallel import SPLITS, Progress, counts_of, iterate_blocks
+from hgrn2.tasks.lra.parallel import EASY, SPLITS, Progress, counts_of, iterate_blocks
 
 PUBLISHED_COUNTS = (96_000, 2_000, 2_000)
 WORDS = ("<pad>", *map(str, range(10)), "[MIN", "[MAX", "[MED", "[SM", "]")
@@ -59,6 +59,12 @@ class ListOps:
         )
 
 
+def short(settings: ListOps) -> ListOps:
+    """Trees of the same grammar, a tenth as long: 20 to 200 tokens instead of 500 to 2,000."""
+    most = max(5, settings.max_length // 10)
+    return replace(settings, min_length=min(20, settings.min_length // 10, most - 2), max_length=most)
+
+
 def value_of(tokens: np.ndarray) -> int:
     """The digit that an expression stands for; one that is not an expression is a `UserError`."""
     stack: list[tuple[int, list[int]]] = [(END, [])]
@@ -89,21 +95,24 @@ def _apply(operator: int, arguments: list[int]) -> int:
 
 
 def make_listops(
-    settings: ListOps, *, seed: int = 0, count: tuple[int, ...] | None = None, workers: int = 1,
+    settings: ListOps, *, seed: int = 0, count: tuple[int, ...] | None = None, easy: int = 0, workers: int = 1,
     progress: Progress | None = None,
 ) -> tuple[Described, dict[str, Examples]]:  # fmt: skip
-    """Generate the three splits; the first examples of a split do not depend on how many are asked for."""
+    """Generate the three splits, and one of `easy` shorter trees (`short`) where there are to be some; the first
+    examples of a split do not depend on how many are asked for."""
     splits = {}
-    for split, wanted in counts_of(count, PUBLISHED_COUNTS).items():
+    for split, wanted in counts_of(count, PUBLISHED_COUNTS, easy).items():
+        grown = short(settings) if split == EASY else settings
         blocks = iterate_blocks(
-            partial(_grow_block, settings), seed=seed, split=split, blocks=-(-wanted // BLOCK), workers=workers,
+            partial(_grow_block, grown), seed=seed, split=split, blocks=-(-wanted // BLOCK), workers=workers,
             progress=progress,
         )  # fmt: skip
         pairs = [pair for block in blocks for pair in block][:wanted]
         splits[split] = examples_of((tokens for tokens, _ in pairs), (value for _, value in pairs))
     described = Described(
         task="listops", classes=tuple(map(str, range(10))), vocab_size=len(WORDS), seed=seed, settings=vars(settings),
-        origin="own generator, published grammar and distribution",
+        origin="own generator, published grammar and distribution" + (
+            f", and {easy:,} trees of a tenth of the length to begin with" if easy else ""),
     )  # fmt: skip
     return described, splits
 

@@ -16,11 +16,13 @@ from hgrn2.settings import refuse
 Block = TypeVar("Block")
 Progress = Callable[[str, int, int], None]
 SPLITS = ("train", "valid", "test")
+EASY = "easy"
+"""A split of easier examples, to begin with; made where they are asked for."""
 
 
 def random_of(seed: int, split: str, block: int) -> np.random.Generator:
     """The randomness of one block of one split."""
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, SPLITS.index(split), block))))
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, (*SPLITS, EASY).index(split), block))))
 
 
 def iterate_blocks(
@@ -65,15 +67,18 @@ def _block(make: Callable[[np.random.Generator], Block], seed: int, split: str, 
     return make(random_of(seed, split, block))
 
 
-def counts_of(count: tuple[int, ...] | None, published: tuple[int, int, int]) -> dict[str, int]:
-    """Examples a split: as published, or as asked for: three numbers, or one for train (others in proportion)."""
+def counts_of(count: tuple[int, ...] | None, published: tuple[int, int, int], easy: int = 0) -> dict[str, int]:
+    """Examples a split: as published, or as asked for: three numbers, or one for train (others in proportion). `easy`
+    is how many easier ones come with them."""
+    refuse(easy < 0, f"the number of easier examples must not be negative, not {easy}")
+    more = {EASY: easy} if easy else {}
     if not count:
-        return dict(zip(SPLITS, published, strict=True))
+        return dict(zip(SPLITS, published, strict=True)) | more
     refuse(min(count) < 1, f"counts must be at least 1, not {min(count)}")
     refuse(len(count) not in (1, 3), f"give one count or three (train valid test), not {len(count)}")
     if len(count) == 1:
         count = (count[0], *(max(1, round(count[0] * part / published[0])) for part in published[1:]))
-    return dict(zip(SPLITS, count, strict=True))
+    return dict(zip(SPLITS, count, strict=True)) | more
 
 
 def as_dict(splits: list[Examples]) -> dict[str, Examples]:

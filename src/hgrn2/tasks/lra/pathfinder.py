@@ -17,8 +17,8 @@ import numpy as np
 
 from hgrn2.data.classes import Described, ImageStream
 from hgrn2.tasks.lra.dashed_curves import SPARE, Dashes, Rooms, grow_distractors, grow_pairs, unit
-from hgrn2.tasks.lra.parallel import Progress, counts_of, iterate_blocks
-from hgrn2.tasks.lra.pathfinder_settings import Pathfinder
+from hgrn2.tasks.lra.parallel import EASY, Progress, counts_of, iterate_blocks
+from hgrn2.tasks.lra.pathfinder_settings import Pathfinder, easier
 
 PUBLISHED_COUNTS = (160_000, 20_000, 20_000)
 BLOCK = 128  # pictures made together; part of what a seed means
@@ -28,19 +28,22 @@ ZONES = 4  # likewise of the far end's distance to the border, and of the beginn
 
 def make_pathfinder(
     settings: Pathfinder, *, task: str = "pathfinder", seed: int = 0, count: tuple[int, ...] | None = None,
-    workers: int = 1, progress: Progress | None = None,
+    easy: int = 0, workers: int = 1, progress: Progress | None = None,
 ) -> tuple[Described, dict[str, ImageStream]]:  # fmt: skip
-    """The three splits as grey pictures uint8 [N,size,size,1], drawn as they are read."""
+    """The three splits, and one of `easy` pictures with shorter curves (`easier`) where there are to be some, as grey
+    pictures uint8 [N,size,size,1], drawn as they are read."""
     splits = {}
-    for split, wanted in counts_of(count, PUBLISHED_COUNTS).items():
+    for split, wanted in counts_of(count, PUBLISHED_COUNTS, easy).items():
+        drawn = easier(settings) if split == EASY else settings
         blocks = iterate_blocks(
-            partial(draw_block, settings), seed=seed, split=split, blocks=-(-wanted // BLOCK), workers=workers,
+            partial(draw_block, drawn), seed=seed, split=split, blocks=-(-wanted // BLOCK), workers=workers,
             progress=progress,
         )  # fmt: skip
         splits[split] = ImageStream((wanted, settings.size, settings.size, 1), _cut(blocks, wanted))
     described = Described(
         task=task, classes=("apart", "connected"), vocab_size=256, seed=seed, settings=vars(settings),
-        origin="own generator, published description and numbers",
+        origin="own generator, published description and numbers" + (
+            f", and {easy:,} pictures of shorter curves to begin with" if easy else ""),
     )  # fmt: skip
     return described, splits
 

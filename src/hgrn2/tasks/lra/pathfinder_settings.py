@@ -1,6 +1,6 @@
 """The numbers that Pathfinder pictures are drawn by, and those of the published sets."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hgrn2.settings import refuse
 
@@ -51,6 +51,13 @@ def pathx() -> Pathfinder:
     """Path-X: 128 x 128, as sequences 16,384 tokens."""
     return Pathfinder(size=128, dash=5, margins=(2.0, 3.0), thickness=1.5, start_distance=20, continuity=1.8,
                       distractors=8, dot=3, brightness=0.9)  # fmt: skip
+
+
+def easier(settings: Pathfinder) -> Pathfinder:
+    """The same pictures with curves of six dashes, as in the published easy set, and twice as many distractors of half
+    the length."""
+    return replace(settings, dashes=min(6, settings.dashes), distractors=2 * settings.distractors,
+                   distractor_dashes=max(1, settings.distractor_dashes // 2))  # fmt: skip
 
 
 PRESETS = {"pathfinder": pathfinder, "pathx": pathx}
