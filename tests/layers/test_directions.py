@@ -25,6 +25,7 @@ CHOICES = {
     "separate": {"separate_scans": True},
     "once": {"count_once": True},
     "both": {"separate_scans": True, "count_once": True},
+    "local": {"local_width": 3},
 }
 
 
@@ -117,6 +118,25 @@ def one_pass(layer: Directional, x: Tensor, gamma: Tensor, axes: list[str], shap
     return torch.stack(rows)
 
 
+def neighbours(layer: Directional, x: Tensor, shape: Any, skip: Any = ()) -> Tensor:
+    """x [T,D] with the local convolution added, tap by tap."""
+    if layer.local is None:
+        return x
+    half = layer.config.local_width // 2
+    rows, columns = shape or (1, len(x))
+    steps = [(dy, dx) for dy in (range(-half, half + 1) if shape else (0,)) for dx in range(-half, half + 1)]
+    added = []
+    for t in range(len(x)):
+        y, total = divmod(t, columns), torch.zeros_like(x[0])
+        for tap, (dy, dx) in enumerate(steps):
+            row, column = y[0] + dy, y[1] + dx
+            source = row * columns + column
+            if 0 <= row < rows and 0 <= column < columns and source not in skip:
+                total = total + layer.local[:, tap] * x[source]
+        added.append(total)
+    return x + torch.stack(added)
+
+
 def loop(layer: Directional, x: Tensor, gamma: Tensor, shape: Any, skip: Any = ()) -> Tensor:
     """The mixer of any direction, [B,T,D] -> [B,T,D]."""
     passes = {
@@ -126,6 +146,7 @@ def loop(layer: Directional, x: Tensor, gamma: Tensor, shape: Any, skip: Any = (
     }[layer.config.direction]
     results = []
     for sequence in x:
+        sequence = neighbours(layer, sequence, shape, skip)
         for axes in passes:
             sequence = one_pass(layer, sequence, gamma, axes, shape, skip)
         results.append(sequence)
@@ -144,7 +165,7 @@ def test_equals_the_loop(unit: str, direction: str, choice: str, randomised: Cal
         same(y, loop(layer, x, gamma, shape_of(direction)), 2000)
 
 
-@pytest.mark.parametrize("choice", ["published", "both"])
+@pytest.mark.parametrize("choice", ["published", "both", "local"])
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize("unit", ["hgru2 n=1", "hgru2 n=2", "hgru2 n=4", "hgru1", "hgru1_real"])
 def test_gradients_equal_the_loops(
@@ -195,10 +216,23 @@ def test_padding_anywhere_is_as_if_it_were_not_there(
         same(whole[row, keep[row]], torch.autograd.grad(z.square().sum(), alone)[0][0], 3000)
 
 
+@pytest.mark.parametrize("unit", ["hgru2 n=1", "hgru2 n=4", "hgru1"])
+def test_padding_at_the_ends_of_a_local_convolution(unit: str, randomised: Callable, same: Callable) -> None:
+    layer = randomised(Directional(WIDTH, config(unit, "bidirectional", "local")))
+    x, gamma = inputs()
+    keep = torch.tensor([[True] * 5 + [False] * 7, [False] * 3 + [True] * 8 + [False]])
+    y, _ = layer(x.masked_fill(~keep.unsqueeze(-1), 1e3), gamma, keep=keep)
+    for row in range(BATCH):
+        same(y[row, keep[row]], layer(x[row : row + 1, keep[row]], gamma)[0][0])
+
+
+@pytest.mark.parametrize("choice", ["published", "local"])
 @pytest.mark.parametrize("direction", ["parallel_2d", "series_2d"])
 @pytest.mark.parametrize("unit", ["hgru2 n=1", "hgru2 n=2", "hgru2 n=6", "hgru1"])
-def test_a_smaller_picture_in_a_padded_frame(unit: str, direction: str, randomised: Callable, same: Callable) -> None:
-    layer = randomised(Directional(WIDTH, config(unit, direction)))
+def test_a_smaller_picture_in_a_padded_frame(
+    unit: str, direction: str, choice: str, randomised: Callable, same: Callable
+) -> None:
+    layer = randomised(Directional(WIDTH, config(unit, direction, choice)))
     x, gamma = inputs()
     frame = torch.zeros(SHAPE, dtype=torch.bool)
     frame[:2, :3] = True
@@ -211,9 +245,10 @@ def test_a_smaller_picture_in_a_padded_frame(unit: str, direction: str, randomis
         same(y[keep], loop(layer, x, gamma, SHAPE, skip)[keep], 2000)
 
 
+@pytest.mark.parametrize("choice", ["both", "local"])
 @pytest.mark.parametrize("unit", ["hgru2 n=1", "hgru2 n=3", "hgru2 n=12", "hgru1", "hgru1_real"])
-def test_packed_is_each_by_itself(unit: str, randomised: Callable, same: Callable) -> None:
-    layer = randomised(Directional(WIDTH, config(unit, "bidirectional", "both")))
+def test_packed_is_each_by_itself(unit: str, choice: str, randomised: Callable, same: Callable) -> None:
+    layer = randomised(Directional(WIDTH, config(unit, "bidirectional", choice)))
     x, gamma = inputs(batch=1)
     y, _ = layer(x, gamma, cu_seqlens=torch.tensor([0, 5, 5, 12]))
     same(y, torch.cat((layer(x[:, :5], gamma)[0], layer(x[:, 5:], gamma)[0]), 1))
@@ -263,6 +298,8 @@ def test_refusals(direction: str, options: dict[str, Any], message: str) -> None
         ({"separate_scans": True}, "separate_scans needs a direction of more than one scan"),
         ({"count_once": True}, "count_once needs a direction of more than one scan"),
         ({"direction": "bidirectional", "conv_width": 4}, "conv_width 4 looks back along one line; direction bidirect"),
+        ({"local_width": 3}, "local_width 3 looks both ways; it needs hgru2 or hgru1 in a direction other than causal"),
+        ({"direction": "bidirectional", "local_width": 4}, "local_width is 4; use 0 or an odd number from 3"),
         ({"norm": "batch"}, "norm batch is offered between blocks"),
     ],
 )

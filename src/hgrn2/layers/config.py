@@ -55,6 +55,10 @@ class MixerConfig:
     """Each scan has its own input, gates and (hgru2) read-out vector; false: all share them (the published form), and
     a classifier without positions cannot tell a sequence from its reverse (layers/directions.py). The norm, the output
     projection and, in series_2d, the weights of the two axes are shared always."""
+    local_width: int = 0
+    """Width W of a centred depthwise convolution whose result is added to the mixer's input, before all projections: W
+    taps of a line, W x W of a picture; odd. For directions other than causal, hgru2 and hgru1 alike; 0 (the published
+    form) leaves it out."""
     count_once: bool = False
     """Leave the token at which a scan stands out of every scan but the first; the published form sums scans that all
     hold it, so that it counts twice (four times in parallel_2d)."""
@@ -96,6 +100,14 @@ class MixerConfig:
         )
         refuse(causal and self.separate_scans, "separate_scans needs a direction of more than one scan, not causal")
         refuse(causal and self.count_once, "count_once needs a direction of more than one scan, not causal")
+        refuse(
+            self.local_width < 0 or (self.local_width > 0 and self.local_width % 2 == 0) or self.local_width == 1,
+            f"local_width is {self.local_width}; use 0 or an odd number from 3",
+        )
+        refuse(
+            self.local_width > 0 and (causal or self.kind == "attention"),
+            f"local_width {self.local_width} looks both ways; it needs hgru2 or hgru1 in a direction other than causal",
+        )
         refuse(headed and not self.norm_first, f"norm_first=false is offered for hgru1, not for {self.kind}")
 
     @property

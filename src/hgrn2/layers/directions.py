@@ -15,13 +15,19 @@ Scans that share their weights mirror with their input. Followed by a mean over 
 a sequence from its reverse, nor, in `parallel_2d`, a picture from its mirror images and its transpose: a gift where
 the label does not change, a wall where order decides. Positions or `separate_scans` end it.
 
+With `local_width` a short convolution, centred and so blind to direction, is added to the input of all projections: a
+scan that starts out forgetting within a few tokens else has to learn what neighbours make together, letters of a
+word or the dashes of a stroke, through its gates.
+
 Which form a head size takes, and why, stands in `small_heads`: n of 1 to 3 the element-wise scan, larger n the outer
 one, in all directions. A picture's columns are read as H·W tokens laid out column by column, each column a sequence of
 its own: B·W sequences of H tokens.
 """
 
+import torch
 from torch import Tensor, nn
 
+from hgrn2 import ops
 from hgrn2.errors import UserError
 from hgrn2.layers.config import MixerConfig
 from hgrn2.layers.hgru1 import HGRU1
@@ -52,6 +58,8 @@ class Directional(nn.Module):
         self.unit = HGRU2(width, config) if config.kind == "hgru2" else HGRU1(width, config)
         extra = config.scans - 1 if config.separate_scans else 0
         self.more = nn.ModuleList(nn.Linear(width, sum(self.unit.scanned), bias=config.bias) for _ in range(extra))
+        taps = config.local_width ** (2 if config.is_2d else 1)
+        self.local = nn.Parameter(torch.empty(width, taps)) if taps else None
 
     @property
     def out_proj(self) -> nn.Linear:
@@ -85,6 +93,8 @@ class Directional(nn.Module):
             raise UserError(no_state(self.config))
         if cu_seqlens is not None and self.config.is_2d:
             raise UserError(f"direction {self.config.direction} takes batches of pictures, not cu_seqlens")
+        if self.local is not None:
+            x = x + local_conv(x, self.local, keep, cu_seqlens, shape)
         for walks in _PASSES[self.config.direction]:
             x = self._read(x, lower_bound, walks, cu_seqlens, keep, shape)
         return x, None
@@ -115,6 +125,34 @@ class Directional(nn.Module):
     def forget_logits(self, x: Tensor) -> Tensor:
         """x_f [B,T,D] of the first scan, the forget gates before bound and sigmoid."""
         return self.unit.forget_logits(x)
+
+
+def local_conv(
+    x: Tensor, weight: Tensor, keep: Tensor | None = None, cu_seqlens: Tensor | None = None, shape: Shape | None = None
+) -> Tensor:
+    """y_t = Σ_j w_j x_{t+j}, j from -h to h, of every channel by itself; zeros beyond the ends. x [B,T,D] -> [B,T,D].
+
+    Args:
+        weight: [D,W], W = 2 h + 1, of a line; [D,W·W], row by row, of a picture of `shape`.
+        keep: [B,T] bool; what is False counts as zero, so padding at either end changes nothing.
+        cu_seqlens: offsets of packed sequences (B = 1), each with its own ends.
+    """
+    x = x if keep is None else x.masked_fill(~keep.unsqueeze(-1), 0)
+    if shape is not None:
+        side = round(weight.shape[1] ** 0.5)
+        kernel = weight.to(x.dtype).unflatten(1, (1, side, side))
+        grid = x.unflatten(1, shape).permute(0, 3, 1, 2)
+        return (
+            nn.functional.conv2d(grid, kernel, padding=side // 2, groups=x.shape[-1]).permute(0, 2, 3, 1).flatten(1, 2)
+        )
+    half = weight.shape[1] // 2
+    if cu_seqlens is None:  # a causal convolution that reads `half` tokens further
+        padded = nn.functional.pad(x, (0, 0, 0, half))
+        return ops.causal_conv(padded, weight.flip(1), output_final_state=False)[0][:, half:]
+    behind, _ = ops.causal_conv(x, weight[:, : half + 1].flip(1), cu_seqlens=cu_seqlens)
+    beyond = nn.functional.pad(weight[:, half + 1 :], (1, 0))  # the token itself is in the other half
+    ahead, _ = ops.causal_conv(x.flip(1), beyond, cu_seqlens=x.shape[1] - cu_seqlens.flip(0))
+    return behind + ahead.flip(1)
 
 
 def to_lines(x: Tensor, axis: str, shape: Shape | None) -> Tensor:

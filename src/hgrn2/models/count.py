@@ -140,7 +140,8 @@ def _mixer(config: StackConfig) -> int:
     norm = 0 if mixer.kind == "attention" else _norm(mixer.norm, 2 * width if is_complex else width)
     scan = {"hgru1_real": 2}.get(mixer.kind, 3) * width * (width + mixer.bias)  # input and gates of one more scan
     more = (mixer.scans - 1) * scan if mixer.separate_scans else 0
-    return _mixer_matrices(config) + biases + extra + norm + 3 * width * mixer.conv_width + more
+    local = width * mixer.local_width ** (2 if mixer.is_2d else 1)
+    return _mixer_matrices(config) + biases + extra + norm + 3 * width * mixer.conv_width + more + local
 
 
 def _norm(kind: NormKind, width: int) -> int:

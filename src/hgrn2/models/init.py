@@ -52,8 +52,11 @@ def initialise(model: nn.Module, config: InitConfig) -> None:
     for module in model.modules():
         if isinstance(module, (HGRU1, HGRU2, GLA, Attention)):
             _mixer(module, config)
-        elif isinstance(module, Directional) and config.kind == "xavier_small":
-            for more in module.more:
+        elif isinstance(module, Directional):
+            if module.local is not None:
+                edge = module.local.shape[1] ** -0.5
+                nn.init.uniform_(module.local, -edge, edge)
+            for more in module.more if config.kind == "xavier_small" else ():
                 _small(more.weight, module.unit.scanned)  # pyright: ignore[reportArgumentType]
     blocks = [module for module in model.modules() if isinstance(module, Block)]
     for block in blocks:

@@ -155,7 +155,7 @@ def differing(cell: Cell, run: ClassifyRun, epochs: float) -> str:
     if config.mixer.kind != "attention":
         pairs["direction"] = (config.mixer.direction, recipe.direction)
         pairs["separate scans"] = (config.mixer.separate_scans, False)
-        pairs["short convolution"] = (config.mixer.conv_width, 0)
+        pairs["local convolution"] = (config.mixer.local_width, 0)
     if config.positions != "none" and recipe.positions:
         del pairs["positions"]  # what its encoder adds is not published
     return _told(pairs)

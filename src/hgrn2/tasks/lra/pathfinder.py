@@ -18,7 +18,7 @@ import numpy as np
 from hgrn2.data.classes import Described, ImageStream
 from hgrn2.tasks.lra.dashed_curves import SPARE, Dashes, Rooms, grow_distractors, grow_pairs, unit
 from hgrn2.tasks.lra.parallel import EASY, Progress, counts_of, iterate_blocks
-from hgrn2.tasks.lra.pathfinder_settings import Pathfinder, easier
+from hgrn2.tasks.lra.pathfinder_settings import SHORT, Pathfinder, easier
 
 PUBLISHED_COUNTS = (160_000, 20_000, 20_000)
 BLOCK = 128  # pictures made together; part of what a seed means
@@ -34,9 +34,9 @@ def make_pathfinder(
     pictures uint8 [N,size,size,1], drawn as they are read."""
     splits = {}
     for split, wanted in counts_of(count, PUBLISHED_COUNTS, easy).items():
-        drawn = easier(settings) if split == EASY else settings
+        draw = draw_easy_block if split == EASY else draw_block
         blocks = iterate_blocks(
-            partial(draw_block, drawn), seed=seed, split=split, blocks=-(-wanted // BLOCK), workers=workers,
+            partial(draw, settings), seed=seed, split=split, blocks=-(-wanted // BLOCK), workers=workers,
             progress=progress,
         )  # fmt: skip
         splits[split] = ImageStream((wanted, settings.size, settings.size, 1), _cut(blocks, wanted))
@@ -65,6 +65,12 @@ def draw_block(settings: Pathfinder, random: np.random.Generator) -> tuple[np.nd
     sets = [(np.arange(BLOCK), curves[:, 0]), (np.arange(BLOCK), curves[:, 1])]
     sets += [(place[found], dashes) for found, dashes in distractors]
     return render(settings, sets, dots), labels
+
+
+def draw_easy_block(settings: Pathfinder, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """The same with shorter curves: every block has one of the lengths `SHORT`."""
+    shorter = [dashes for dashes in SHORT if dashes < settings.dashes] or [settings.dashes]
+    return draw_block(easier(settings, int(random.choice(shorter))), random)
 
 
 def mark(settings: Pathfinder, random: np.random.Generator, curves: Dashes) -> tuple[np.ndarray, np.ndarray]:

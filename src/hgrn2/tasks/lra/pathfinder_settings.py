@@ -53,11 +53,14 @@ def pathx() -> Pathfinder:
                       distractors=8, dot=3, brightness=0.9)  # fmt: skip
 
 
-def easier(settings: Pathfinder) -> Pathfinder:
-    """The same pictures with curves of six dashes, as in the published easy set, and twice as many distractors of half
-    the length."""
-    return replace(settings, dashes=min(6, settings.dashes), distractors=2 * settings.distractors,
-                   distractor_dashes=max(1, settings.distractor_dashes // 2))  # fmt: skip
+SHORT = (2, 3, 4, 6, 9)
+"""Dashes of the curves of easier pictures; the published easy and middle sets have 6 and 9."""
+
+
+def easier(settings: Pathfinder, dashes: int) -> Pathfinder:
+    """The same pictures with curves of so many dashes and, in proportion, shorter distractors, at most as many."""
+    share = dashes / settings.dashes
+    return replace(settings, dashes=dashes, distractor_dashes=max(1, round(share * settings.distractor_dashes)))
 
 
 PRESETS = {"pathfinder": pathfinder, "pathx": pathx}
