@@ -62,6 +62,8 @@ def combinations(*cases: Case) -> list[object]:
         choices = [("triton", WIDE)] + ([] if case.complex else [("triton", NARROW)])
         if case.op == "hgru2" and case.key == case.value and case.key in (64, 128):
             choices += [("cuda", NARROW)]
+        if case.op == "hgru2" and case.key == case.value and case.key <= 16:
+            choices += [("cuda", WIDE), ("cuda", NARROW)]
         for backend, dtype in choices:
             name = f"{backend}-{str(dtype).removeprefix('torch.')}-{case}"
             found.append(pytest.param(case, backend, dtype, id=name))
@@ -70,6 +72,8 @@ def combinations(*cases: Case) -> list[object]:
 
 SMALL, HEAD = Case(op="hgru2", tokens=131, key=32, value=32, bound="small"), {"key": 64, "value": 64}
 STEADY = replace(SMALL, **HEAD)
+FEW = Case(op="hgru2", tokens=131, heads=9, key=4, value=4, bound="small")
+"""Of small heads, which have CUDA kernels of their own."""
 SIZES = ((1, 1), (1, 5), (3, 2), (16, 24), (16, 128), (128, 16), (128, 128), (256, 64))
 LENGTHS = (1, 2, 7, 63, 64, 65, 127, 521)
 
@@ -77,6 +81,11 @@ ACCURACY = combinations(
     *(replace(STEADY, gates=gates, bound=bound) for gates in LOGITS for bound in ("none", "small", "high", "mixed")),
     *(replace(SMALL, tokens=70, key=key, value=value) for key, value in SIZES),
     *(replace(STEADY, tokens=tokens, batch=1, heads=1) for tokens in LENGTHS),
+    *(replace(FEW, key=n, value=n) for n in (1, 2, 3, 7, 8, 12, 16)),
+    *(replace(FEW, gates=gates, bound=bound) for gates in LOGITS for bound in ("none", "mixed")),
+    *(replace(FEW, tokens=tokens, batch=1) for tokens in LENGTHS),
+    replace(FEW, bound="mixed", options=(("reverse", True), ("input_activation", "silu"))),
+    packed(replace(FEW, bound="mixed"), DOCUMENTS),
     *(replace(STEADY, tokens=tokens, bound="high", state=False) for tokens in (65, 521)),
     *(replace(STEADY, tokens=70, bound=bound) for bound in BOUNDS),
     *(
@@ -127,6 +136,8 @@ STRUCTURE = combinations(
     replace(STEADY, tokens=70, gates="infinite", state=False, options=(("input_activation", "silu"),)),
     packed(replace(STEADY, bound="mixed"), DOCUMENTS),
     packed(replace(STEADY, bound="high", state=False), DOCUMENTS),
+    replace(FEW, bound="mixed"),
+    packed(replace(FEW, key=8, value=8, options=(("reverse", True),)), DOCUMENTS),
     replace(SMALL, key=128, value=128, bound="none"),
     Case(op="gated_outer_scan", tokens=131, gates="wide", key=32, value=24),
     Case(op="gated_outer_scan", tokens=66, gates="infinite", key=32, value=24, options=(("reverse", True),)),
@@ -164,6 +175,8 @@ LARGE = combinations(
     Case(op="hgru2", batch=1, tokens=8192, heads=1, bound="high", **HEAD),
     Case(op="hgru2", batch=64, tokens=65, heads=64, bound="mixed", **HEAD),
     Case(op="hgru2", batch=2, tokens=2049, heads=2, key=128, value=128, bound="edge"),
+    Case(op="hgru2", batch=1, tokens=20_001, heads=5, key=8, value=8, bound="mixed"),
+    Case(op="hgru2", batch=4099, tokens=32, heads=32, key=4, value=4, bound="mixed"),
     packed(Case(op="hgru2", heads=2, bound="mixed", **HEAD), (1, 10_000, 2, 63, 0, 64, 65, 127, 5000, 7)),
     Case(op="gated_scan", batch=1, tokens=100_003),
     Case(op="causal_conv", batch=1, tokens=100_003),

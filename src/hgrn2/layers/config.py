@@ -15,6 +15,7 @@ NormKind = Literal["rms", "layer", "simple_rms", "head_rms", "batch"]
 Direction = Literal["causal", "bidirectional", "parallel_2d", "series_2d"]
 InputActivation = Literal["none", "silu"]
 OutputActivation = Literal["silu", "sigmoid"]
+OutputGate = Literal["none", "silu", "sigmoid"]
 GLUActivation = Literal["none", "silu", "gelu"]
 BoundKind = Literal["inclusive", "exclusive", "none"]
 
@@ -33,6 +34,9 @@ class MixerConfig:
     """On i_t. none: paper figure, language models; silu: the hgru2 modules for images and long range, and HGRN1."""
     output_activation: OutputActivation = "silu"
     """On o_t. silu: language models; sigmoid: the hgru2 modules."""
+    output_gate: OutputGate = "none"
+    """hgru2 only: a gate of its own on the normalised read-out, from a projection more (D² weights), as HGRN1 and GLA
+    have one; none: the paper's form, in which only o_t gates, before the norm."""
     norm: NormKind = "rms"
     """Norm of the read-out over the full width (head_rms: each head by itself)."""
     norm_eps: float = 1e-5
@@ -91,6 +95,10 @@ class MixerConfig:
         refuse(
             self.kind == "attention" and self.rotary and self.head_size % 2 != 0,
             f"head_size is {self.head_size}; rotary positions of attention need an even one",
+        )
+        refuse(
+            self.kind != "hgru2" and self.output_gate != "none",
+            f"output_gate is an option of hgru2; {self.kind} has its own form",
         )
         refuse(self.norm == "batch", "norm batch is offered between blocks, not inside the mixer")
         causal = self.direction == "causal"

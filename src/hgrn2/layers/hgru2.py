@@ -6,6 +6,7 @@
 arXiv 2404.07904 section 3; options in which published versions differ are in `MixerConfig`.
 """
 
+from collections.abc import Callable
 from math import inf
 from typing import Any
 
@@ -50,13 +51,17 @@ def one_token(
     )  # fmt: skip
 
 
+_GATES: dict[str, Callable[[Tensor], Tensor]] = {"silu": nn.functional.silu, "sigmoid": torch.sigmoid}
+
+
 class HGRU2(nn.Module):
-    """D -> D, state [B,H,n,n] with n the head size and H = D / n; 4 D² weights, whatever n is."""
+    """D -> D, state [B,H,n,n] with n the head size and H = D / n; 4 D² weights, whatever n is (5 with a gate)."""
 
     def __init__(self, width: int, config: MixerConfig) -> None:
         super().__init__()
         self.config, self.width, self.heads = config, width, width // config.head_size
-        self.projections = (width, width, width)
+        self.gate = None if config.output_gate == "none" else _GATES[config.output_gate]
+        self.projections = (width,) * (3 if self.gate is None else 4)
         self.in_proj = nn.Linear(width, sum(self.projections), bias=config.bias)
         self.conv = nn.Parameter(torch.empty(3 * width, config.conv_width)) if config.conv_width else None
         self.norm = Norm(config.norm, width, config.norm_eps, heads=self.heads)
@@ -110,11 +115,14 @@ class HGRU2(nn.Module):
     @property
     def scanned(self) -> tuple[int, ...]:
         """Widths of the projections that one scan needs, in their order."""
-        return self.projections
+        return self.projections[-3:]
 
     def split(self, projected: Tensor) -> tuple[tuple[Tensor, ...], Tensor | None]:
         """[B,T,3D] -> raw i, o and f of a scan, and the gate that `finish` is given (None here)."""
-        return projected.split(self.projections, -1), None
+        if self.gate is None:
+            return projected.split(self.projections, -1), None
+        gate, i, o, f = projected.split(self.projections, -1)
+        return (i, o, f), gate
 
     def masked(self, raw: tuple[Tensor, ...], keep: Tensor | None, bound: Tensor | None = None) -> tuple[Tensor, ...]:
         """Raw i, o, f -> o, f, i in which a token whose `keep` is False does nothing; the bound is not needed."""
@@ -138,8 +146,9 @@ class HGRU2(nn.Module):
         return current(q, f, i, bound, **self.options)
 
     def finish(self, y: Tensor, gate: Tensor | None) -> Tensor:
-        """Read-out [B,T,D] -> the mixer's output; there is no gate after the read-out."""
-        return self.out_proj(self.norm(y))
+        """Read-out [B,T,D] and the gate on it, before its activation -> the mixer's output."""
+        y = self.norm(y)
+        return self.out_proj(y if self.gate is None or gate is None else y * self.gate(gate))
 
     def forget_logits(self, x: Tensor) -> Tensor:
         """x_f [B,T,D], the forget gates before bound and sigmoid, of sequences that start at x."""

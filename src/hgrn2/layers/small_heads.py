@@ -27,7 +27,7 @@ from hgrn2.ops.activations import activate
 from hgrn2.ops.backend import full_precision, work_dtype
 from hgrn2.ops.hgru2.reference import gates
 
-ELEMENTWISE_UP_TO = {"cpu": 3, "cuda": 1}
+ELEMENTWISE_UP_TO = {"cpu": 3, "cuda": 0}
 """The largest head size that takes the element-wise form, by the kind of device."""
 
 

@@ -80,6 +80,7 @@ DEVICE float smaller(float x, float y) {  // NaN where one of them is
     asm("min.NaN.f32 %0, %1, %2;" : "=f"(z) : "f"(x), "f"(y));
     return z;
 }
+DEVICE float from_lane(float x, int lane) { return __shfl_sync(0xffffffffu, x, lane); }
 DEVICE float exchange(float x, int mask) { return __shfl_xor_sync(0xffffffffu, x, mask); }
 DEVICE void copy16(u32 to, const void* from, bool inside) {  // zeros where nothing is inside
     int bytes = inside ? 16 : 0;

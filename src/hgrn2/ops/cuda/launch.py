@@ -19,6 +19,10 @@ from hgrn2.ops.native.build import trusted_folder
 
 _HERE = Path(__file__).parent
 KERNELS = {"forward": "forward.cu", "states": "states.cu", "join": "join.cu", "backward": "backward.cu"}
+"""Of heads of 64 and 128, which need one another."""
+SMALL_KERNELS = {"small_forward": "small_forward.cu", "small_backward": "small_backward.cu"}
+"""Of heads of 16 and less."""
+SOURCES = KERNELS | SMALL_KERNELS
 _DYNAMIC_SHARED = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 _POINTER, _INT = ctypes.c_void_p, ctypes.c_int
 
@@ -51,16 +55,16 @@ def _check(status: int, what: str) -> None:
 
 
 @functools.cache
-def _prebuilt(head: int, device: int) -> None:
+def _prebuilt(head: int, device: int, small: bool) -> None:
     """Compile all kernels side by side when the first of them is wanted; NVRTC works outside Python's lock."""
     with ThreadPoolExecutor() as pool:
-        list(pool.map(lambda name: machine_code(name, head, device), KERNELS))
+        list(pool.map(lambda name: machine_code(name, head, device), SMALL_KERNELS if small else KERNELS))
 
 
 @functools.cache
 def _function(name: str, head: int, device: int, shared: int) -> ctypes.c_void_p:
     """A kernel loaded on one device, allowed to use `shared` bytes of shared memory."""
-    _prebuilt(head, device)
+    _prebuilt(head, device, name in SMALL_KERNELS)
     code, module, function = machine_code(name, head, device), _POINTER(), _POINTER()
     _check(driver().cuModuleLoadData(ctypes.byref(module), code), f"loading {name}")
     _check(driver().cuModuleGetFunction(ctypes.byref(function), module, name.encode()), f"finding {name}")
@@ -70,8 +74,9 @@ def _function(name: str, head: int, device: int, shared: int) -> ctypes.c_void_p
 
 
 def launch(
-    name: str, head: int, problem: Problem, grid: tuple[int, int], threads: int, shared: int, device: torch.device
-) -> None:
+    name: str, head: int, problem: ctypes.Structure, grid: tuple[int, int], threads: int, shared: int,
+    device: torch.device,
+) -> None:  # fmt: skip
     """Start one kernel on the current stream of `device`; returns at once."""
     if 0 in grid:
         return
@@ -87,13 +92,13 @@ def machine_code(name: str, head: int, device: int) -> bytes:
     """The kernel for this device's architecture, from the cache folder or compiled now."""
     major, minor = torch.cuda.get_device_capability(device)
     architecture = f"sm_{major}{minor}"
-    source, headers = nvrtc.sources(_HERE, head, KERNELS[name])
+    source, headers = nvrtc.sources(_HERE, head, SOURCES[name])
     digest = hashlib.sha256("\0".join([source, architecture, str(nvrtc.version()), *headers.values()]).encode())
     folder = trusted_folder()
     kept = folder / f"{name}-{digest.hexdigest()[:20]}.cubin" if folder else None
     if kept and kept.exists():
         return kept.read_bytes()
-    code, _ = nvrtc.compile_cubin(source, KERNELS[name], headers, architecture)
+    code, _ = nvrtc.compile_cubin(source, SOURCES[name], headers, architecture)
     if kept:
         _keep(kept, code)
     return code

@@ -1,10 +1,9 @@
 // What a launch is told, and where a block's tokens lie. HEAD (64 or 128) is K = V = n; a block serves 128 channels,
 // which are one head of 128 or two of 64.
 #pragma once
-#include "device.h"
+#include "activations.h"
 
 enum { CHUNK = 64, WIDTH = 128, HEADS = WIDTH / HEAD, TILE = CHUNK * WIDTH * 2, SCORES = 8192 + (HEADS - 1) * 4096 };
-enum { NONE = 0, SILU = 1, SIGMOID = 2 };
 
 struct Item {  // a run of tokens of one sequence, read from one end to the other
     int sequence, begin, tokens, first, last, chunk, unused[2];
@@ -58,14 +57,6 @@ DEVICE Place place_of(const Problem& p, const Item& item, int chunk) {
     return Place{start, p.reverse ? -1 : 1, item.tokens - done};
 }
 DEVICE int chunks_of(const Item& item) { return (item.tokens + CHUNK - 1) / CHUNK; }
-
-DEVICE float sigmoid(float x) { return reciprocal(1.0f + exp2_fast(-1.4426950408889634f * x)); }
-DEVICE float activate(float x, int kind) { return kind == NONE ? x : kind == SILU ? x * sigmoid(x) : sigmoid(x); }
-DEVICE float activation_slope(float x, int kind) {
-    if (kind == NONE) return 1.0f;
-    float y = sigmoid(x), other = sigmoid(-x);
-    return kind == SILU ? y * (1.0f + x * other) : y * other;
-}
 
 // Where a thread copies from, and how far it is to the next chunk and to its next row; a tile has 16 pieces a row.
 struct Source {

@@ -5,6 +5,8 @@ import functools
 import torch
 
 HEADS = (64, 128)
+SMALL = 16
+"""Heads of at most so many channels have kernels of their own, which any GPU runs."""
 SHARED_MEMORY = 232192
 """Bytes a block must be allowed to use: Hopper and data-centre Blackwells are, Ampere and consumer cards are not."""
 
@@ -15,20 +17,31 @@ def supports(op: str, device: torch.device, dtype: torch.dtype, keys: int, value
         return False, f"cuda has no kernel for {op}"
     if device.type != "cuda":
         return False, f"cuda runs on NVIDIA GPUs, the tensors are on {device.type}"
+    if keys == values and 1 <= keys <= SMALL:
+        if dtype not in (torch.bfloat16, torch.float32):
+            name = str(dtype).removeprefix("torch.")
+            return False, f"the CUDA kernels of small heads take bfloat16 and float32, not {name}"
+        return _device_supports(torch.cuda.current_device() if device.index is None else device.index, 0)
     if dtype != torch.bfloat16:
         return False, f"the CUDA kernels take bfloat16, not {str(dtype).removeprefix('torch.')}"
     if keys != values or keys not in HEADS:
-        return False, f"the CUDA kernels take heads with K = V of 64 or 128, not K = {keys}, V = {values}"
-    return _device_supports(torch.cuda.current_device() if device.index is None else device.index)
+        return False, f"the CUDA kernels take heads with K = V of 1 to 16, 64 or 128, not K = {keys}, V = {values}"
+    return _device_supports(torch.cuda.current_device() if device.index is None else device.index, SHARED_MEMORY)
 
 
 @functools.cache
-def _device_supports(device: int) -> tuple[bool, str]:
+def processors(device: torch.device) -> int:
+    """Multiprocessors of a GPU; 0 for other devices, which emulate one."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 0
+
+
+@functools.cache
+def _device_supports(device: int, shared: int) -> tuple[bool, str]:
     if torch.version.hip is not None:
         return False, "the CUDA kernels do not run on AMD GPUs"
     properties = torch.cuda.get_device_properties(device)
-    if properties.shared_memory_per_block_optin < SHARED_MEMORY:
-        kib = SHARED_MEMORY // 1024
+    if properties.shared_memory_per_block_optin < shared:
+        kib = shared // 1024
         return False, f"the CUDA kernels need {kib} KiB of shared memory a block, {properties.name} has less"
     from hgrn2.errors import UserError
     from hgrn2.ops.cuda import nvrtc

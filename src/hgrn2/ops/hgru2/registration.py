@@ -22,8 +22,9 @@ def forward(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """(o, final state); arguments as in `hgrn2.ops.hgru2`, every option resolved."""
     options = {"input_activation": input_activation, "output_activation": output_activation, "scale": scale}
+    backend = _suited(backend, q, heads, cu_seqlens)
     if backend in ("cuda", "triton"):
-        return _kernels(backend).forward(
+        return _kernels(backend, q.shape[2] // heads).forward(
             q, f, i, lower_bound, state, cu_seqlens, heads=heads, reverse=reverse, **options
         )
     work = work_dtype(i.dtype)
@@ -42,15 +43,29 @@ def forward(
     return o.reshape(i.shape).to(i.dtype), final
 
 
-def _kernels(backend: str) -> Any:
-    """The module whose forward and backward run on a GPU."""
+def _kernels(backend: str, keys: int) -> Any:
+    """The module whose forward and backward run on a GPU, for heads of so many channels."""
     if backend == "cuda":
-        from hgrn2.ops.cuda import call
+        from hgrn2.ops.cuda import call, small, support
 
-        return call
+        return small if keys <= support.SMALL else call
     from hgrn2.ops.hgru2 import triton
 
     return triton
+
+
+def _suited(backend: str, q: Tensor, heads: int, cu_seqlens: Tensor | None) -> str:
+    """The backend, or triton for the few long sequences on which the cuda kernels of small heads are slow."""
+    size = q.shape[2] // heads
+    if backend != "cuda":
+        return backend
+    from hgrn2.ops.cuda import small, support
+
+    sequences = q.shape[0] if cu_seqlens is None else cu_seqlens.numel() - 1
+    few = size <= support.SMALL and small.too_few(
+        sequences, q.shape[1], heads, size, support.processors(q.device)
+    )  # fmt: skip
+    return "triton" if few else backend
 
 
 def _chunk_arguments(q, f, i, lower_bound, state, offsets, heads, reverse, work):  # type: ignore[no-untyped-def]
@@ -79,13 +94,13 @@ def backward(
     Without a grad_state the final state was not used; only the CUDA kernels save the work and memory of its zeros.
     """
     options = {"input_activation": input_activation, "output_activation": output_activation, "scale": scale}
-    work = work_dtype(i.dtype)
+    work, backend = work_dtype(i.dtype), _suited(backend, q, heads, cu_seqlens)
     if grad_state is None and backend != "cuda":
         sequences = q.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
         grad_state = i.new_zeros((sequences, heads, q.shape[2] // heads, i.shape[2] // heads), dtype=work)
     if backend in ("cuda", "triton"):
         tensors = (q, f, i, lower_bound, state, cu_seqlens, grad_o, grad_state)
-        grads = _kernels(backend).backward(*tensors, heads=heads, reverse=reverse, **options)
+        grads = _kernels(backend, q.shape[2] // heads).backward(*tensors, heads=heads, reverse=reverse, **options)
     elif backend == "native":
         from hgrn2.ops.native import outer
         from hgrn2.ops.native.call import rows

@@ -21,6 +21,8 @@ class Curriculum:
     """Their split of the folder (`hgrn2 data lra ... --easy N` makes it)."""
     batch_size: int = 0
     """Examples of such a step, as they are often shorter; 0: train.batch_size."""
+    rising: bool = False
+    """The split begins with its easiest examples: step s of `steps` draws from the first share s / steps of it."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size"):

@@ -81,8 +81,16 @@ class ClassifyTask:
         first = self.run.data.curriculum.steps
         if self.easy is not None and step < first:
             batches, loader = self.easy
-            return batches.indices(step), loader
+            return (self._opened(step) if self.run.data.curriculum.rising else batches.indices(step)), loader
         return self.batches.indices(step - first), self.loader
+
+    def _opened(self, step: int) -> np.ndarray:
+        """A step's examples from the part of the easier ones that is open by then, drawn with replacement."""
+        assert self.easy is not None
+        plan, count = self.easy[0].plan, len(self.easy[0].examples)
+        opened = max(plan.batch_size, count * (step + 1) // self.run.data.curriculum.steps)
+        random = np.random.default_rng(np.random.SeedSequence((plan.seed, step)))
+        return random.integers(min(opened, count), size=plan.batch_size)
 
     def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor, Tensor | None]) -> Tensor:
         """Mean nats an example."""

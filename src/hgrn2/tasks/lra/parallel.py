@@ -26,34 +26,35 @@ def random_of(seed: int, split: str, block: int) -> np.random.Generator:
 
 
 def iterate_blocks(
-    make: Callable[[np.random.Generator], Block], *, seed: int, split: str, blocks: int, workers: int,
+    make: Callable[[np.random.Generator], Block], *, seed: int, split: str, blocks: int, workers: int, first: int = 0,
     progress: Progress | None = None,
 ) -> Iterator[Block]:  # fmt: skip
-    """`make` for blocks 0 to `blocks` - 1, in their order; over `workers` processes when more than one.
+    """`make` for `blocks` blocks from number `first` on, in their order; over `workers` processes when more than one.
 
     `make` must be picklable: a function of a module, or a `partial` of one.
     """
     refuse(workers < 1, f"workers must be at least 1, not {workers}")
-    return _iterate(partial(_block, make, seed, split), split, blocks, min(workers, blocks), progress)
+    numbers = range(first, first + blocks)
+    return _iterate(partial(_block, make, seed, split), split, numbers, min(workers, max(1, blocks)), progress)
 
 
 def _iterate(
-    job: Callable[[int], Block], split: str, blocks: int, workers: int, progress: Progress | None
+    job: Callable[[int], Block], split: str, numbers: range, workers: int, progress: Progress | None
 ) -> Iterator[Block]:
     def told(results: Iterable[Block]) -> Iterator[Block]:
         for done, result in enumerate(results, 1):
             yield result
             if progress:
-                progress(f"making {split}", done, blocks)
+                progress(f"making {split}", done, len(numbers))
 
     if workers == 1:
-        yield from told(map(job, range(blocks)))
+        yield from told(map(job, numbers))
         return
     # spawned, not forked: a process that has started PyTorch's threads must not be forked
     spawn = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, mp_context=spawn)
     try:
-        yield from told(pool.map(job, range(blocks)))
+        yield from told(pool.map(job, numbers))
     except BrokenProcessPool:
         raise UserError(
             "a worker process ended early; a script that makes data with several workers needs the usual "

@@ -18,7 +18,7 @@ import numpy as np
 from hgrn2.data.classes import Described, ImageStream
 from hgrn2.tasks.lra.dashed_curves import SPARE, Dashes, Rooms, grow_distractors, grow_pairs, unit
 from hgrn2.tasks.lra.parallel import EASY, Progress, counts_of, iterate_blocks
-from hgrn2.tasks.lra.pathfinder_settings import SHORT, Pathfinder, easier
+from hgrn2.tasks.lra.pathfinder_settings import Pathfinder, levels
 
 PUBLISHED_COUNTS = (160_000, 20_000, 20_000)
 BLOCK = 128  # pictures made together; part of what a seed means
@@ -30,15 +30,12 @@ def make_pathfinder(
     settings: Pathfinder, *, task: str = "pathfinder", seed: int = 0, count: tuple[int, ...] | None = None,
     easy: int = 0, workers: int = 1, progress: Progress | None = None,
 ) -> tuple[Described, dict[str, ImageStream]]:  # fmt: skip
-    """The three splits, and one of `easy` pictures with shorter curves (`easier`) where there are to be some, as grey
+    """The three splits, and where asked for one of `easy` pictures with shorter curves, the shortest first, as grey
     pictures uint8 [N,size,size,1], drawn as they are read."""
     splits = {}
     for split, wanted in counts_of(count, PUBLISHED_COUNTS, easy).items():
-        draw = draw_easy_block if split == EASY else draw_block
-        blocks = iterate_blocks(
-            partial(draw, settings), seed=seed, split=split, blocks=-(-wanted // BLOCK), workers=workers,
-            progress=progress,
-        )  # fmt: skip
+        drawn = levels(settings) if split == EASY else [settings]
+        blocks = _blocks(drawn, wanted, seed=seed, split=split, workers=workers, progress=progress)
         splits[split] = ImageStream((wanted, settings.size, settings.size, 1), _cut(blocks, wanted))
     described = Described(
         task=task, classes=("apart", "connected"), vocab_size=256, seed=seed, settings=vars(settings),
@@ -46,6 +43,19 @@ def make_pathfinder(
             f", and {easy:,} pictures of shorter curves to begin with" if easy else ""),
     )  # fmt: skip
     return described, splits
+
+
+def _blocks(
+    drawn: list[Pathfinder], wanted: int, *, seed: int, split: str, workers: int, progress: Progress | None
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Blocks of all these settings, one after the other, as many of each."""
+    count = -(-wanted // BLOCK)
+    ends = [count * (level + 1) // len(drawn) for level in range(len(drawn))]
+    for settings, first, end in zip(drawn, [0, *ends], ends, strict=False):
+        yield from iterate_blocks(
+            partial(draw_block, settings), seed=seed, split=split, blocks=end - first, first=first, workers=workers,
+            progress=progress,
+        )  # fmt: skip
 
 
 def _cut(blocks: Iterator[tuple[np.ndarray, np.ndarray]], wanted: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -65,12 +75,6 @@ def draw_block(settings: Pathfinder, random: np.random.Generator) -> tuple[np.nd
     sets = [(np.arange(BLOCK), curves[:, 0]), (np.arange(BLOCK), curves[:, 1])]
     sets += [(place[found], dashes) for found, dashes in distractors]
     return render(settings, sets, dots), labels
-
-
-def draw_easy_block(settings: Pathfinder, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """The same with shorter curves: every block has one of the lengths `SHORT`."""
-    shorter = [dashes for dashes in SHORT if dashes < settings.dashes] or [settings.dashes]
-    return draw_block(easier(settings, int(random.choice(shorter))), random)
 
 
 def mark(settings: Pathfinder, random: np.random.Generator, curves: Dashes) -> tuple[np.ndarray, np.ndarray]:

@@ -58,9 +58,15 @@ SHORT = (2, 3, 4, 6, 9)
 
 
 def easier(settings: Pathfinder, dashes: int) -> Pathfinder:
-    """The same pictures with curves of so many dashes and, in proportion, shorter distractors, at most as many."""
+    """The same pictures with curves of so many dashes, and in proportion fewer and shorter distractors."""
     share = dashes / settings.dashes
-    return replace(settings, dashes=dashes, distractor_dashes=max(1, round(share * settings.distractor_dashes)))
+    few, short = round(share * settings.distractors), max(1, round(share * settings.distractor_dashes))
+    return replace(settings, dashes=dashes, distractors=few, distractor_dashes=short)
+
+
+def levels(settings: Pathfinder) -> list[Pathfinder]:
+    """Easier pictures, from the easiest on."""
+    return [easier(settings, dashes) for dashes in SHORT if dashes < settings.dashes] or [settings]
 
 
 PRESETS = {"pathfinder": pathfinder, "pathx": pathx}

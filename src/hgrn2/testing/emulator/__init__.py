@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from hgrn2.ops.cuda.launch import KERNELS, Problem
+from hgrn2.ops.cuda.launch import SOURCES
 
 _HERE = Path(__file__).parent
 _SOURCES = _HERE.parent.parent / "ops" / "cuda"
@@ -36,7 +36,7 @@ def _library(name: str, head: int) -> ctypes.CDLL:
     built = Path(_folder().name) / f"{name}-{head}.so"
     command = [
         str(compiler()), "-O2", "-std=c++17", "-shared", "-fPIC", "-DHGRN2_EMULATED", f"-DHEAD={head}",
-        f'-DKERNEL_FILE="{KERNELS[name]}"', f"-DKERNEL_NAME={name}", f"-I{_HERE}", f"-I{_SOURCES}",
+        f'-DKERNEL_FILE="{SOURCES[name]}"', f"-DKERNEL_NAME={name}", f"-I{_HERE}", f"-I{_SOURCES}",
         str(_HERE / "host.cpp"), "-o", str(built),
     ]  # fmt: skip
     subprocess.run(command, check=True, capture_output=True, text=True)
@@ -44,8 +44,8 @@ def _library(name: str, head: int) -> ctypes.CDLL:
 
 
 def launch(
-    name: str, head: int, problem: Problem, grid: tuple[int, int], threads: int, shared: int, device: torch.device,
-    early: bool = False,
+    name: str, head: int, problem: ctypes.Structure, grid: tuple[int, int], threads: int, shared: int,
+    device: torch.device, early: bool = False,
 ) -> None:  # fmt: skip
     """What `ops.cuda.launch.launch` does, on the CPU and at once."""
     _library(name, head).run(ctypes.byref(problem), *grid, threads, shared, int(early))

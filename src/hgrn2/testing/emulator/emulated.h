@@ -133,11 +133,12 @@ DEVICE float exp2_fast(float x) { return exp2f(x); }
 DEVICE float reciprocal(float x) { return 1.0f / x; }
 DEVICE float smaller(float x, float y) { return x != x || x < y ? x : y; }
 DEVICE float bits_to_float(u32 x) { float f; memcpy(&f, &x, 4); return f; }
-DEVICE float exchange(float x, int mask) {
+DEVICE float from_lane(float x, int lane) {
     emulated::Slot mine{};
     mine.number[0] = x;
-    return emulated::meet(mine)[(emulated::current % 32) ^ mask].number[0];
+    return emulated::meet(mine)[lane].number[0];
 }
+DEVICE float exchange(float x, int mask) { return from_lane(x, (emulated::current % 32) ^ mask); }
 DEVICE void copy16(u32 to, const void* from, bool inside) {  // arrives when waited for, not before; or at once
     emulated::need(to % 16 == 0 && to + 16 <= emulated::granted && (uintptr_t)from % 16 == 0);
     if (emulated::early) {

@@ -1,0 +1,94 @@
+// Small heads, n = HEAD of 1 to 16: the recurrence itself in float32, token by token. A warp walks one sequence for as
+// many whole heads as fit into 32 lanes; a lane owns one channel. What other channels of its head hold it gets by
+// shuffles, so a token is read once and nothing of the size of the state touches memory but every RUN tokens.
+#pragma once
+#include "device.h"
+
+enum { N = HEAD, GROUP = 32 / N, LANES = GROUP * N, RUN = N <= 8 ? 8 : 4, BLOCK = 128 };
+enum { NONE = 0, SILU = 1, SIGMOID = 2 };
+
+struct Problem {
+    const void *q, *f, *i, *grad_o;  // rows of channels, one a token, in bfloat16, or float32 where `wide`
+    i64 q_row, f_row, i_row, o_row;  // elements from row to row; o_row is grad_o's
+    const float* bound;              // [channels] or null
+    const float* state;              // [sequences, heads, K, V] or null
+    const float* grad_state;         // gradient of the final state, or null
+    void *o, *dq, *df, *di;          // [tokens, channels], dtype as the inputs
+    float *final_state, *d_state;    // [sequences, heads, K, V]; the second null where there is none
+    float* d_bound;                  // [sequences, channels]
+    float* kept;                     // backward: states before every RUN-th token (where `kept_at` says)
+    const i64* offsets;              // [sequences + 1] of packed documents, or null
+    int sequences, tokens, heads, reverse, input_activation, output_activation, wide;
+    float scale;
+};
+
+struct Lane {  // what a thread works on
+    int sequence, group, groups, head, own, first, tokens, channel;
+    i64 begin;
+    bool real, here;  // whether there is such a channel, such a sequence
+};
+DEVICE Lane lane_of(const Problem& p) {
+    int thread = thread_number(), lane = thread & 31;
+    i64 warp = (i64)block_x() * (BLOCK / 32) + thread / 32;
+    Lane me;
+    me.groups = (p.heads + GROUP - 1) / GROUP;
+    me.sequence = (int)(warp / me.groups);
+    me.here = me.sequence < p.sequences;
+    me.group = (int)(warp % me.groups);
+    me.head = me.group * GROUP + lane / N;
+    me.own = lane % N;
+    me.first = lane - me.own;
+    me.real = lane < LANES && me.head < p.heads;
+    me.channel = me.real ? me.head * N + me.own : 0;
+    me.begin = 0, me.tokens = 0;
+    if (me.here) {
+        me.begin = p.offsets ? p.offsets[me.sequence] : (i64)me.sequence * p.tokens;
+        me.tokens = p.offsets ? (int)(p.offsets[me.sequence + 1] - me.begin) : p.tokens;
+    }
+    return me;
+}
+DEVICE float other(float x, const Lane& me, int n) { return from_lane(x, (me.first + n) & 31); }
+DEVICE i64 row_of(const Problem& p, const Lane& me, int at) {
+    return me.begin + (p.reverse ? me.tokens - 1 - at : at);
+}
+DEVICE i64 state_at(const Problem& p, const Lane& me, int k, int v) {
+    return (((i64)me.sequence * p.heads + (me.real ? me.head : 0)) * N + k) * N + v;
+}
+// Where a lane keeps the state before token RUN * run; runs of packed documents never meet.
+DEVICE i64 kept_at(const Lane& me, int run) {
+    return ((me.begin / RUN + me.sequence + run) * me.groups + me.group) * (N * 32) + (thread_number() & 31);
+}
+
+DEVICE float load(const Problem& p, const void* x, i64 at) {
+    return p.wide ? ((const float*)x)[at] : bits_to_float((u32)((const u16*)x)[at] << 16);
+}
+DEVICE void store(const Problem& p, void* x, i64 at, float value) {
+    if (p.wide) ((float*)x)[at] = value;
+    else ((u16*)x)[at] = (u16)pack(value, value);
+}
+
+struct Sigmoid {
+    float up, down;  // of x and of -x, neither as 1 minus the other
+};
+DEVICE Sigmoid sigmoid(float x) {
+    float e = expf(-fabsf(x)), large = 1.0f / (1.0f + e), small = e * large;
+    return x >= 0 ? Sigmoid{large, small} : x < 0 ? Sigmoid{small, large} : Sigmoid{large + x, large + x};  // NaN stays
+}
+DEVICE float activated(float x, int kind) {
+    if (kind == NONE) return x;
+    float up = sigmoid(x).up;
+    return kind == SILU ? x * up : up;
+}
+DEVICE float slope(float x, int kind) {
+    if (kind == NONE) return 1.0f;
+    Sigmoid s = sigmoid(x);
+    return kind == SILU ? s.up * (1.0f + x * s.down) : s.up * s.down;
+}
+
+struct Gate {
+    float forget, key;
+};
+DEVICE Gate gate_of(float x, float bound) {
+    Sigmoid s = sigmoid(x);
+    return Gate{bound + (1.0f - bound) * s.up, (1.0f - bound) * s.down};
+}

@@ -1,0 +1,131 @@
+"""hgru2 for small heads on CUDA kernels: the recurrence token by token, a lane a channel (small.h).
+
+A matrix of 16 channels or less is too small for matrix units: padded to 16 and cut into chunks it costs more than it is
+worth, most of all on many short sequences, such as the rows of pictures. Walking is exact whatever the gates, in
+float32, and for bfloat16 and float32 alike. What it lacks is parallelism along a sequence: few long ones are slow.
+"""
+
+import ctypes
+
+import torch
+from torch import Tensor
+
+from hgrn2.ops.cuda.launch import launch
+
+BLOCK = 128
+LONGEST = 8192
+"""Tokens that are always walked in one piece."""
+_ACTIVATIONS = {"none": 0, "silu": 1, "sigmoid": 2}
+_POINTER, _ROW, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
+
+
+class SmallProblem(ctypes.Structure):
+    """What small.h declares under the same names; every pointer is to device memory, 0 where there is none."""
+
+    _fields_ = (
+        [(name, _POINTER) for name in ("q", "f", "i", "grad_o")]
+        + [(name, _ROW) for name in ("q_row", "f_row", "i_row", "o_row")]
+        + [(name, _POINTER) for name in ("bound", "state", "grad_state", "o", "dq", "df", "di")]
+        + [(name, _POINTER) for name in ("final_state", "d_state", "d_bound", "kept", "offsets")]
+        + [(name, _INT) for name in ("sequences", "tokens", "heads", "reverse")]
+        + [(name, _INT) for name in ("input_activation", "output_activation", "wide")]
+        + [("scale", ctypes.c_float)]
+    )
+
+
+def run(size: int) -> int:
+    """Tokens between two states that the backward keeps: RUN of small.h."""
+    return 8 if size <= 8 else 4
+
+
+def warps(sequences: int, heads: int, size: int) -> int:
+    """Warps that walk side by side: each takes as many heads of one sequence as fit into 32 lanes."""
+    return sequences * -(-heads // (32 // size))
+
+
+def too_few(sequences: int, tokens: int, heads: int, size: int, processors: int) -> bool:
+    """Whether a few long sequences would leave most of a GPU idle, so that kernels that cut them are faster."""
+    return tokens > LONGEST and warps(sequences, heads, size) < processors
+
+
+def forward(
+    q: Tensor, f: Tensor, i: Tensor, lower_bound: Tensor | None, state: Tensor | None, cu_seqlens: Tensor | None, *,
+    heads: int, reverse: bool, input_activation: str, output_activation: str, scale: float,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """(o [B,T,H*n] in i's dtype, final state [N,H,n,n] float32); arguments as in `hgrn2.ops.hgru2`."""
+    call = _Call(q, f, i, lower_bound, state, cu_seqlens, heads, reverse, input_activation, output_activation, scale)
+    o = call.like(q)
+    final = q.new_empty(call.states, dtype=torch.float32)
+    call.give(o=o, final_state=final)
+    call.launch("small_forward")
+    return o.to(i.dtype), final
+
+
+def backward(
+    q: Tensor, f: Tensor, i: Tensor, lower_bound: Tensor | None, state: Tensor | None, cu_seqlens: Tensor | None,
+    grad_o: Tensor, grad_state: Tensor | None, *, heads: int, reverse: bool, input_activation: str,
+    output_activation: str, scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:  # fmt: skip
+    """Gradients of q, f, i, and in float32 of lower_bound and the initial state (None where there is none)."""
+    call = _Call(q, f, i, lower_bound, state, cu_seqlens, heads, reverse, input_activation, output_activation, scale)
+    call.rows(grad_o, "grad_o", "o_row")
+    dq, df, di = call.like(q), call.like(f), call.like(i)
+    d_state = None if state is None else q.new_empty(call.states, dtype=torch.float32)
+    d_bound = q.new_zeros((call.states[0], q.shape[2]), dtype=torch.float32)  # an empty document leaves its row alone
+    lanes = -(-heads // (32 // call.size)) * 32 * call.size
+    kept = q.new_empty((q.shape[0] * q.shape[1] // run(call.size) + call.states[0]) * lanes, dtype=torch.float32)
+    arriving = None if grad_state is None else grad_state.float().contiguous()
+    call.give(grad_state=arriving, dq=dq, df=df, di=di, d_state=d_state, d_bound=d_bound, kept=kept)
+    call.launch("small_backward")
+    bound = None if lower_bound is None else d_bound.sum(0)
+    return dq.to(q.dtype), df.to(f.dtype), di.to(i.dtype), bound, d_state
+
+
+class _Call:
+    """One call's problem, and the tensors that must live as long as its kernel may run."""
+
+    def __init__(
+        self, q: Tensor, f: Tensor, i: Tensor, bound: Tensor | None, state: Tensor | None, cu_seqlens: Tensor | None,
+        heads: int, reverse: bool, input_activation: str, output_activation: str, scale: float,
+    ) -> None:  # fmt: skip
+        self.size, self.device = q.shape[2] // heads, q.device
+        narrow = all(x.dtype == torch.bfloat16 for x in (q, f, i))
+        self.dtype = torch.bfloat16 if narrow else torch.float32
+        self.problem, self.kept = SmallProblem(), []
+        for x, name in ((q, "q"), (f, "f"), (i, "i")):
+            self.rows(x, name, f"{name}_row")
+        sequences = q.shape[0] if cu_seqlens is None else cu_seqlens.numel() - 1
+        self.states = (sequences, heads, self.size, self.size)
+        self.give(
+            bound=None if bound is None else bound.float().contiguous(),
+            state=None if state is None else state.float().contiguous(),
+            offsets=None if cu_seqlens is None else cu_seqlens.to(q.device, torch.int64).contiguous(),
+        )
+        p = self.problem
+        p.sequences, p.tokens, p.heads, p.reverse, p.scale = sequences, q.shape[1], heads, int(reverse), scale
+        p.input_activation, p.output_activation = _ACTIVATIONS[input_activation], _ACTIVATIONS[output_activation]
+        p.wide = int(not narrow)
+
+    def like(self, x: Tensor) -> Tensor:
+        """An empty tensor of x's shape in the dtype that the kernels write."""
+        return torch.empty(x.shape, dtype=self.dtype, device=x.device)
+
+    def rows(self, x: Tensor, name: str, row: str) -> None:
+        """Give a [B,T,D] tensor as rows at one distance: a view of a wider product is taken as it is."""
+        x = x.to(self.dtype)
+        if x.stride(2) != 1 or (x.shape[0] > 1 and x.stride(0) != x.shape[1] * x.stride(1)):
+            x = x.contiguous()
+        self.give(**{name: x})
+        setattr(self.problem, row, x.stride(1))
+
+    def give(self, **tensors: Tensor | None) -> None:
+        """Set pointers of the problem, and keep their tensors."""
+        for name, x in tensors.items():
+            setattr(self.problem, name, None if x is None else x.data_ptr())
+            self.kept.append(x)
+
+    def launch(self, kernel: str) -> None:
+        """Start a kernel on the current stream."""
+        sequences, heads = self.states[:2]
+        blocks = -(-warps(sequences, heads, self.size) * 32 // BLOCK)
+        launch(kernel, self.size, self.problem, (blocks, 1), BLOCK, 0, self.device)

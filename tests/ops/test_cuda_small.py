@@ -1,0 +1,68 @@
+"""The CUDA kernels of small heads on an emulated block of threads: every number they must get right, small cases."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from hgrn2 import ops
+from hgrn2.ops.cuda import small
+from hgrn2.testing import contracts, emulator
+from hgrn2.testing.cases import Case, packed
+from hgrn2.testing.compare import failures
+
+pytestmark = pytest.mark.skipif(emulator.compiler() is None, reason="the emulator needs g++")
+CASE = Case(op="hgru2", batch=2, tokens=19, heads=5, key=4, value=4, bound="small")
+DOCUMENTS = (0, 1, 17, 0, 8, 16, 0)
+
+
+@pytest.fixture(autouse=True)
+def emulated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(small, "launch", emulator.launch)
+    monkeypatch.setattr("hgrn2.ops.cuda.support.supports", lambda *_: (True, "emulated"))
+
+
+def sized(n: int, **changes: object) -> Case:
+    return replace(CASE, key=n, value=n, **changes)  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "case",
+    [
+        *(sized(n) for n in (1, 2, 3, 5, 8, 16)),
+        *(replace(CASE, tokens=tokens, state=False) for tokens in (0, 1, 8, 9)),
+        *(replace(CASE, gates=gates, bound=bound) for gates in ("wide", "infinite") for bound in ("none", "high")),
+        replace(CASE, options=(("input_activation", "silu"), ("output_activation", "sigmoid"), ("scale", 0.3))),
+        replace(CASE, heads=40, options=(("reverse", True),)),
+        packed(replace(CASE, heads=3), DOCUMENTS),
+        packed(sized(16, heads=3, options=(("reverse", True),), bound="mixed"), DOCUMENTS),
+    ],
+    ids=str,
+)
+def test_matches_the_token_loop(case: Case, dtype: torch.dtype) -> None:
+    assert not failures(contracts.matches_reference(case, "cuda", dtype))
+
+
+@pytest.mark.parametrize("case", [CASE, sized(3, state=False), packed(sized(8), DOCUMENTS)], ids=str)
+@pytest.mark.parametrize("name", ["split_equals_whole", "reverse_equals_flipped", "rounds_once"])
+def test_structure(name: str, case: Case) -> None:
+    dtype = torch.bfloat16 if name == "rounds_once" else torch.float32
+    if name in contracts.contracts_for(case, dtype):
+        assert not failures(contracts.contracts_for(case, dtype)[name](case, "cuda", dtype))
+
+
+def test_views_of_one_product_are_taken_as_they_are() -> None:
+    wide = torch.randn(2, 20, 3 * 32, generator=torch.Generator().manual_seed(0))
+    q, f, i = wide.split(32, -1)
+    whole = ops.hgru2(q.contiguous(), f.contiguous(), i.contiguous(), heads=4, backend="cuda")[0]
+    assert torch.equal(ops.hgru2(q, f, i, heads=4, backend="cuda")[0], whole)
+
+
+def test_nan_is_not_hidden_and_stays_in_its_head() -> None:
+    q, f, i = torch.randn(3, 1, 10, 16, generator=torch.Generator().manual_seed(0))
+    f[0, 4, 5] = torch.nan
+    o, _ = ops.hgru2(q, f, i, heads=4, backend="cuda")
+    assert o[0, 4:, 4:8].isnan().all()
+    assert not o[0, :4].isnan().any()
+    assert not o[0, :, 8:].isnan().any()
