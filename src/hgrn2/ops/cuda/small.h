@@ -4,11 +4,13 @@
 #pragma once
 #include "device.h"
 
-enum { N = HEAD, GROUP = 32 / N, LANES = GROUP * N, RUN = N <= 8 ? 8 : 4, BLOCK = 128 };
+// HEAD is n, and 100 more where the tensors are float32.
+enum { N = HEAD % 100, WIDE = HEAD / 100, GROUP = 32 / N, LANES = GROUP * N, RUN = N <= 8 ? 8 : 4 };
+enum { BLOCK = 32 };  // one warp: then the compiler sees that all lanes of a shuffle walk together
 enum { NONE = 0, SILU = 1, SIGMOID = 2 };
 
 struct Problem {
-    const void *q, *f, *i, *grad_o;  // rows of channels, one a token, in bfloat16, or float32 where `wide`
+    const void *q, *f, *i, *grad_o;  // rows of channels, one a token, in bfloat16, or float32 where WIDE
     i64 q_row, f_row, i_row, o_row;  // elements from row to row; o_row is grad_o's
     const float* bound;              // [channels] or null
     const float* state;              // [sequences, heads, K, V] or null
@@ -18,7 +20,7 @@ struct Problem {
     float* d_bound;                  // [sequences, channels]
     float* kept;                     // backward: states before every RUN-th token (where `kept_at` says)
     const i64* offsets;              // [sequences + 1] of packed documents, or null
-    int sequences, tokens, heads, reverse, input_activation, output_activation, wide;
+    int sequences, tokens, heads, reverse, input_activation, output_activation;
     float scale;
 };
 
@@ -28,13 +30,13 @@ struct Lane {  // what a thread works on
     bool real, here;  // whether there is such a channel, such a sequence
 };
 DEVICE Lane lane_of(const Problem& p) {
-    int thread = thread_number(), lane = thread & 31;
-    i64 warp = (i64)block_x() * (BLOCK / 32) + thread / 32;
+    int lane = thread_number();
+    u32 warp = block_x();
     Lane me;
     me.groups = (p.heads + GROUP - 1) / GROUP;
-    me.sequence = (int)(warp / me.groups);
+    me.sequence = (int)(warp / (u32)me.groups);
     me.here = me.sequence < p.sequences;
-    me.group = (int)(warp % me.groups);
+    me.group = (int)(warp % (u32)me.groups);
     me.head = me.group * GROUP + lane / N;
     me.own = lane % N;
     me.first = lane - me.own;
@@ -48,9 +50,6 @@ DEVICE Lane lane_of(const Problem& p) {
     return me;
 }
 DEVICE float other(float x, const Lane& me, int n) { return from_lane(x, (me.first + n) & 31); }
-DEVICE i64 row_of(const Problem& p, const Lane& me, int at) {
-    return me.begin + (p.reverse ? me.tokens - 1 - at : at);
-}
 DEVICE i64 state_at(const Problem& p, const Lane& me, int k, int v) {
     return (((i64)me.sequence * p.heads + (me.real ? me.head : 0)) * N + k) * N + v;
 }
@@ -59,36 +58,45 @@ DEVICE i64 kept_at(const Lane& me, int run) {
     return ((me.begin / RUN + me.sequence + run) * me.groups + me.group) * (N * 32) + (thread_number() & 31);
 }
 
-DEVICE float load(const Problem& p, const void* x, i64 at) {
-    return p.wide ? ((const float*)x)[at] : bits_to_float((u32)((const u16*)x)[at] << 16);
+// A lane's numbers of a run of tokens: `first` is that of its first token, `step` leads to the next one.
+struct Rows {
+    i64 first;
+    int step;
+};
+DEVICE Rows rows_of(const Problem& p, const Lane& me, i64 row, int done) {
+    i64 at = me.begin + (p.reverse ? me.tokens - 1 - done : done);
+    return Rows{at * row + me.channel, p.reverse ? -(int)row : (int)row};
 }
-DEVICE void store(const Problem& p, void* x, i64 at, float value) {
-    if (p.wide) ((float*)x)[at] = value;
-    else ((u16*)x)[at] = (u16)pack(value, value);
+DEVICE float load(const void* x, const Rows& at, int n) {
+    return WIDE ? ((const float*)x + at.first)[n * at.step]
+                : bits_to_float((u32)((const u16*)x + at.first)[n * at.step] << 16);
+}
+DEVICE void store(void* x, const Rows& at, int n, float value) {
+    if (WIDE) ((float*)x + at.first)[n * at.step] = value;
+    else ((u16*)x + at.first)[n * at.step] = (u16)pack(value, value);
 }
 
 struct Sigmoid {
     float up, down;  // of x and of -x, neither as 1 minus the other
 };
+// float32 inputs get a sigmoid that is right to the last digits, bfloat16 ones the instructions of the special unit.
 DEVICE Sigmoid sigmoid(float x) {
-    float e = expf(-fabsf(x)), large = 1.0f / (1.0f + e), small = e * large;
-    return x >= 0 ? Sigmoid{large, small} : x < 0 ? Sigmoid{small, large} : Sigmoid{large + x, large + x};  // NaN stays
+    float e = WIDE ? expf(-fabsf(x)) : exp2_fast(-1.4426950408889634f * fabsf(x));
+    float large = WIDE ? 1.0f / (1.0f + e) : reciprocal(1.0f + e), small = e * large;
+    return x >= 0 ? Sigmoid{large, small} : Sigmoid{small, large};
 }
-DEVICE float activated(float x, int kind) {
-    if (kind == NONE) return x;
-    float up = sigmoid(x).up;
-    return kind == SILU ? x * up : up;
-}
-DEVICE float slope(float x, int kind) {
-    if (kind == NONE) return 1.0f;
+struct Activated {
+    float value, slope;
+};
+DEVICE Activated activate(float x, int kind) {
+    if (kind == NONE) return Activated{x, 1.0f};
     Sigmoid s = sigmoid(x);
-    return kind == SILU ? s.up * (1.0f + x * s.down) : s.up * s.down;
+    if (kind == SIGMOID) return Activated{s.up, s.up * s.down};
+    return Activated{x * s.up, s.up * (1.0f + x * s.down)};
 }
-
 struct Gate {
     float forget, key;
 };
-DEVICE Gate gate_of(float x, float bound) {
-    Sigmoid s = sigmoid(x);
+DEVICE Gate gate_of(const Sigmoid& s, float bound) {
     return Gate{bound + (1.0f - bound) * s.up, (1.0f - bound) * s.down};
 }

@@ -12,7 +12,9 @@ from torch import Tensor
 
 from hgrn2.ops.cuda.launch import launch
 
-BLOCK = 128
+BLOCK = 32
+WIDE = 100
+"""Added to the head size that float32 kernels are compiled for."""
 LONGEST = 8192
 """Tokens that are always walked in one piece."""
 _ACTIVATIONS = {"none": 0, "silu": 1, "sigmoid": 2}
@@ -28,7 +30,7 @@ class SmallProblem(ctypes.Structure):
         + [(name, _POINTER) for name in ("bound", "state", "grad_state", "o", "dq", "df", "di")]
         + [(name, _POINTER) for name in ("final_state", "d_state", "d_bound", "kept", "offsets")]
         + [(name, _INT) for name in ("sequences", "tokens", "heads", "reverse")]
-        + [(name, _INT) for name in ("input_activation", "output_activation", "wide")]
+        + [(name, _INT) for name in ("input_activation", "output_activation")]
         + [("scale", ctypes.c_float)]
     )
 
@@ -104,7 +106,6 @@ class _Call:
         p = self.problem
         p.sequences, p.tokens, p.heads, p.reverse, p.scale = sequences, q.shape[1], heads, int(reverse), scale
         p.input_activation, p.output_activation = _ACTIVATIONS[input_activation], _ACTIVATIONS[output_activation]
-        p.wide = int(not narrow)
 
     def like(self, x: Tensor) -> Tensor:
         """An empty tensor of x's shape in the dtype that the kernels write."""
@@ -127,5 +128,5 @@ class _Call:
     def launch(self, kernel: str) -> None:
         """Start a kernel on the current stream."""
         sequences, heads = self.states[:2]
-        blocks = -(-warps(sequences, heads, self.size) * 32 // BLOCK)
-        launch(kernel, self.size, self.problem, (blocks, 1), BLOCK, 0, self.device)
+        head = self.size + (0 if self.dtype == torch.bfloat16 else WIDE)
+        launch(kernel, head, self.problem, (warps(sequences, heads, self.size), 1), BLOCK, 0, self.device)

@@ -25,72 +25,72 @@ KERNEL(BLOCK) small_backward(const Problem p) {
 #pragma unroll
         for (int v = 0; v < N; v++) kept[v * 32] = state[v];
         if (done + RUN >= me.tokens) break;
+        const Rows fs = rows_of(p, me, p.f_row, done), is = rows_of(p, me, p.i_row, done);
         float f[RUN], i[RUN];
 #pragma unroll
-        for (int n = 0; n < RUN; n++) {
-            i64 at = row_of(p, me, done + n);
-            f[n] = load(p, p.f, at * p.f_row + me.channel);
-            i[n] = load(p, p.i, at * p.i_row + me.channel);
-        }
+        for (int n = 0; n < RUN; n++) f[n] = load(p.f, fs, n), i[n] = load(p.i, is, n);
 #pragma unroll
         for (int n = 0; n < RUN; n++) {
-            const Gate gate = gate_of(f[n], bound);
-            const float value = activated(i[n], p.input_activation);
+            const Gate gate = gate_of(sigmoid(f[n]), bound);
+            const float value = activate(i[n], p.input_activation).value;
 #pragma unroll
             for (int v = 0; v < N; v++) state[v] = gate.forget * state[v] + gate.key * other(value, me, v);
         }
     }
 
     for (; run >= 0 && me.tokens > 0; run--) {
-        const int done = run * RUN;
-        float q[RUN], f[RUN], i[RUN], go[RUN], before[RUN][N];
+        const int done = run * RUN, left = me.tokens - done;
+        const Rows qs = rows_of(p, me, p.q_row, done), fs = rows_of(p, me, p.f_row, done);
+        const Rows is = rows_of(p, me, p.i_row, done), os = rows_of(p, me, p.o_row, done);
+        const Rows ds = rows_of(p, me, width, done);
+        float q[RUN], go[RUN], before[RUN][N];
+        Sigmoid gates[RUN];
+        Activated values[RUN];
         const float* kept = p.kept + kept_at(me, run);
 #pragma unroll
         for (int v = 0; v < N; v++) state[v] = kept[v * 32];
 #pragma unroll
         for (int n = 0; n < RUN; n++) {
-            i64 at = row_of(p, me, done + n < me.tokens ? done + n : done);
-            q[n] = load(p, p.q, at * p.q_row + me.channel);
-            f[n] = load(p, p.f, at * p.f_row + me.channel);
-            i[n] = load(p, p.i, at * p.i_row + me.channel);
-            go[n] = p.scale * load(p, p.grad_o, at * p.o_row + me.channel);
+            int at = n < left ? n : 0;
+            q[n] = load(p.q, qs, at), gates[n].up = load(p.f, fs, at), values[n].value = load(p.i, is, at);
+            go[n] = p.scale * load(p.grad_o, os, at);
         }
 #pragma unroll
         for (int n = 0; n < RUN; n++) {
-            if (done + n >= me.tokens) break;
-            const Gate gate = gate_of(f[n], bound);
-            const float value = activated(i[n], p.input_activation);
+            if (n >= left) break;
+            gates[n] = sigmoid(gates[n].up);
+            values[n] = activate(values[n].value, p.input_activation);
+            const Gate gate = gate_of(gates[n], bound);
+            const Activated query = activate(q[n], p.output_activation);
             float dq = 0.0f;
 #pragma unroll
             for (int v = 0; v < N; v++) {
-                before[n][v] = state[v];
-                state[v] = gate.forget * state[v] + gate.key * other(value, me, v);
+                const float value = other(values[n].value, me, v);
+                before[n][v] = state[v] - value;
+                state[v] = gate.forget * state[v] + gate.key * value;
                 dq += other(go[n], me, v) * state[v];
             }
-            dq *= slope(q[n], p.output_activation);
-            if (me.real) store(p, p.dq, row_of(p, me, done + n) * width + me.channel, dq);
+            q[n] = query.value;
+            if (me.real) store(p.dq, ds, n, dq * query.slope);
         }
 #pragma unroll
         for (int n = RUN - 1; n >= 0; n--) {
-            if (done + n >= me.tokens) continue;
-            const Sigmoid s = sigmoid(f[n]);
-            const Gate gate = gate_of(f[n], bound);
-            const float query = activated(q[n], p.output_activation), value = activated(i[n], p.input_activation);
+            if (n >= left) continue;
+            const Gate gate = gate_of(gates[n], bound);
             float turned = 0.0f, dv = 0.0f;
 #pragma unroll
             for (int m = 0; m < N; m++) {
-                row[m] += query * other(go[n], me, m);
-                column[m] += other(query, me, m) * go[n];
-                turned += row[m] * (before[n][m] - other(value, me, m));
+                row[m] += q[n] * other(go[n], me, m);
+                column[m] += other(q[n], me, m) * go[n];
+                turned += row[m] * before[n][m];
                 dv += column[m] * other(gate.key, me, m);
                 row[m] *= gate.forget;
                 column[m] *= other(gate.forget, me, m);
             }
-            d_bound += s.down * turned;
+            d_bound += gates[n].down * turned;
             if (me.real) {
-                i64 at = row_of(p, me, done + n) * width + me.channel;
-                store(p, p.df, at, (1.0f - bound) * s.up * s.down * turned);
-                store(p, p.di, at, dv * slope(i[n], p.input_activation));
+                store(p.df, ds, n, gate.key * gates[n].up * turned);
+                store(p.di, ds, n, dv * values[n].slope);
             }
         }
     }

@@ -10,27 +10,28 @@ KERNEL(BLOCK) small_forward(const Problem p) {
     for (int k = 0; k < N; k++) state[k] = p.state && me.real ? p.state[state_at(p, me, k, me.own)] : 0.0f;
 
     for (int done = 0; done < me.tokens; done += RUN) {
+        const Rows qs = rows_of(p, me, p.q_row, done), fs = rows_of(p, me, p.f_row, done);
+        const Rows is = rows_of(p, me, p.i_row, done), os = rows_of(p, me, p.heads * N, done);
+        const int left = me.tokens - done;
         float q[RUN], f[RUN], i[RUN];
 #pragma unroll
         for (int n = 0; n < RUN; n++) {
-            i64 row = row_of(p, me, done + n < me.tokens ? done + n : done);
-            q[n] = load(p, p.q, row * p.q_row + me.channel);
-            f[n] = load(p, p.f, row * p.f_row + me.channel);
-            i[n] = load(p, p.i, row * p.i_row + me.channel);
+            int at = n < left ? n : 0;
+            q[n] = load(p.q, qs, at), f[n] = load(p.f, fs, at), i[n] = load(p.i, is, at);
         }
 #pragma unroll
         for (int n = 0; n < RUN; n++) {
-            if (done + n >= me.tokens) break;
-            const Gate gate = gate_of(f[n], bound);
-            const float query = p.scale * activated(q[n], p.output_activation);
-            const float value = activated(i[n], p.input_activation);
+            if (n >= left) break;
+            const Gate gate = gate_of(sigmoid(f[n]), bound);
+            const float query = p.scale * activate(q[n], p.output_activation).value;
+            const float value = activate(i[n], p.input_activation).value;
             float o = 0.0f;
 #pragma unroll
             for (int k = 0; k < N; k++) {
                 state[k] = other(gate.forget, me, k) * state[k] + other(gate.key, me, k) * value;
                 o += other(query, me, k) * state[k];
             }
-            if (me.real) store(p, p.o, row_of(p, me, done + n) * (i64)(p.heads * N) + me.channel, o);
+            if (me.real) store(p.o, os, n, o);
         }
     }
     if (!me.real) return;
