@@ -148,10 +148,12 @@ def differing(cell: Cell, run: ClassifyRun, epochs: float) -> str:
         "warm-up": (run.optim.warmup_steps, recipe.warmup), "epochs": (epochs, recipe.epochs),
         "positions": (config.positions, "some" if recipe.positions else "none"),
         "clip": (run.optim.clip, recipe.clip), "optimiser": (run.optim.optimizer, "adamw"),
+        "tokens left out": (run.data.drop_tokens, 0.0),
         "first steps on easier examples": (run.data.curriculum.steps, 0),
     }  # fmt: skip
     if config.mixer.kind == "hgru2":
         pairs["n"] = (config.mixer.head_size, recipe.n)
+        pairs["output gate"] = (config.mixer.output_gate, "none")
     if config.mixer.kind != "attention":
         pairs["direction"] = (config.mixer.direction, recipe.direction)
         pairs["separate scans"] = (config.mixer.separate_scans, False)

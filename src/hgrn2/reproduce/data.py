@@ -19,7 +19,7 @@ SMALL_COUNTS: dict[str, tuple[int, int, int]] = {
     "retrieval": (2000, 200, 200),
 }
 """Examples of the small tables' generated data; published numbers in the full ones."""
-EASY_COUNTS = {"listops": 400_000, "pathfinder": 40_000}
+EASY_COUNTS = {"listops": 400_000, "pathfinder": 200_000, "pathx": 60_000}
 """Easier examples, which runs of the fast table begin with."""
 FILES = {
     "cifar10": "CIFAR-10's binary version (cifar-10-binary.tar.gz) or JPEG files (cifar10-jpeg-*)",

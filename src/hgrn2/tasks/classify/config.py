@@ -45,6 +45,9 @@ class ClassifyData:
     """Batches of sequences are padded to a multiple of this many tokens."""
     pool: int = 16
     """Batches that are sorted by length together, so that little is padded; 1: none."""
+    drop_tokens: float = 0.0
+    """Share of the tokens of a training sequence that are left out as padding is, others in every step: against
+    learning texts by heart."""
     curriculum: Curriculum = field(default_factory=Curriculum)
     """Easier examples before the others."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -54,6 +57,7 @@ class ClassifyData:
         check_literals(self)
         for name in ("multiple", "pool"):
             refuse(getattr(self, name) < 1, f"data.{name} is {getattr(self, name)}; it must be at least 1")
+        refuse(not 0 <= self.drop_tokens < 1, f"data.drop_tokens is {self.drop_tokens}; it must be in [0, 1)")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,8 @@ from typing import Any, Literal, NamedTuple
 
 from hgrn2.data.augment_settings import AugmentConfig
 from hgrn2.errors import UserError
-from hgrn2.models.config import DeiTConfig, SequenceConfig
+from hgrn2.layers.config import Direction, NormKind, OutputGate
+from hgrn2.models.config import DeiTConfig, PositionKind, SequenceConfig
 from hgrn2.models.presets import sequence_preset, vision_preset
 from hgrn2.tasks.classify.config import ClassifyData, ClassifyRun, Curriculum
 from hgrn2.train.config import OptimConfig, TrainConfig
@@ -76,48 +77,79 @@ class Fast(NamedTuple):
     weight_decay: float = 0.05
     separate: bool = True
     warmup: int = 500
+    norm: NormKind = "layer"
+    positions: PositionKind = "sine"
+    local: int = 0
+    """Width of the local convolution of HGRN2 and HGRN1."""
+    gate: OutputGate = "none"
+    """HGRN2's output gate; HGRN1 has one anyway."""
+    direction: Direction | None = None
+    """None: the published one."""
+    drop_tokens: float = 0.0
+    multiple: int = 64
     compiled: bool = True
     """Worth its first minute where shapes of batches are few."""
+    graphs: bool = False
     easy: Curriculum = Curriculum()
 
 
 _FAST: dict[str, Fast] = {
     "listops": Fast(64, 5, 64, 128, 2e-3, 15_000, easy=Curriculum(steps=1_500, batch_size=512)),
-    "text": Fast(128, 3, 8, 32, 2e-3, 9_000, dropout=0.2, warmup=200, compiled=False),
-    "retrieval": Fast(128, 4, 32, 64, 1e-3, 9_000, dropout=0.1),
-    "image": Fast(256, 6, 64, 64, 1e-3, 20_000, dropout=0.1),
-    "pathfinder": Fast(128, 6, 32, 128, 1e-3, 15_000, separate=False, easy=Curriculum(steps=2_000)),
-    "pathx": Fast(64, 6, 32, 64, 1e-3, 10_000, separate=False),
-}
+    "text": Fast(
+        128, 3, 8, 32, 2e-3, 9_000, dropout=0.3, warmup=200, positions="none", local=5, gate="silu", drop_tokens=0.1,
+        multiple=256, compiled=False, graphs=True,
+    ),
+    "retrieval": Fast(
+        128, 3, 8, 32, 1e-3, 9_000, dropout=0.1, local=5, gate="silu", multiple=256, compiled=False, graphs=True
+    ),
+    "image": Fast(256, 6, 8, 64, 1e-3, 20_000, dropout=0.1, separate=False, local=3, gate="silu", graphs=True),
+    "pathfinder": Fast(
+        128, 6, 4, 128, 1.5e-3, 30_000, separate=False, norm="batch", positions="none", local=3, graphs=True,
+        easy=Curriculum(steps=8_000, rising=True),
+    ),
+    "pathx": Fast(
+        64, 6, 4, 32, 1.5e-3, 8_000, separate=False, direction="parallel_2d", norm="batch", positions="none", local=3, graphs=True,
+        easy=Curriculum(steps=2_500, rising=True),
+    ),
+}  # fmt: skip
 
 
 def _fast_lra(model: str, task: str) -> ClassifyRun:
-    """Wider heads, which the fused kernels take as cheaply as small ones, but on texts, which large states learn by
-    heart; scans with weights of their own where order decides; SiLU on the read-out vector, as language models have it;
-    layer norm; averaged weights; easier examples first where there can be some; a shorter schedule."""
+    """SiLU on the read-out vector, as language models have it, and where it helps a gate on the read-out and a local
+    convolution; scans with weights of their own where order decides; easier examples first where there can be some;
+    averaged weights; a shorter schedule. Heads are small, but in ListOps."""
     run, fast = _lra(model, task), _FAST[task]
     config = run.model
     assert isinstance(config, SequenceConfig)
+    norm, positions = fast.norm, fast.positions
     if model == "hgrn2":
-        mixer = replace(config.mixer, head_size=fast.head_size, separate_scans=fast.separate, output_activation="silu")
+        mixer = replace(
+            config.mixer, head_size=fast.head_size, separate_scans=fast.separate, output_activation="silu",
+            output_gate=fast.gate, local_width=fast.local,
+        )  # fmt: skip
     elif model == "hgrn1":
-        mixer = replace(config.mixer, separate_scans=fast.separate)
+        mixer = replace(config.mixer, separate_scans=fast.separate, local_width=fast.local)
     else:
-        mixer = replace(config.mixer, head_size=32)
+        mixer, norm, positions = replace(config.mixer, head_size=32), "layer", "sine"
+    if fast.direction and model != "transformer":
+        mixer = replace(mixer, direction=fast.direction)
     config = replace(
-        config, width=fast.width, glu_width=fast.width, layers=fast.layers, mixer=mixer, norm="layer",
-        positions="none" if task == "text" and model != "transformer" else "sine", dropout=fast.dropout,
-        init=replace(config.init, std=round((3 * fast.width) ** -0.5, 4)),
+        config, width=fast.width, glu_width=fast.width, layers=fast.layers, mixer=mixer, norm=norm, positions=positions,
+        dropout=fast.dropout, init=replace(config.init, std=round((3 * fast.width) ** -0.5, 4)),
     )  # fmt: skip
     train = replace(
         run.train, steps=fast.steps, batch_size=fast.batch, average=0.999, compile_blocks=fast.compiled,
-        save_every=0, eval_every=max(1, fast.steps // 20),
+        graphs=fast.graphs, save_every=0, eval_every=max(1, fast.steps // 20),
     )  # fmt: skip
     optim = replace(
         run.optim, lr=fast.lr, warmup_steps=fast.warmup, weight_decay=fast.weight_decay, clip=1.0, beta2=0.98
     )  # fmt: skip
-    augment = AugmentConfig(crop_padding=4, flip=True) if task == "image" else AugmentConfig()
-    data = replace(run.data, augment=augment, curriculum=fast.easy)
+    augment = AugmentConfig()
+    if task == "image":
+        augment = AugmentConfig(crop_padding=4, flip=True, cutmix=1.0, mix_probability=0.5, label_smoothing=0.1)
+    data = replace(
+        run.data, augment=augment, curriculum=fast.easy, drop_tokens=fast.drop_tokens, multiple=fast.multiple
+    )  # fmt: skip
     return replace(run, model=config, train=train, optim=optim, data=data)
 
 
@@ -153,9 +185,10 @@ def _image(model: str, task: str, size: Size) -> ClassifyRun:
         shape |= {"width": 256, "layers": 6, "drop_path": 0.1} | ({} if deit else {"glu_width": 512})
     config = vision_preset(name, **shape)
     if not isinstance(config, DeiTConfig) and size != "full":
-        heads = {"head_size": 16 if size == "small" else 64} if model == "hgrn2" else {}
-        scans = {"direction": "parallel_2d"} if size == "small" else {"separate_scans": True}
-        config = replace(config, mixer=replace(config.mixer, **scans, **heads))
+        heads: dict[str, Any] = {"head_size": 16 if size == "small" else 8} if model == "hgrn2" else {}
+        if size == "fast":
+            heads |= {"local_width": 3} | ({"output_gate": "silu"} if model == "hgrn2" else {})
+        config = replace(config, mixer=replace(config.mixer, direction="parallel_2d", **heads))
     steps, batch = {"full": (20_000, 256), "fast": (12_000, 256), "small": (300, 64)}[size]
     strong, colour = size != "small", not fashion
     augment = AugmentConfig(
@@ -171,7 +204,7 @@ def _image(model: str, task: str, size: Size) -> ClassifyRun:
             steps=steps, sequence_length=(side // patch) ** 2, batch_size=batch, eval_every=steps // 10,
             precision="bfloat16" if strong else "float32", average=0.999 if strong else 0.0, eval_tokens=2_000_000,
             save_every=steps // 4, log_every=50 if strong else 20, keep=1, spike=0,
-            compile_blocks=size == "fast" and not deit,
+            compile_blocks=size == "fast" and not deit, graphs=size == "fast",
         ),
         optim=OptimConfig(
             lr=1e-3, warmup_steps=steps // 20, weight_decay=0.05, final_lr_ratio=0.0, clip=1.0, beta2=0.999

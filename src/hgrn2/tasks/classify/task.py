@@ -67,11 +67,11 @@ class ClassifyTask:
         """Model inputs, labels [B] (or mixed ones [B,classes]) and the mask of padding; of images after changes."""
         indices, loader = self._examples(step)
         found = loader.batch(np.split(indices, parts)[part])
-        if found.keep is not None:
-            return found.inputs, found.labels, found.keep
         # Its own random numbers for every step and part: a resumed run draws the same.
-        seed = np.random.SeedSequence((self.run.train.seed, step, part)).generate_state(1, np.uint64)[0] >> 1
-        random = torch.Generator().manual_seed(int(seed))
+        seed = int(np.random.SeedSequence((self.run.train.seed, step, part)).generate_state(1, np.uint64)[0] >> 1)
+        if found.keep is not None:
+            return found.inputs, found.labels, self._thinned(found.keep, seed)
+        random = torch.Generator().manual_seed(seed)
         config = self.run.data.augment
         images, labels = augment(found.inputs, found.labels, config, self.run.model.classes, random)
         return pixels(self.run, images), labels, None
@@ -83,6 +83,14 @@ class ClassifyTask:
             batches, loader = self.easy
             return (self._opened(step) if self.run.data.curriculum.rising else batches.indices(step)), loader
         return self.batches.indices(step - first), self.loader
+
+    def _thinned(self, keep: Tensor, seed: int) -> Tensor:
+        """The mask without the tokens that this step leaves out."""
+        share = self.run.data.drop_tokens
+        if not share:
+            return keep
+        random = torch.Generator(keep.device).manual_seed(seed)
+        return keep & (torch.rand(keep.shape, generator=random, device=keep.device) >= share)
 
     def _opened(self, step: int) -> np.ndarray:
         """A step's examples from the part of the easier ones that is open by then, drawn with replacement."""
