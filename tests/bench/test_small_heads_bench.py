@@ -35,7 +35,7 @@ def test_a_wrong_form_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setitem(small_heads.FORMS, "element-wise", wrong)
     rows: list[Row] = []
-    with pytest.raises(UserError, match="the two forms disagree with 6 heads; nothing was recorded"):
+    with pytest.raises(UserError, match="the forms disagree with 6 heads; nothing was recorded"):
         small_heads.measure(SMALL, (2,), "cpu", Limits(repeats=1, threads=1), rows.append)
     assert not rows
 
@@ -60,7 +60,7 @@ def test_default_shapes_divide_by_every_default_size() -> None:
 @pytest.mark.parametrize(("asked", "reason"), [
     (["--shapes", "2,5"], "takes B,T,D"), (["--shapes", "2,0,12"], "at least 1"),
     (["--shapes", "2,5,12", "--sizes", "5"], "heads of 5 channels do not divide a width of 12"),
-    (["--sizes", "0"], "heads of 0 channels"),
+    (["--sizes", "0"], "heads of 0 channels"), (["--forms", "walk"], "there is no form 'walk' on cpu"),
 ])  # fmt: skip
 def test_what_cannot_be_measured_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture, asked: list[str], reason: str

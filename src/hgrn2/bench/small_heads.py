@@ -1,8 +1,9 @@
 """Which form of the mixing core is quicker for small heads: `python -m hgrn2.bench.small_heads --out results`.
 
-One row a form, head size and shape: milliseconds of forward and backward, of forms that take turns, after both gave the
-same numbers. `layers/small_heads.py` takes its rule from these rows. With `--device cuda` the inputs are bfloat16, the
-shapes fill a large GPU, and both forms run on Triton kernels, whatever n is; `--sizes` and `--shapes` ask for others.
+One row a form, head size and shape: milliseconds of forward and backward, of forms that take turns, after all gave the
+same numbers. `layers/small_heads.py` takes its rule from these rows. With `--device cuda` inputs are bfloat16 and shapes
+fill a large GPU; there the outer form is measured twice, as the walk of the CUDA kernels for small heads and in chunks
+on Triton. `--sizes`, `--shapes` and `--forms` ask for others.
 """
 
 import argparse
@@ -32,27 +33,34 @@ HEAD_SIZES = {"cpu": (1, 2, 3, 4, 5, 6, 8, 10, 12, 15), "cuda": (1, 2, 3, 4, 6, 
 EPSILONS = {torch.float32: 100, torch.bfloat16: 8}
 """By which the two forms may differ, norm-wise. On a GPU the outer form rounds operands of products to bfloat16, and
 the gradient of γ, a sum over all tokens, was seen to lose three epsilons by that; a wrong form is off by far more."""
-FORMS: dict[str, Callable[..., tuple[Tensor, Tensor | None]]] = {
+Form = Callable[..., tuple[Tensor, Tensor | None]]
+FORMS: dict[str, Form] = {
     "outer": ops.hgru2,
     "element-wise": partial(
         elementwise, state=None, cu_seqlens=None, reverse=False, input_activation="none", output_activation="silu",
         scale=1.0,
     ),
 }  # fmt: skip
+GPU_FORMS: dict[str, Form] = {
+    "walk": partial(ops.hgru2, backend="cuda"), "outer": partial(ops.hgru2, backend="triton"),
+    "element-wise": FORMS["element-wise"],
+}  # fmt: skip
 
 
 def measure(
     shapes: tuple[Shape, ...], sizes: tuple[int, ...], device: str, limits: Limits,
-    record: Callable[[Row], None], progress: Progress = silent,
+    record: Callable[[Row], None], progress: Progress = silent, forms: tuple[str, ...] = (),
 ) -> None:  # fmt: skip
-    """Time both forms in every shape and head size, and hand over a row each."""
+    """Time the forms (none named: all of the device) in every shape and head size, and hand over a row each."""
+    known = GPU_FORMS if device == "cuda" else FORMS
+    chosen = {name: known[name] for name in forms or known}
     conditions = prepare_process(limits)
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     for batch, length, width in shapes:
         for n in sizes:
             inputs = _problem(batch, length, width, device, dtype)
-            _check_equal(inputs, width // n)
-            samples = {name: _sample(form, inputs, width // n, device) for name, form in FORMS.items()}
+            _check_equal(inputs, width // n, chosen)
+            samples = {name: _sample(form, inputs, width // n, device) for name, form in chosen.items()}
             case = {"shape": f"{batch},{length},{width}", "n": n, "device": device}
             taken = interleave(samples, limits, f"B {batch}, T {length}, n {n}", progress)
             for form, seconds in taken.items():
@@ -69,29 +77,32 @@ def _problem(batch: int, length: int, width: int, device: str, dtype: torch.dtyp
 
 
 def _backend(form: str, n: int, x: Tensor) -> str:
+    if form == "walk" or (form == "outer" and x.device.type == "cuda"):
+        return "cuda" if form == "walk" else "triton"
     if form == "outer":
         return choose(x.device, op="hgru2", dtype=x.dtype, keys=n, values=n).backend
     return choose(x.device, op="gated_scan", dtype=torch.float32).backend
 
 
-def _run(form: Callable[..., tuple[Tensor, Tensor | None]], inputs: list[Tensor], heads: int) -> list[Tensor]:
+def _run(form: Form, inputs: list[Tensor], heads: int) -> list[Tensor]:
     """o and the gradients of all inputs; what arrives at o is dense and of both signs, as in training."""
     o, _ = form(*inputs, heads=heads, output_final_state=False)
     return [o.detach(), *torch.autograd.grad(o, inputs, inputs[1].detach())]
 
 
-def _sample(form: Callable[..., tuple[Tensor, Tensor | None]], inputs: list[Tensor], heads: int, device: str) -> Sample:
+def _sample(form: Form, inputs: list[Tensor], heads: int, device: str) -> Sample:
     return sample_of(lambda: _run(form, inputs, heads), device)
 
 
-def _check_equal(inputs: list[Tensor], heads: int) -> None:
+def _check_equal(inputs: list[Tensor], heads: int, forms: dict[str, Form] | None = None) -> None:
     """No time of a form that computes something else."""
-    first, second = (_run(form, inputs, heads) for form in FORMS.values())
+    found = [_run(form, inputs, heads) for form in (forms or FORMS).values()]
     dtype = inputs[0].dtype
     allowed = EPSILONS[dtype] * torch.finfo(dtype).eps
-    for a, b in zip(first, second, strict=True):
-        if not float((a.float() - b.float()).norm()) <= allowed * float(b.float().norm()):
-            raise UserError(f"the two forms disagree with {heads} heads; nothing was recorded")
+    for other in found[:-1]:
+        for a, b in zip(other, found[-1], strict=True):
+            if not float((a.float() - b.float()).norm()) <= allowed * float(b.float().norm()):
+                raise UserError(f"the forms disagree with {heads} heads; nothing was recorded")
 
 
 def shape_of(text: str) -> Shape:
@@ -124,9 +135,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--sizes", type=int, nargs="+", metavar="N", help="head sizes, instead of the device's")
     parser.add_argument("--shapes", nargs="+", metavar="B,T,D", help="shapes, instead of the device's")
+    parser.add_argument("--forms", nargs="+", metavar="NAME", default=(), help="forms, instead of all of the device")
     options = parser.parse_args(arguments)
     try:
         device = options.device
+        for name in options.forms:
+            known = GPU_FORMS if device == "cuda" else FORMS
+            if name not in known:
+                raise UserError(f"--forms: there is no form {name!r} on {device} (choose from {', '.join(known)})")
         shapes = tuple(shape_of(x) for x in options.shapes) if options.shapes else SHAPES[device]
         sizes = tuple(options.sizes) if options.sizes else HEAD_SIZES[device]
         _check_asked(shapes, sizes, device)
@@ -138,7 +154,7 @@ def main(arguments: list[str] | None = None) -> int:
             case = row.case
             print(f"{case['shape']:>12}  n {case['n']:>2}  {row.subject:<12} {row.backend:<8} {row.median:8.2f} ms")
 
-        measure(shapes, sizes, device, limits, record)
+        measure(shapes, sizes, device, limits, record, forms=tuple(options.forms))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
