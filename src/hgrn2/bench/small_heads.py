@@ -1,9 +1,9 @@
 """Which form of the mixing core is quicker for small heads: `python -m hgrn2.bench.small_heads --out results`.
 
 One row a form, head size and shape: milliseconds of forward and backward, of forms that take turns, after all gave the
-same numbers. `layers/small_heads.py` takes its rule from these rows. With `--device cuda` inputs are bfloat16, shapes fill
-a large GPU, and the outer form is measured twice, as the walk of the CUDA kernels for small heads and in chunks
-on Triton. `--sizes`, `--shapes` and `--forms` ask for others.
+same numbers. `layers/small_heads.py` takes its rule from these rows. With `--device cuda` inputs are bfloat16,
+shapes fill a large GPU, and the outer form is measured twice, as the walk of the CUDA kernels for small heads and in
+chunks on Triton. `--sizes`, `--shapes` and `--forms` ask for others.
 """
 
 import argparse
