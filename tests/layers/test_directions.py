@@ -16,6 +16,7 @@ TOKENS = SHAPE[0] * SHAPE[1]
 UNITS: dict[str, dict[str, Any]] = {
     **{f"hgru2 n={n}": {"head_size": n, "output_activation": "sigmoid"} for n in (1, 2, 3, 4, 6, 12)},
     "hgru2 scaled": {"head_size": 3, "scale_scores": True, "norm": "head_rms", "input_activation": "none"},
+    "hgru2 gated": {"head_size": 4, "output_gate": "silu"},
     "hgru1": {"kind": "hgru1"},
     "hgru1_real": {"kind": "hgru1_real"},
 }
@@ -61,7 +62,7 @@ def written(layer: Directional, raw: Tensor, gamma: Tensor) -> tuple[Tensor, Ten
     """What one token decays by, adds, and reads with: [H,n,1], [H,n,n], [H,1,n] for hgru2; [D] twice for HGRN1."""
     options, unit = layer.config, layer.unit
     if options.kind == "hgru2":
-        i, o, f = raw.split(WIDTH)
+        i, o, f = raw[-3 * WIDTH :].split(WIDTH)  # an output gate stands before them
         keep = gamma + (1 - gamma) * sigmoid(f)
         i = i * sigmoid(i) if options.input_activation == "silu" else i
         o = sigmoid(o) if options.output_activation == "sigmoid" else o * sigmoid(o)
@@ -111,8 +112,9 @@ def one_pass(layer: Directional, x: Tensor, gamma: Tensor, axes: list[str], shap
             y = (heads / (heads.square().mean(1, keepdim=True) + options.norm_eps).sqrt()).flatten() * unit.norm.weight
         else:
             y = (y - y.mean()) / (y.var(correction=0) + options.norm_eps).sqrt() * unit.norm.weight + unit.norm.bias
-        if options.kind != "hgru2":
-            gate = everything[t, unit.parts * WIDTH : 2 * unit.parts * WIDTH]
+        if options.kind != "hgru2" or options.output_gate == "silu":
+            gate = everything[t, unit.parts * WIDTH : 2 * unit.parts * WIDTH] if options.kind != "hgru2" else (
+                everything[t, :WIDTH])  # fmt: skip
             y = y * gate * sigmoid(gate)
         rows.append(unit.out_proj.weight @ y + unit.out_proj.bias)
     return torch.stack(rows)
@@ -167,7 +169,7 @@ def test_equals_the_loop(unit: str, direction: str, choice: str, randomised: Cal
 
 @pytest.mark.parametrize("choice", ["published", "both", "local"])
 @pytest.mark.parametrize("direction", DIRECTIONS)
-@pytest.mark.parametrize("unit", ["hgru2 n=1", "hgru2 n=2", "hgru2 n=4", "hgru1", "hgru1_real"])
+@pytest.mark.parametrize("unit", ["hgru2 n=1", "hgru2 n=2", "hgru2 n=4", "hgru2 gated", "hgru1", "hgru1_real"])
 def test_gradients_equal_the_loops(
     unit: str, direction: str, choice: str, randomised: Callable, same: Callable
 ) -> None:
@@ -300,6 +302,7 @@ def test_refusals(direction: str, options: dict[str, Any], message: str) -> None
         ({"direction": "bidirectional", "conv_width": 4}, "conv_width 4 looks back along one line; direction bidirect"),
         ({"local_width": 3}, "local_width 3 looks both ways; it needs hgru2 or hgru1 in a direction other than causal"),
         ({"direction": "bidirectional", "local_width": 4}, "local_width is 4; use 0 or an odd number from 3"),
+        ({"output_gate": "silu"}, "output_gate silu is offered for hgru2 in directions other than causal"),
         ({"norm": "batch"}, "norm batch is offered between blocks"),
     ],
 )

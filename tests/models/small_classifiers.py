@@ -35,6 +35,12 @@ SEQUENCES: dict[str, dict[str, Any]] = {
         "lower_bound": "none",
         "mixer": MixerConfig(kind="attention", head_size=4, direction="bidirectional", rotary=False, bias=True),
     },
+    "local and gated": {
+        "vocab_size": 23,
+        "mixer": MixerConfig(
+            head_size=4, direction="bidirectional", separate_scans=True, local_width=5, output_gate="silu", **HGRU2
+        ),
+    },
     "2-D": {"channels": 1, "mixer": MixerConfig(head_size=2, direction="series_2d", separate_scans=True, **HGRU2)},
 }
 PICTURES: dict[str, dict[str, Any]] = {
@@ -45,6 +51,16 @@ PICTURES: dict[str, dict[str, Any]] = {
         "channels": 1,
         "positions": "sine",
         "mixer": MixerConfig(head_size=1, direction="parallel_2d", separate_scans=True, **HGRU2),
+    },
+    "local and gated patches": {
+        "patch": 2,
+        "image_size": 8,
+        "mixer": MixerConfig(head_size=4, direction="parallel_2d", local_width=3, output_gate="sigmoid", **HGRU2),
+    },
+    "local hgru1": {
+        "patch": 2,
+        "image_size": 8,
+        "mixer": MixerConfig(kind="hgru1", direction="series_2d", local_width=3, norm="layer", bias=True),
     },
     "attention patches": {
         "patch": 4,

@@ -35,8 +35,8 @@ class MixerConfig:
     output_activation: OutputActivation = "silu"
     """On o_t. silu: language models; sigmoid: the hgru2 modules."""
     output_gate: OutputGate = "none"
-    """hgru2 only: a gate of its own on the normalised read-out, from a projection more (D² weights), as HGRN1 and GLA
-    have one; none: the paper's form, in which only o_t gates, before the norm."""
+    """hgru2 in directions other than causal: a gate of its own on the normalised read-out, from one projection more (D²
+    weights), as HGRN1 and GLA have it; none: the paper's form, in which o_t alone gates, before the norm."""
     norm: NormKind = "rms"
     """Norm of the read-out over the full width (head_rms: each head by itself)."""
     norm_eps: float = 1e-5
@@ -96,15 +96,15 @@ class MixerConfig:
             self.kind == "attention" and self.rotary and self.head_size % 2 != 0,
             f"head_size is {self.head_size}; rotary positions of attention need an even one",
         )
-        refuse(
-            self.kind != "hgru2" and self.output_gate != "none",
-            f"output_gate is an option of hgru2; {self.kind} has its own form",
-        )
         refuse(self.norm == "batch", "norm batch is offered between blocks, not inside the mixer")
         causal = self.direction == "causal"
         refuse(
             not causal and self.conv_width > 0,
             f"conv_width {self.conv_width} looks back along one line; direction {self.direction} needs conv_width 0",
+        )
+        refuse(
+            self.output_gate != "none" and (causal or self.kind != "hgru2"),
+            f"output_gate {self.output_gate} is offered for hgru2 in directions other than causal",
         )
         refuse(causal and self.separate_scans, "separate_scans needs a direction of more than one scan, not causal")
         refuse(causal and self.count_once, "count_once needs a direction of more than one scan, not causal")

@@ -1,7 +1,7 @@
 """The HGRN2 token mixer: one fused projection, bounded gates, outer-product state, norm, output projection.
 
     [i, o, f] = x W_in        f_t = γ + (1-γ) σ(f)      S_t = Diag(f_t) S_{t-1} + (1-f_t) ⊗ act_i(i_t)
-    y_t = norm(act_o(o_t) S_t) W_out
+    y_t = norm(act_o(o_t) S_t) W_out                    (with a gate g, [g, i, o, f] = x W_in: norm(…) ⊙ act_g(g_t))
 
 arXiv 2404.07904 section 3; options in which published versions differ are in `MixerConfig`.
 """

@@ -33,19 +33,14 @@ class InitConfig:
     """Start the projections that write to the residual stream at zero."""
     memory: float = 0.0
     """Tokens that the slowest channels remember at the start: biases of the forget gates (hgru2, hgru1) such that, but
-    for bounds and inputs, they are 1 - 1/shortest to 1 - 1/memory over the channels of a head (models/open_gates.py);
-    0: they start at a half, and remember two tokens."""
-    shortest: float = 4.0
-    """Tokens that the quickest channels remember, where `memory` is given: 4 for recall, about 1.2 where letters must
-    be told apart before words are."""
+    for bounds and inputs, they are 1 - 1/4 to 1 - 1/memory over the channels of a head (models/open_gates.py); 0: they
+    start at a half, and remember two tokens."""
 
     def __post_init__(self) -> None:
         check_literals(self)
         refuse(not 0 < self.std < inf, f"init std is {self.std}; it must be positive")
         refuse(not 0 <= self.input_std < inf, f"init input_std is {self.input_std}; it must not be negative")
         refuse(self.memory != 0 and not 4 <= self.memory <= 1e6, f"init memory is {self.memory}; use 0, or 4 to 1e6")
-        few = f"init shortest is {self.shortest}; it must be above 1 and at most memory"
-        refuse(not 1 < self.shortest <= max(4.0, self.memory), few)
 
 
 @dataclass(frozen=True, kw_only=True)

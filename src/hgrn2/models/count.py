@@ -46,7 +46,8 @@ def parameters(config: StackConfig) -> ParameterCount:
 
     With width D, GLU width m and convolution width W, biases and norm weights aside: 4 D² + 3 D W for hgru2 and
     attention, 4 D² for hgru1_real, 7 D² + D for hgru1, 5 D² + 33 D + 3 D W for gla, 3 D m for the GLU, L D for the
-    bounds. Every scan with projections of its own beside the first adds 3 D² (2 D² for hgru1_real, 3 D² for hgru1).
+    bounds. Every scan with projections of its own beside the first adds 3 D² (2 D² for hgru1_real, 3 D² for hgru1), an
+    output gate D², a local convolution of width W D W (D W² for pictures).
     """
     width, hidden = config.width, config.glu_width
     before = _norm(config.norm, width)
@@ -140,8 +141,9 @@ def _mixer(config: StackConfig) -> int:
     norm = 0 if mixer.kind == "attention" else _norm(mixer.norm, 2 * width if is_complex else width)
     scan = {"hgru1_real": 2}.get(mixer.kind, 3) * width * (width + mixer.bias)  # input and gates of one more scan
     more = (mixer.scans - 1) * scan if mixer.separate_scans else 0
-    local = width * mixer.local_width ** (2 if mixer.is_2d else 1)
-    return _mixer_matrices(config) + biases + extra + norm + 3 * width * mixer.conv_width + more + local
+    more += width * mixer.local_width ** (2 if mixer.is_2d else 1)
+    more += width * (width + mixer.bias) if mixer.output_gate != "none" else 0
+    return _mixer_matrices(config) + biases + extra + norm + 3 * width * mixer.conv_width + more
 
 
 def _norm(kind: NormKind, width: int) -> int:

@@ -66,7 +66,7 @@ def initialise(model: nn.Module, config: InitConfig) -> None:
             elif config.kind == "scaled_normal":
                 writer.weight /= math.sqrt(2 * len(blocks))
     if config.memory:
-        open_gates(model, config.memory, config.shortest)
+        open_gates(model, config.memory)
 
 
 def _mixer(mixer: HGRU1 | HGRU2 | GLA | Attention, config: InitConfig) -> None:

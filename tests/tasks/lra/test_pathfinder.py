@@ -10,7 +10,7 @@ from hgrn2.data.classes import ImageStream, open_examples, write_examples
 from hgrn2.errors import UserError
 from hgrn2.tasks.lra.dashed_curves import Dashes, Rooms, grow_distractors, grow_pairs
 from hgrn2.tasks.lra.pathfinder import BLOCK, draw_block, make_pathfinder, mark, render
-from hgrn2.tasks.lra.pathfinder_settings import PRESETS, Pathfinder
+from hgrn2.tasks.lra.pathfinder_settings import PRESETS, Pathfinder, levels
 
 EASY = Pathfinder(dashes=5, distractors=2)
 
@@ -149,3 +149,21 @@ def test_folder_with_its_sheet(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "dash must be above 0" in capsys.readouterr().err
     assert entry(["data", "lra", "pathx", "--out", str(tmp_path / "y"), "--source", "a"]) == 2
     assert "takes no --source" in capsys.readouterr().err
+
+
+def test_easier_pictures_come_from_the_easiest_on() -> None:
+    settings = Pathfinder(dashes=7)
+    drawn = levels(settings)
+    assert [one.dashes for one in drawn] == [2, 3, 4, 6]
+    assert all(one.size == settings.size and one.distractors <= settings.distractors for one in drawn)
+    described, splits = make_pathfinder(settings, count=(4, 4, 4), easy=4 * BLOCK, seed=1)
+    made = list(splits["easy"].blocks)
+    lit = [float((images > 0).mean()) for images, _ in made]
+    assert len(made) == 4
+    assert lit == sorted(lit)  # longer curves light more of a picture
+    assert "512 pictures of shorter curves" in described.origin
+    assert not np.array_equal(made[0][1], made[1][1])  # every block has its own randomness
+
+
+def test_the_shortest_curves_have_nothing_easier() -> None:
+    assert levels(Pathfinder(dashes=2)) == [Pathfinder(dashes=2)]

@@ -15,8 +15,8 @@ from hgrn2.ops.cuda.launch import launch
 BLOCK = 32
 WIDE = 100
 """Added to the head size that float32 kernels are compiled for."""
-LONGEST = 8192
-"""Tokens that are always walked in one piece."""
+SHORT, SHARE = 512, 0.18
+"""Up to so many tokens a sequence is always walked; and see `too_few`."""
 _ACTIVATIONS = {"none": 0, "silu": 1, "sigmoid": 2}
 _POINTER, _ROW, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 
@@ -46,8 +46,12 @@ def warps(sequences: int, heads: int, size: int) -> int:
 
 
 def too_few(sequences: int, tokens: int, heads: int, size: int, processors: int) -> bool:
-    """Whether a few long sequences would leave most of a GPU idle, so that kernels that cut them are faster."""
-    return tokens > LONGEST and warps(sequences, heads, size) < processors
+    """Whether long sequences are so few that kernels which work on chunks of them are faster.
+
+    A walk takes the same time for one warp as for as many as the GPU runs side by side; chunks take a time in
+    proportion to the tokens. On an H200 they meet at about 0.18 n warps a multiprocessor (results/small_heads.jsonl).
+    """
+    return tokens > SHORT and warps(sequences, heads, size) < SHARE * size * processors
 
 
 def forward(

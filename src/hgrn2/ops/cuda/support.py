@@ -21,7 +21,8 @@ def supports(op: str, device: torch.device, dtype: torch.dtype, keys: int, value
         if dtype not in (torch.bfloat16, torch.float32):
             name = str(dtype).removeprefix("torch.")
             return False, f"the CUDA kernels of small heads take bfloat16 and float32, not {name}"
-        return _device_supports(torch.cuda.current_device() if device.index is None else device.index, 0)
+        able, why = _device_supports(torch.cuda.current_device() if device.index is None else device.index, 0)
+        return able, f"{why}; few long sequences take triton" if able else why
     if dtype != torch.bfloat16:
         return False, f"the CUDA kernels take bfloat16, not {str(dtype).removeprefix('torch.')}"
     if keys != values or keys not in HEADS:
