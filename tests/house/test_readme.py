@@ -36,7 +36,7 @@ def test_hgrn2_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     for arguments in found:
         if arguments[0] == "bench" or "runs/demo" in arguments:  # speed and the demo have tests of their own
             continue
-        short = ["--set", *SHORT] if arguments[0] == "train" else []
+        short = {"train": ["--set", *SHORT], "reproduce": ["--dry-run"]}.get(arguments[0], [])
         assert entry([*arguments, *short]) == 0, (arguments, capsys.readouterr().err)
     assert (tmp_path / "runs" / "mine" / "report.html").exists()
     assert (tmp_path / "once.safetensors").exists()

@@ -58,6 +58,7 @@ _CASES = (
         (_FULL, _HALF),
         _BOTH,
     ),
+    Planned(Case(op="hgru2", tokens=21, heads=9, key=4, value=4, bound="small"), (_LOW,), (_FULL,)),
     Planned(Case(op="gated_outer_scan", batch=1, tokens=131, heads=1, key=64, value=32, gates="wide"), (_LOW,), _BOTH),
     Planned(packed(Case(op="gated_outer_scan", key=16, value=16, state=False), DOCUMENTS), (_FULL,), (_FULL,)),
     Planned(Case(op="gated_scan", tokens=131, key=40), (_LOW, _HALF, _FULL), _ALL),

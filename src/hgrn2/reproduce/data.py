@@ -14,13 +14,16 @@ Progress = Callable[[str, int, int], None]
 Made = tuple[Described, Mapping[str, Examples | ImageStream]]
 SMALL_COUNTS: dict[str, tuple[int, int, int]] = {
     "listops": (8000, 500, 500),
-    "pathfinder": (2000, 200, 200),
+    "pathfinder": (20_000, 500, 2000),
     "pathx": (200, 50, 50),
     "retrieval": (2000, 200, 200),
 }
 """Examples of the small tables' generated data; published numbers in the full ones."""
-EASY_COUNTS = {"listops": 400_000, "pathfinder": 200_000, "pathx": 60_000}
-"""Easier examples, which runs of the fast table begin with."""
+EASY_COUNTS = {
+    "fast": {"listops": 400_000, "pathfinder": 200_000, "pathx": 60_000},
+    "small": {"pathfinder": 6000},
+}
+"""Easier examples, which runs of these tables begin with."""
 FILES = {
     "cifar10": "CIFAR-10's binary version (cifar-10-binary.tar.gz) or JPEG files (cifar10-jpeg-*)",
     "fashion-mnist": "fashion-mnist/train-images-idx3-ubyte.gz and its three companions",
@@ -66,7 +69,7 @@ def find(cell: Cell, out: Path, data: Path | None, workers: int = 1) -> Source:
 
 def _easy(cell: Cell) -> int:
     """How many easier examples the runs need."""
-    return EASY_COUNTS.get(cell.task, 0) if cell.size == "fast" else 0
+    return EASY_COUNTS.get(cell.size, {}).get(cell.task, 0)
 
 
 def prepare(source: Source, progress: Progress) -> Path:
@@ -95,7 +98,8 @@ def _generated(cell: Cell, workers: int, progress: Progress) -> Made:
         # Short expressions: whoever knows that a list's kind decides its value is right far more often than by chance.
         settings = listops.ListOps(min_length=4, max_length=60, max_depth=4) if small else listops.ListOps()
         return listops.make_listops(settings, **options, progress=progress)
-    settings = pathfinder_settings.pathx() if cell.task == "pathx" else pathfinder_settings.pathfinder()
+    settings = pathfinder_settings.pathx() if cell.task == "pathx" else (
+        pathfinder_settings.small() if small else pathfinder_settings.pathfinder())  # fmt: skip
     return pathfinder.make_pathfinder(settings, task=cell.task, **options, progress=progress)
 
 

@@ -198,7 +198,7 @@ def test_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
         Path(f"cifar/{name}.bin").write_bytes(b"".join(bytes([n % 10]) + bytes(3072) for n in range(40)))
     lines = [line for block in re.findall(r"```sh\n(.*?)```", page, re.DOTALL) for line in block.splitlines()]
     lines = [line for line in lines if "--device cuda" not in line]  # tests/cli holds what they say to type to --help
-    assert len(lines) == 10
+    assert len(lines) == 12
     for line in lines:
         command = shlex.split(line, comments=True)[1:]
         short = ["--set", "train.steps=1", "train.batch_size=2", "model.layers=1"] if command[0] == "train" else []

@@ -18,7 +18,7 @@ import numpy as np
 from hgrn2.data.classes import Described, ImageStream
 from hgrn2.tasks.lra.dashed_curves import SPARE, Dashes, Rooms, grow_distractors, grow_pairs, unit
 from hgrn2.tasks.lra.parallel import EASY, Progress, counts_of, iterate_blocks
-from hgrn2.tasks.lra.pathfinder_settings import Pathfinder, levels
+from hgrn2.tasks.lra.pathfinder_settings import PRESETS, Pathfinder, levels
 
 PUBLISHED_COUNTS = (160_000, 20_000, 20_000)
 BLOCK = 128  # pictures made together; part of what a seed means
@@ -39,10 +39,16 @@ def make_pathfinder(
         splits[split] = ImageStream((wanted, settings.size, settings.size, 1), _cut(blocks, wanted))
     described = Described(
         task=task, classes=("apart", "connected"), vocab_size=256, seed=seed, settings=vars(settings),
-        origin="own generator, published description and numbers" + (
+        origin=_origin(settings) + (
             f", and {easy:,} pictures of shorter curves to begin with" if easy else ""),
     )  # fmt: skip
     return described, splits
+
+
+def _origin(settings: Pathfinder) -> str:
+    if settings in (preset() for preset in PRESETS.values()):
+        return "own generator, published description and numbers"
+    return f"own generator, published description, {settings.size} x {settings.size}, {settings.dashes} dashes"
 
 
 def _blocks(

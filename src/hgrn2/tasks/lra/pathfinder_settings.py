@@ -47,6 +47,11 @@ def pathfinder() -> Pathfinder:
     return Pathfinder()
 
 
+def small() -> Pathfinder:
+    """A form of 16 x 16 that a CPU learns in minutes: curves of five dashes, two distractors of two."""
+    return Pathfinder(size=16, dashes=5, start_distance=3, distractors=2, distractor_dashes=2)
+
+
 def pathx() -> Pathfinder:
     """Path-X: 128 x 128, as sequences 16,384 tokens."""
     return Pathfinder(size=128, dash=5, margins=(2.0, 3.0), thickness=1.5, start_distance=20, continuity=1.8,
