@@ -1,9 +1,12 @@
 """The report of a run: the right numbers, safe whatever a model wrote, and there even without matplotlib."""
 
+import base64
 import builtins
 import math
+import re
 import socket
 import struct
+import zlib
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,7 @@ import pytest
 
 from hgrn2.errors import UserError
 from hgrn2.train import environment as environment_module
+from hgrn2.train.answers import Answer
 from hgrn2.train.environment import environment
 from hgrn2.train.plotting import log_ticks, smooth, thin, tick
 from hgrn2.train.report import LayerGates, Sample, write_report
@@ -278,3 +282,32 @@ def test_environment_names_versions_and_no_one(monkeypatch: pytest.MonkeyPatch) 
     assert str(Path(environment_module.__file__).parents[3]) not in text
     monkeypatch.setattr(environment_module, "_git", lambda *arguments: None)
     assert environment()["commit"] is None
+
+
+def test_answers_to_pictures_stand_in_the_page(tmp_path: Path) -> None:
+    """Colour and grey ones, right and wrong, with names that are escaped; each picture is a PNG that says its size."""
+    grey, colour = np.full((4, 5, 1), 200, np.uint8), np.zeros((3, 3, 3), np.uint8)
+    seen = [
+        Answer(picture=grey, truth="<cat>", guess="<cat>", chance=0.97),
+        Answer(picture=colour, truth="dog", guess="<cat>", chance=0.5),
+    ]
+    page = write_report(tmp_path, config={}, environment={}, metrics=[], summary={}, samples=[], gates=None, seen=seen)
+    text = page.read_text(encoding="utf-8")
+    assert "1 of these 2 held-out pictures are named right" in text
+    assert "&lt;cat&gt; 97%" in text
+    assert "<b>is dog</b>" in text
+    assert "<cat>" not in text
+    assert text.count('figure class="wrong"') == 1
+    found = [base64.b64decode(code) for code in re.findall(r"data:image/png;base64,([^\"]+)", text)]
+    sizes = [(*struct.unpack(">II", one[16:24]), one[25]) for one in found]
+    assert sizes == [(5, 4, 0), (3, 3, 2)]
+    pixels = zlib.decompress(found[0][found[0].index(b"IDAT") + 4 : found[0].index(b"IEND") - 8])
+    assert pixels == 4 * (b"\0" + 5 * b"\xc8")
+
+
+def test_settings_of_a_part_do_not_hide_those_of_the_run(tmp_path: Path) -> None:
+    config = {"data": {"curriculum": {"steps": 0, "batch_size": 3}}, "train": {"steps": 12_345, "batch_size": 64}}
+    page = write_report(tmp_path, config=config, environment={}, metrics=[], summary={}, samples=[], gates=None)
+    shown = page.read_text(encoding="utf-8")
+    assert "<dt>steps</dt><dd>12,345</dd>" in shown
+    assert "<dt>batch size</dt><dd>64</dd>" in shown

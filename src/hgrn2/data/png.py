@@ -1,4 +1,4 @@
-"""Grey pictures as a PNG sheet, with nothing but zlib."""
+"""Pictures as PNG, and sheets of grey ones, with nothing but zlib."""
 
 import struct
 import zlib
@@ -22,15 +22,20 @@ def sheet(images: np.ndarray, columns: int = 8, scale: int = 1, border: int = 2)
 
 
 def write_png(path: Path, image: np.ndarray) -> None:
-    """Write a grey picture uint8 [H,W] atomically."""
-    height, width = image.shape
-    rows = np.concatenate([np.zeros((height, 1), dtype=np.uint8), image], axis=1).tobytes()
+    """Write a picture uint8 [H,W] (grey) or [H,W,3] atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(png_bytes(image))
+
+
+def png_bytes(image: np.ndarray) -> bytes:
+    """A picture uint8 [H,W] or [H,W,1] (grey), or [H,W,3] (colour), as a PNG file."""
+    height, width = image.shape[:2]
+    lines = image.reshape(height, -1)
+    rows = np.concatenate([np.zeros((height, 1), dtype=np.uint8), lines], axis=1).tobytes()
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
-    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(
-            b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
-        )
+    colour = 2 if lines.shape[1] == 3 * width else 0
+    header = struct.pack(">IIBBBBB", width, height, 8, colour, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")

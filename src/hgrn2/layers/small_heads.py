@@ -13,9 +13,9 @@ more and more, to about six times at n = 15. That holds for few long sequences a
 pictures make them. So n of 1, 2 and 3 take the element-wise form, and from 4 on, where the times are level and the
 memory is not, the outer form.
 
-On a GPU all sizes take the outer form: heads of 16 channels and less have CUDA kernels of their own, which walk over the
-tokens with the state in registers (ops/cuda/small.py). At n = 2 on 4,096 lines of 32 tokens and 128 channels they take
-0.2 ms, forward and backward, where chunks padded to 16 channels take 18 (an H200, bfloat16). Where those kernels
+On a GPU all sizes take the outer form: heads of 16 channels and less have CUDA kernels of their own, which walk over
+the tokens with the state in registers (ops/cuda/small.py). At n = 2 on 4,096 lines of 32 tokens and 128 channels they
+take 0.2 ms, forward and backward, where chunks padded to 16 channels take 18 (an H200, bfloat16). Where those kernels
 cannot serve (float16, AMD), Triton pads a head to 16 channels, masked: gate logits of +inf, queries and values of 0.
 """
 

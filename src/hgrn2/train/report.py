@@ -13,6 +13,7 @@ import numpy as np
 
 from hgrn2.files import write_text
 from hgrn2.train import page
+from hgrn2.train.answers import Answer, answers
 from hgrn2.train.figures import LayerGates, draw
 from hgrn2.train.plotting import Picture
 from hgrn2.train.units import duration, number, short
@@ -62,6 +63,7 @@ def write_report(
     summary: dict[str, Any],
     samples: list[Sample],
     gates: list[LayerGates] | None,
+    seen: list[Answer] | None = None,
 ) -> Path:
     """Write `run_folder`/report.html and, with matplotlib, figures/*.png; returns the page's path.
 
@@ -75,6 +77,7 @@ def write_report(
             plain values are shown as facts.
         samples: texts to show.
         gates: forget gates by layer, from the embedding up; None where there are none.
+        seen: pictures with what a classifier said of them.
 
     Each file is written whole or not at all.
     """
@@ -96,6 +99,7 @@ def write_report(
         page.section("On the way", _curves(pictures, metrics)),
         page.section("Time scales of the forget gates", _gates(pictures, gates) if gates else ""),
         page.section("Samples", _samples(samples)),
+        page.section("What it says of pictures", answers(seen or [])),
         page.section(
             "Settings", page.facts(_chosen_settings(config)) + page.details("all settings", page.as_json(config))
         ),
@@ -169,7 +173,7 @@ def _plain_facts(summary: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _chosen_settings(config: dict[str, Any]) -> list[tuple[str, str]]:
     """The settings one asks for first (where a name occurs twice, the outer one); all if none of them is known."""
-    leaves = [(".".join(path), value) for path, value in _leaves(config)]
+    leaves = [(".".join(path), value) for path, value in sorted(_leaves(config), key=lambda leaf: len(leaf[0]))]
     chosen = []
     for name, label in _SETTINGS.items():
         values = [value for path, value in leaves if f".{path}".endswith(f".{name}") and value is not None]

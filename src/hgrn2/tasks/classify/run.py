@@ -14,7 +14,7 @@ from hgrn2.files import read_json, write_json
 from hgrn2.models.saved import build_classifier, usable_device
 from hgrn2.settings import refuse, to_dict
 from hgrn2.tasks.classify.config import ClassifyRun
-from hgrn2.tasks.classify.task import ClassifyTask, Measured, fitted, measure
+from hgrn2.tasks.classify.task import ClassifyTask, Measured, ask, fitted, measure
 from hgrn2.train.metrics import read_metrics
 from hgrn2.train.report import write_report
 from hgrn2.train.runs import prepare_folder
@@ -85,6 +85,7 @@ def _finish(run: ClassifyRun, trainer: Trainer, task: ClassifyTask, described: D
     with trainer.evaluating():
         for name in dict.fromkeys((run.data.valid_split, run.data.test_split)):
             found[name] = _values(measure(trainer.model, task.splits[name], run, task.device))
+        seen = ask(trainer.model, task.splits[run.data.test_split], run, described.classes, task.device)
     summary = {
         "task": run.task,
         "origin": described.origin,
@@ -100,7 +101,7 @@ def _finish(run: ClassifyRun, trainer: Trainer, task: ClassifyTask, described: D
     write_json(folder / "summary.json", summary)
     write_report(
         folder, config=to_dict(run), environment=read_json(folder / "environment.json"),
-        metrics=read_metrics(folder / "metrics.jsonl"), summary=summary, samples=[], gates=None,
+        metrics=read_metrics(folder / "metrics.jsonl"), summary=summary, samples=[], gates=None, seen=seen,
     )  # fmt: skip
     return ClassifyResult(folder, False, trainer.step, summary)
 

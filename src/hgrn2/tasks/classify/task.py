@@ -18,6 +18,7 @@ from hgrn2.models.sequence import cross_entropy
 from hgrn2.settings import refuse
 from hgrn2.tasks.classify.config import ClassifyRun
 from hgrn2.tasks.classify.loading import Batch, Loader
+from hgrn2.train.answers import Answer
 
 MEASURE_TOKENS = 1 << 17
 """Tokens of one forward pass while measuring."""
@@ -143,6 +144,24 @@ def measure(
                 progress(done, len(chosen))
     right = int(confusion.diagonal().sum())
     return Measured(done, right / done, five / done, nats / done, confusion.numpy())
+
+
+def ask(
+    model: nn.Module, examples: Examples, run: ClassifyRun, classes: tuple[str, ...], device: torch.device,
+    count: int = 24,
+) -> list[Answer]:  # fmt: skip
+    """What a model says of some pictures, evenly chosen; nothing where the examples are sequences."""
+    if examples.a_offsets is not None:
+        return []
+    rows = np.unique(np.linspace(0, len(examples) - 1, count).round().astype(np.int64))
+    with reading(model):
+        found = _inputs(run, Loader(examples, plan_of(run), device, limit=0).batch(rows))
+        chances, guesses = logits(model, run, found.inputs, None).float().softmax(-1).max(-1)
+    labels = examples.labels[rows]
+    return [
+        Answer(picture=np.asarray(examples.a[row]), truth=classes[label], guess=classes[guess], chance=chance)
+        for row, label, guess, chance in zip(rows, labels, guesses.tolist(), chances.tolist(), strict=True)
+    ]
 
 
 def logits(model: nn.Module, run: ClassifyRun, inputs: Tensor, keep: Tensor | None) -> Tensor:
