@@ -18,7 +18,7 @@ from hgrn2.tasks.classify.recipes import recipe
 from hgrn2.tasks.classify.run import fit_to_data, train_classifier
 from hgrn2.tasks.lra.listops import ListOps, make_listops
 from hgrn2.tasks.lra.pathfinder import make_pathfinder
-from hgrn2.tasks.lra.pathfinder_settings import Pathfinder
+from hgrn2.tasks.lra.pathfinder_settings import Pathfinder, small
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +73,24 @@ def test_pictures(model: str, some_pictures: Path, tmp_path: Path) -> None:
     assert accuracy(some_pictures, tmp_path / "run", "cifar10", model, *settings) > 0.2
 
 
+@pytest.fixture(scope="module")
+def short_curves(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two dots and curves of two dashes in 16 x 16 pixels: on one of them? 56 % are not."""
+    folder = tmp_path_factory.mktemp("curves") / "curves"
+    drawn = Pathfinder(size=16, dashes=2, start_distance=3, distractors=0)
+    write_examples(folder, *make_pathfinder(drawn, count=(5000, 100, 600)))
+    return folder
+
+
+CURVES = ("train.steps=150", "model.layers=2", "train.average=0.9", "data.curriculum.steps=0", "optim.lr=3e-3")
+
+
+@pytest.mark.parametrize("task", ["pathfinder", "pathx"])
+def test_short_curves(task: str, short_curves: Path, tmp_path: Path) -> None:
+    """In both recipes for curves."""
+    assert accuracy(short_curves, tmp_path / "run", task, "hgrn2", *CURVES) > 0.85
+
+
 # The others take one to three minutes each.
 
 
@@ -82,8 +100,7 @@ def test_text(real: Callable[[str], Path], tmp_path: Path) -> None:
     for name, size in (("train", "15k"), ("test", "5k")):
         (tmp_path / f"imdb-{name}.jsonl.xz").symlink_to(real(f"imdb-{name}{size}.jsonl.xz").resolve())
     assert entry(["data", "lra", "text", "--source", str(tmp_path), "--out", str(tmp_path / "text")]) == 0
-    settings = ("train.steps=1000", "train.sequence_length=256", "model.mixer.head_size=32", "model.dropout=0",
-                "model.mixer.output_activation=silu", "model.mixer.separate_scans=true")  # fmt: skip
+    settings = ("train.steps=600", "train.sequence_length=256")
     found = accuracy(tmp_path / "text", tmp_path / "run", "text", "hgrn2", *settings)
     assert found > 0.57  # half would be chance; the standard error of 5,000 reviews is 0.007
 
@@ -112,11 +129,12 @@ def test_pixels(some_pictures: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("task", ["pathfinder", "pathx"])
-def test_curves(task: str, tmp_path: Path) -> None:
-    """Are two dots on one curve? Curves of two dashes in 16 x 16 pixels, in both forms of a mixer for pictures."""
-    drawn = Pathfinder(size=16, dashes=2, start_distance=3, distractors=0)
-    write_examples(tmp_path / "curves", *make_pathfinder(drawn, task=task, count=(20_000, 100, 600)))
-    settings = ("train.steps=200", "train.batch_size=64", "model.mixer.separate_scans=true", "model.positions=sine",
-                "optim.lr=3e-3")  # fmt: skip
-    assert accuracy(tmp_path / "curves", tmp_path / "run", task, "hgrn2", *settings) > 0.57
+def test_short_curves_by_hgrn1(short_curves: Path, tmp_path: Path) -> None:
+    assert accuracy(short_curves, tmp_path / "run", "pathfinder", "hgrn1", *CURVES) > 0.85
+
+
+@pytest.mark.full
+def test_longer_curves_after_shorter_ones(tmp_path: Path) -> None:
+    """The small form of the table: five dashes and distractors, learned by way of two, three and four."""
+    write_examples(tmp_path / "curves", *make_pathfinder(small(), count=(20_000, 500, 2000), easy=6000))
+    assert accuracy(tmp_path / "curves", tmp_path / "run", "pathfinder", "hgrn2") > 0.7
