@@ -174,13 +174,13 @@ def _small_lra(model: str, task: str) -> ClassifyRun:
         norm="layer" if plain else fast.norm, positions="sine" if plain else fast.positions,
         init=replace(config.init, std=round((3 * width) ** -0.5, 4)),
     )  # fmt: skip
-    steps = 600 if task == "pathfinder" else 400
+    steps = 900 if task == "pathfinder" else 400
     train = replace(
         run.train, steps=steps, batch_size=32, precision="float32", eval_every=100, eval_tokens=50_000, save_every=200,
         log_every=20, average=0.98,
     )  # fmt: skip
     optim = replace(run.optim, lr=3e-3 if curves else 5e-3, warmup_steps=40, clip=1.0)
-    first = Curriculum(steps=200, rising=True) if task == "pathfinder" else Curriculum()
+    first = Curriculum(steps=300, rising=True) if task == "pathfinder" else Curriculum()
     return replace(run, model=config, train=train, optim=optim, data=replace(run.data, curriculum=first))
 
 
