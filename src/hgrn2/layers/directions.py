@@ -13,7 +13,7 @@ own projections.
 
 Scans that share their weights mirror with their input. Followed by a mean over the tokens, a stack of them cannot tell
 a sequence from its reverse, nor, in `parallel_2d`, a picture from its mirror images and its transpose: a gift where
-the label does not change, a wall where order decides. Positions or `separate_scans` end it.
+the label does not change, a wall where order decides. Positions, `separate_scans` or `local_width` end it.
 
 With `local_width` a short convolution, centred and so blind to direction, is added to the input of all projections: a
 scan that starts out forgetting within a few tokens else has to learn what neighbours make together, letters of a
