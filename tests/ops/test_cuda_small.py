@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from hgrn2 import ops
-from hgrn2.ops.cuda import small
+from hgrn2.errors import UserError
+from hgrn2.ops.cuda import plan, small
 from hgrn2.testing import contracts, emulator
 from hgrn2.testing.cases import Case, packed
 from hgrn2.testing.compare import failures
@@ -66,3 +67,20 @@ def test_nan_is_not_hidden_and_stays_in_its_head() -> None:
     assert o[0, 4:, 4:8].isnan().all()
     assert not o[0, :4].isnan().any()
     assert not o[0, :, 8:].isnan().any()
+
+
+def test_offsets_that_do_not_fit() -> None:
+    """Refused on the CPU; those on a device, which are not looked at, never lead out of the tensors."""
+    q, f, i = torch.randn(3, 1, 10, 8, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(UserError):
+        ops.hgru2(q, f, i, heads=2, cu_seqlens=torch.tensor([0, 12, 10]), backend="cuda")
+    assert plan.fitting(torch.tensor([3, 40, -7, 5]), 10).tolist() == [0, 10, 10, 10]
+
+
+def test_few_long_sequences_are_left_to_chunks() -> None:
+    """On a GPU of 132 multiprocessors, as the rows in results/small_heads.jsonl have it."""
+    assert small.too_few(32, 2048, 16, 8, 132)  # 1.57 ms against 1.09
+    assert small.too_few(32, 2048, 8, 16, 132)  # 2.48 against 0.63
+    assert not small.too_few(32, 2048, 64, 2, 132)  # 1.25 against 4.2
+    assert not small.too_few(256, 2048, 8, 16, 132)  # 3.19 against 4.4
+    assert not small.too_few(4, 32, 8, 16, 132)  # short ones are always walked

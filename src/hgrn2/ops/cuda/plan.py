@@ -77,15 +77,21 @@ def _dense(batch: int, tokens: int, length: int, reverse: bool, device: torch.de
     return Plan(torch.tensor(rows, dtype=torch.int32).reshape(-1, _FIELDS).to(device), chunk, pieces > 1)
 
 
+def fitting(cu_seqlens: Tensor, tokens: int) -> Tensor:
+    """Offsets int64 [N+1] on their device. Those out of order or out of range, which cannot be refused without waiting
+    for the device, are moved to the nearest that fit."""
+    offsets = cu_seqlens.to(torch.int64).clamp(0, tokens).cummax(0).values
+    offsets[0], offsets[-1] = 0, tokens
+    return offsets
+
+
 def packed(cu_seqlens: Tensor, tokens: int, length: int, reverse: bool) -> Plan:
     """Documents of any length, cut into segments of at most `length`; device operations only.
 
-    There are at most N + T / length items; those that are not needed have sequence -1. Offsets out of order or out of
-    range, which cannot be refused without waiting for the device, are moved to the nearest that fit.
+    There are at most N + T / length items; those that are not needed have sequence -1.
     """
     documents = cu_seqlens.numel() - 1
-    offsets = cu_seqlens.to(torch.int64).clamp(0, tokens).cummax(0).values
-    offsets[0], offsets[-1] = 0, tokens
+    offsets = fitting(cu_seqlens, tokens)
     sizes = offsets.diff()
     pieces = ((sizes + length - 1) // length).clamp(min=1)
     ends = pieces.cumsum(0)

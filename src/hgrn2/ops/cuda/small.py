@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from hgrn2.ops.cuda.launch import launch
+from hgrn2.ops.cuda.plan import fitting
+from hgrn2.ops.sequences import offsets_of
 
 BLOCK = 32
 WIDE = 100
@@ -87,6 +89,13 @@ def backward(
     return dq.to(q.dtype), df.to(f.dtype), di.to(i.dtype), bound, d_state
 
 
+def _offsets(cu_seqlens: Tensor, tokens: int, device: torch.device) -> Tensor:
+    """Refused where they do not fit and lie on the CPU; moved to such that fit elsewhere."""
+    if cu_seqlens.device.type == "cpu":
+        return offsets_of(cu_seqlens, 1, tokens).to(device, torch.int64).contiguous()
+    return fitting(cu_seqlens, tokens)
+
+
 class _Call:
     """One call's problem, and the tensors that must live as long as its kernel may run."""
 
@@ -105,7 +114,7 @@ class _Call:
         self.give(
             bound=None if bound is None else bound.float().contiguous(),
             state=None if state is None else state.float().contiguous(),
-            offsets=None if cu_seqlens is None else cu_seqlens.to(q.device, torch.int64).contiguous(),
+            offsets=None if cu_seqlens is None else _offsets(cu_seqlens, q.shape[1], q.device),
         )
         p = self.problem
         p.sequences, p.tokens, p.heads, p.reverse, p.scale = sequences, q.shape[1], heads, int(reverse), scale

@@ -1,6 +1,7 @@
 """What the CUDA kernels can serve, asked before a call without touching the GPU's memory."""
 
 import functools
+import importlib.util
 
 import torch
 
@@ -28,6 +29,12 @@ def supports(op: str, device: torch.device, dtype: torch.dtype, keys: int, value
     if keys != values or keys not in HEADS:
         return False, f"the CUDA kernels take heads with K = V of 1 to 16, 64 or 128, not K = {keys}, V = {values}"
     return _device_supports(torch.cuda.current_device() if device.index is None else device.index, SHARED_MEMORY)
+
+
+@functools.cache
+def has_triton() -> bool:
+    """Whether there is another kernel to turn to."""
+    return importlib.util.find_spec("triton") is not None
 
 
 @functools.cache

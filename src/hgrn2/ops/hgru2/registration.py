@@ -56,15 +56,14 @@ def _kernels(backend: str, keys: int) -> Any:
 
 def _suited(backend: str, q: Tensor, heads: int, cu_seqlens: Tensor | None) -> str:
     """The backend, or triton for the few long sequences on which the cuda kernels of small heads are slow."""
-    size = q.shape[2] // heads
     if backend != "cuda":
         return backend
     from hgrn2.ops.cuda import small, support
 
-    sequences = q.shape[0] if cu_seqlens is None else cu_seqlens.numel() - 1
-    few = size <= support.SMALL and small.too_few(
-        sequences, q.shape[1], heads, size, support.processors(q.device)
-    )  # fmt: skip
+    size, sequences = q.shape[2] // heads, q.shape[0] if cu_seqlens is None else cu_seqlens.numel() - 1
+    if size > support.SMALL or not support.has_triton():
+        return backend
+    few = small.too_few(sequences, q.shape[1], heads, size, support.processors(q.device))
     return "triton" if few else backend
 
 
