@@ -7,7 +7,8 @@ import torch
 
 from hgrn2 import ops
 from hgrn2.errors import UserError
-from hgrn2.ops.cuda import plan, small
+from hgrn2.ops import backend as backends
+from hgrn2.ops.cuda import plan, small, support
 from hgrn2.testing import contracts, emulator
 from hgrn2.testing.cases import Case, packed
 from hgrn2.testing.compare import failures
@@ -79,8 +80,24 @@ def test_offsets_that_do_not_fit() -> None:
 
 def test_few_long_sequences_are_left_to_chunks() -> None:
     """On a GPU of 132 multiprocessors, as the rows in results/small_heads.jsonl have it."""
-    assert small.too_few(32, 2048, 16, 8, 132)  # 1.57 ms against 1.09
-    assert small.too_few(32, 2048, 8, 16, 132)  # 2.48 against 0.63
-    assert not small.too_few(32, 2048, 64, 2, 132)  # 1.25 against 4.2
-    assert not small.too_few(256, 2048, 8, 16, 132)  # 3.19 against 4.4
-    assert not small.too_few(4, 32, 8, 16, 132)  # short ones are always walked
+    assert support.too_few(32, 2048, 16, 8, 132)  # 1.57 ms against 1.09
+    assert support.too_few(32, 2048, 8, 16, 132)  # 2.48 against 0.63
+    assert not support.too_few(32, 2048, 64, 2, 132)  # 1.25 against 4.2
+    assert not support.too_few(256, 2048, 8, 16, 132)  # 3.19 against 4.4
+    assert not support.too_few(4, 32, 8, 16, 132)  # short ones are always walked
+
+
+def test_auto_leaves_them_and_a_name_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By name the walk is what runs, also where it is slow: a benchmark must not time another kernel."""
+    serving = {"cuda", "triton"}
+    monkeypatch.setattr(backends, "_support", lambda name, *_: backends.Choice(name if name in serving else "", name))
+    monkeypatch.setattr(backends, "_processors", lambda _: 132)
+    place, few, many = torch.device("cuda"), (32, 2048, 16), (256, 2048, 16)
+
+    def chosen(batch: tuple[int, int, int], name: str = "auto") -> str:
+        return backends.choose(place, name, keys=8, values=8, batch=batch).backend
+
+    assert chosen(few) == "triton"
+    assert chosen(many) == chosen(few, "cuda") == "cuda"
+    serving.discard("triton")
+    assert chosen(few) == "cuda"

@@ -38,7 +38,7 @@ class Lra:
     count: tuple[int, ...] = ()
     """Examples of train, valid and test, or of train alone; the published numbers when absent."""
     easy: int = 0
-    """listops, pathfinder, pathx: so many easier examples more (shorter trees, curves of six dashes), as a split of
+    """listops, pathfinder, pathx: so many easier examples more (shorter trees, curves of 2 to 9 dashes), as a split of
     their own that runs can begin with: data.curriculum.steps of `hgrn2 train lra`."""
     set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE")] = ()
     """Settings of what is generated, such as dashes=6 (pathfinder) or max_length=200 min_length=20 (listops)."""

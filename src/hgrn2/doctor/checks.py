@@ -141,10 +141,10 @@ def _of_operator(op: str, device: torch.device) -> Iterator[Check]:
 
 def serves(op: str, backend: str, device: torch.device, dtype: torch.dtype, case: Case) -> bool:
     """Whether a backend asked for by name takes such a call."""
-    sizes = {"keys": case.key, "values": case.value} if op in ("hgru2", "gated_outer_scan") else {}
+    keys, values = (case.key, case.value) if op in ("hgru2", "gated_outer_scan") else (0, 0)
     kind = dtype.to_complex() if case.complex else dtype
     try:
-        backends.choose(device, backend, op=op, dtype=kind, **sizes)
+        backends.choose(device, backend, op=op, dtype=kind, keys=keys, values=values)
     except UserError:
         return False
     return True

@@ -1,7 +1,8 @@
 """The one place that chooses a backend, and can explain its choice.
 
 Backends, in the order in which `auto` prefers them:
-    cuda       CUDA C++ compiled for this GPU; hgru2 with heads of 64 or 128 in bfloat16
+    cuda       CUDA C++ compiled for this GPU; hgru2 with heads of 64 or 128 in bfloat16, and with heads of 1 to 16, of
+               which few long sequences go on to triton
     triton     Triton kernels, every operator; CUDA tensors (CPU tensors only in Triton's interpreter, by name)
     native     C++ compiled for this machine's processor; CPU tensors
     chunked    plain PyTorch, any device, any dtype
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from hgrn2.errors import UserError
+from hgrn2.ops.cuda.support import SMALL, processors, too_few
 
 NAMES = ("cuda", "triton", "native", "chunked", "reference")
 
@@ -66,19 +68,25 @@ def choose(
     dtype: torch.dtype = torch.float32,
     keys: int = 0,
     values: int = 0,
+    batch: tuple[int, int, int] | None = None,
 ) -> Choice:
     """Resolve a request: a backend named that cannot serve is a `UserError`; `auto` falls back and says why.
 
-    keys and values are the channels of one head (0 for operators without heads).
+    keys and values are the channels of one head (0 for operators without heads); batch is how many sequences of at most
+    how many tokens and heads there are, where the choice may depend on it.
     """
     if backend == "auto":
-        reasons = []
+        reasons, slow = [], None
         for name in ("cuda", "triton") if device.type == "cuda" else ("native",):
             choice = _support(name, op, device, dtype, keys, values)
             doubt = doubt_of(op, name, device) if choice.backend else choice.why
+            if not doubt and name == "cuda" and batch is not None and _few(batch, keys, device):
+                slow, doubt = choice, "few long sequences of small heads are faster in chunks"
             if not doubt:
                 return Choice(name, "; ".join([choice.why, *reasons]))
             reasons.append(doubt)
+        if slow is not None:
+            return Choice("cuda", "; ".join([slow.why, *reasons]))
         if doubt := doubt_of(op, "chunked", device):
             return Choice("reference", "; ".join([doubt, *reasons]))
         return Choice("chunked", f"plain PyTorch on {device.type}; {'; '.join(reasons)}")
@@ -90,6 +98,16 @@ def choose(
     if not choice.backend:
         raise UserError(f"backend {backend} cannot serve this call: {choice.why}")
     return choice
+
+
+def _few(batch: tuple[int, int, int], size: int, device: torch.device) -> bool:
+    sequences, tokens, heads = batch
+    return 0 < size <= SMALL and too_few(sequences, tokens, heads, size, _processors(device))
+
+
+@torch.compiler.assume_constant_result
+def _processors(device: torch.device) -> int:
+    return processors(device)
 
 
 def choose_step(x: Tensor, state: Tensor, backend: str = "auto", *, keys: int = 0, values: int = 0) -> Choice:

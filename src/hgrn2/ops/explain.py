@@ -39,7 +39,11 @@ def explain(op: str | Callable[..., Any], *args: Any, backend: str = "auto", **k
             choice = backends.choose_step(x, state, backend, keys=keys, values=values)
             return f"{place} runs on {choice.backend}: {choice.why}"
     dtype = backends.widest(*(x for x in (given.get(key) for key in ("q", "f", "i")) if x is not None), tensor)
-    choice = backends.choose(tensor.device, backend, op=name, dtype=dtype, keys=keys, values=values)
+    batch = None
+    if name == "hgru2" and keys and tensor.dim() == 3:
+        cu = given.get("cu_seqlens")
+        batch = (tensor.shape[0] if cu is None else cu.numel() - 1, tensor.shape[1], given["heads"])
+    choice = backends.choose(tensor.device, backend, op=name, dtype=dtype, keys=keys, values=values, batch=batch)
     return f"{place} runs on {choice.backend}: {choice.why}"
 
 

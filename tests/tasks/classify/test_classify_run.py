@@ -45,6 +45,8 @@ def test_it_learns_what_is_easy(data: str, request: pytest.FixtureRequest, tmp_p
     assert summary["held_out"]["test"]["accuracy"] > 0.9
     assert summary["classes"] == ["low", "middle", "high"]
     assert summary["epochs"] == 5.0
+    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert ("of these 24 held-out pictures are named right" in page) == (data == "pictures")
 
 
 @pytest.mark.parametrize("average", [0.0, 0.9])

@@ -12,13 +12,12 @@ from torch import Tensor
 
 from hgrn2.ops.cuda.launch import launch
 from hgrn2.ops.cuda.plan import fitting
+from hgrn2.ops.cuda.support import warps
 from hgrn2.ops.sequences import offsets_of
 
 BLOCK = 32
 WIDE = 100
 """Added to the head size that float32 kernels are compiled for."""
-SHORT, SHARE = 512, 0.18
-"""Up to so many tokens a sequence is always walked; and see `too_few`."""
 _ACTIVATIONS = {"none": 0, "silu": 1, "sigmoid": 2}
 _POINTER, _ROW, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 
@@ -40,20 +39,6 @@ class SmallProblem(ctypes.Structure):
 def run(size: int) -> int:
     """Tokens between two states that the backward keeps: RUN of small.h."""
     return 8 if size <= 8 else 4
-
-
-def warps(sequences: int, heads: int, size: int) -> int:
-    """Warps that walk side by side: each takes as many heads of one sequence as fit into 32 lanes."""
-    return sequences * -(-heads // (32 // size))
-
-
-def too_few(sequences: int, tokens: int, heads: int, size: int, processors: int) -> bool:
-    """Whether long sequences are so few that kernels which work on chunks of them are faster.
-
-    A walk takes the same time for one warp as for as many as the GPU runs side by side; chunks take a time in
-    proportion to the tokens. On an H200 they meet at about 0.18 n warps a multiprocessor (results/small_heads.jsonl).
-    """
-    return tokens > SHORT and warps(sequences, heads, size) < SHARE * size * processors
 
 
 def forward(

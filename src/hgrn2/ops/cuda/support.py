@@ -1,13 +1,14 @@
 """What the CUDA kernels can serve, asked before a call without touching the GPU's memory."""
 
 import functools
-import importlib.util
 
 import torch
 
 HEADS = (64, 128)
 SMALL = 16
 """Heads of at most so many channels have kernels of their own, which any GPU runs."""
+SHORT, SHARE = 512, 0.18
+"""Sequences of up to so many tokens are always walked; and see `too_few`."""
 SHARED_MEMORY = 232192
 """Bytes a block must be allowed to use: Hopper and data-centre Blackwells are, Ampere and consumer cards are not."""
 
@@ -22,8 +23,7 @@ def supports(op: str, device: torch.device, dtype: torch.dtype, keys: int, value
         if dtype not in (torch.bfloat16, torch.float32):
             name = str(dtype).removeprefix("torch.")
             return False, f"the CUDA kernels of small heads take bfloat16 and float32, not {name}"
-        able, why = _device_supports(torch.cuda.current_device() if device.index is None else device.index, 0)
-        return able, f"{why}; few long sequences take triton" if able else why
+        return _device_supports(torch.cuda.current_device() if device.index is None else device.index, 0)
     if dtype != torch.bfloat16:
         return False, f"the CUDA kernels take bfloat16, not {str(dtype).removeprefix('torch.')}"
     if keys != values or keys not in HEADS:
@@ -31,10 +31,18 @@ def supports(op: str, device: torch.device, dtype: torch.dtype, keys: int, value
     return _device_supports(torch.cuda.current_device() if device.index is None else device.index, SHARED_MEMORY)
 
 
-@functools.cache
-def has_triton() -> bool:
-    """Whether there is another kernel to turn to."""
-    return importlib.util.find_spec("triton") is not None
+def warps(sequences: int, heads: int, size: int) -> int:
+    """Warps that walk side by side: each takes as many small heads of one sequence as fit into 32 lanes."""
+    return sequences * -(-heads // (32 // size))
+
+
+def too_few(sequences: int, tokens: int, heads: int, size: int, processors: int) -> bool:
+    """Whether long sequences are so few that kernels which work on chunks of them are faster than a walk.
+
+    A walk takes the same time for one warp as for as many as the GPU runs side by side; chunks take a time in
+    proportion to the tokens. On an H200 they meet at about 0.18 n warps a multiprocessor (results/small_heads.jsonl).
+    """
+    return tokens > SHORT and warps(sequences, heads, size) < SHARE * size * processors
 
 
 @functools.cache

@@ -55,7 +55,8 @@ def hgru2(
     _check(q, f, i, lower_bound, heads, state, cu_seqlens)
     options = (heads, reverse, activations.name_of(input_activation), activations.name_of(output_activation), scale)
     sizes = {"keys": q.shape[2] // heads, "values": i.shape[2] // heads}
-    choice = backends.choose(q.device, backend, op="hgru2", dtype=widest(q, f, i), **sizes).backend
+    batch = (q.shape[0] if cu_seqlens is None else cu_seqlens.numel() - 1, q.shape[1], heads)
+    choice = backends.choose(q.device, backend, op="hgru2", dtype=widest(q, f, i), batch=batch, **sizes).backend
     if choice == "reference":
         o, final = reference.hgru2(q, f, i, lower_bound, state, cu_seqlens, *options)
     else:

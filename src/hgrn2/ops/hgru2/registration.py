@@ -22,7 +22,6 @@ def forward(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """(o, final state); arguments as in `hgrn2.ops.hgru2`, every option resolved."""
     options = {"input_activation": input_activation, "output_activation": output_activation, "scale": scale}
-    backend = _suited(backend, q, heads, cu_seqlens)
     if backend in ("cuda", "triton"):
         return _kernels(backend, q.shape[2] // heads).forward(
             q, f, i, lower_bound, state, cu_seqlens, heads=heads, reverse=reverse, **options
@@ -54,19 +53,6 @@ def _kernels(backend: str, keys: int) -> Any:
     return triton
 
 
-def _suited(backend: str, q: Tensor, heads: int, cu_seqlens: Tensor | None) -> str:
-    """The backend, or triton for the few long sequences on which the cuda kernels of small heads are slow."""
-    if backend != "cuda":
-        return backend
-    from hgrn2.ops.cuda import small, support
-
-    size, sequences = q.shape[2] // heads, q.shape[0] if cu_seqlens is None else cu_seqlens.numel() - 1
-    if size > support.SMALL or not support.has_triton():
-        return backend
-    few = small.too_few(sequences, q.shape[1], heads, size, support.processors(q.device))
-    return "triton" if few else backend
-
-
 def _chunk_arguments(q, f, i, lower_bound, state, offsets, heads, reverse, work):  # type: ignore[no-untyped-def]
     plan = plan_chunks(offsets, CHUNK, reverse, q.device)
     xq, xf, xi = (x.to(work).flatten(0, 1).unflatten(-1, (heads, x.shape[2] // heads)) for x in (q, f, i))
@@ -93,7 +79,7 @@ def backward(
     Without a grad_state the final state was not used; only the CUDA kernels save the work and memory of its zeros.
     """
     options = {"input_activation": input_activation, "output_activation": output_activation, "scale": scale}
-    work, backend = work_dtype(i.dtype), _suited(backend, q, heads, cu_seqlens)
+    work = work_dtype(i.dtype)
     if grad_state is None and backend != "cuda":
         sequences = q.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
         grad_state = i.new_zeros((sequences, heads, q.shape[2] // heads, i.shape[2] // heads), dtype=work)
