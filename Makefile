@@ -28,15 +28,20 @@ $(OLD_TRANSFORMERS): $(VENV)/.dev
 	$(PIP) install -q --no-deps --upgrade --target $@ transformers==5.17.0 huggingface_hub==1.33.0 httpx==0.28.1 httpcore==1.0.9
 	touch $@
 
+# One process a core (WORKERS=0: none beside pytest's own); a process that is done takes tests from another's list.
+WORKERS ?= auto
+PYTEST := $(BIN)/python -m pytest -q --durations=10
+PARALLEL := -n $(WORKERS) --maxprocesses 16 --dist worksteal
+
 test: $(VENV)/.dev $(OLD_TRANSFORMERS)
-	$(BIN)/python -m pytest -q -m "not full and not gpu"
-	PYTHONPATH=$(OLD_TRANSFORMERS) $(BIN)/python -m pytest -q -m "not full and not gpu" tests/models/hf
+	$(PYTEST) $(PARALLEL) -m "not full and not gpu"
+	PYTHONPATH=$(OLD_TRANSFORMERS) $(PYTEST) $(PARALLEL) -m "not full and not gpu" tests/models/hf
 
 test-full: $(VENV)/.dev
-	$(BIN)/python -m pytest -q -m "not gpu"
+	$(PYTEST) $(PARALLEL) -m "not gpu"
 
 test-gpu: $(VENV)/.dev
-	$(BIN)/python -m pytest -q -m gpu
+	$(PYTEST) -m gpu
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .
