@@ -14,7 +14,7 @@ class OptimConfig:
     """The optimiser and how its learning rate moves."""
 
     optimizer: Literal["adamw", "muon"] = "adamw"
-    """adamw: everything; muon: torch's Muon for the matrices of the blocks, AdamW for the rest."""
+    """adamw: everything; muon: Muon for the matrices of the blocks, AdamW for the rest."""
     lr: float = 3e-4
     """Peak learning rate of AdamW."""
     matrix_lr: float = 3e-4

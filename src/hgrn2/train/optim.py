@@ -7,10 +7,11 @@ from torch import nn
 
 from hgrn2.layers.block import Block
 from hgrn2.train.config import OptimConfig
+from hgrn2.train.muon import Muon
 
 
 class Optimizers:
-    """One or two torch optimisers that step together; their states are saved and loaded by parameter name."""
+    """One or two optimisers that step together; their states are saved and loaded by parameter name."""
 
     def __init__(self, model: nn.Module, config: OptimConfig) -> None:
         self.config = config
@@ -30,12 +31,11 @@ class Optimizers:
         )  # fmt: skip
         self.parts: list[tuple[torch.optim.Optimizer, float]] = [(adamw, config.lr)]
         if matrices:
-            muon = torch.optim.Muon(
+            muon = Muon(
                 [self.named[n] for n in sorted(matrices)],
                 lr=config.matrix_lr,
                 weight_decay=config.weight_decay,
                 momentum=config.momentum,
-                adjust_lr_fn="match_rms_adamw",
             )
             self.parts.append((muon, config.matrix_lr))
 
