@@ -147,29 +147,27 @@ void forward_one(const Problem& p, const Inputs<T>& in, int64_t doc, int64_t hea
 // The backward keeps states transposed, [VR][KP] with VR the values rounded up to whole groups of ROWS, so that q, k, f
 // and their gradients run along the vectors. It works on blocks of ROWS values by NK vectors of keys, over a stretch of
 // tokens: the block's state and its gradient then live in registers, and what is kept of them in the first cache level.
-constexpr int ROWS = 4;
-
 template <class T> struct StretchGradients { T *q, *k, *f, *v; };  // [n][KP] three times, [n][VR/ROWS] vectors; summed into
 
 // Advance a block's state over n tokens; `kept`, if any, receives the state before every token.
 template <class T, int NK>
 void advance(const Rows<T>& r, int64_t e0, int64_t c0, int64_t n, T* point, T* kept) {
   const int W = LANES<T>;
-  Vec<T> S[ROWS][NK];
-  for (int e = 0; e < ROWS; ++e)
+  Vec<T> S[ROWS<T>][NK];
+  for (int e = 0; e < ROWS<T>; ++e)
     for (int j = 0; j < NK; ++j) S[e][j] = load<T>(point + (e0 + e) * r.KP + c0 + j * W);
   for (int64_t t = 0; t < n; ++t) {
     const T *f = r.f.at + t * r.KP + c0, *k = r.k.at + t * r.KP + c0, *v = r.v.at + t * r.VP + e0;
     Vec<T> gate[NK], key[NK];
     for (int j = 0; j < NK; ++j) gate[j] = load<T>(f + j * W), key[j] = load<T>(k + j * W);
     if (kept)
-      for (int e = 0; e < ROWS; ++e)
-        for (int j = 0; j < NK; ++j) store<T>(kept + ((t * ROWS + e) * NK + j) * W, S[e][j]);
-    for (int e = 0; e < ROWS; ++e)
+      for (int e = 0; e < ROWS<T>; ++e)
+        for (int j = 0; j < NK; ++j) store<T>(kept + ((t * ROWS<T> + e) * NK + j) * W, S[e][j]);
+    for (int e = 0; e < ROWS<T>; ++e)
       for (int j = 0; j < NK; ++j) S[e][j] = S[e][j] * gate[j] + key[j] * v[e];
   }
   if (!kept)
-    for (int e = 0; e < ROWS; ++e)
+    for (int e = 0; e < ROWS<T>; ++e)
       for (int j = 0; j < NK; ++j) store<T>(point + (e0 + e) * r.KP + c0 + j * W, S[e][j]);
 }
 
@@ -179,17 +177,17 @@ template <class T, int NK>
 void backward_block(const Rows<T>& r, int64_t VR, int64_t e0, int64_t c0, int64_t n, const T* grad_o, const T* kept, T* G,
                     const StretchGradients<T>& g) {
   const int W = LANES<T>;
-  Vec<T> x[ROWS][NK];
-  for (int e = 0; e < ROWS; ++e)
+  Vec<T> x[ROWS<T>][NK];
+  for (int e = 0; e < ROWS<T>; ++e)
     for (int j = 0; j < NK; ++j) x[e][j] = load<T>(G + (e0 + e) * r.KP + c0 + j * W);
   for (int64_t t = n - 1; t >= 0; --t) {
     const int64_t row = t * r.KP + c0;
-    const T *v = r.v.at + t * r.VP + e0, *go = grad_o + t * r.VP + e0, *S = kept + t * ROWS * NK * W;
-    Vec<T> dv[ROWS] = {};
+    const T *v = r.v.at + t * r.VP + e0, *go = grad_o + t * r.VP + e0, *S = kept + t * ROWS<T> * NK * W;
+    Vec<T> dv[ROWS<T>] = {};
     for (int j = 0; j < NK; ++j) {
       const Vec<T> q = load<T>(r.q.at + row + j * W), k = load<T>(r.k.at + row + j * W), f = load<T>(r.f.at + row + j * W);
       Vec<T> dq = load<T>(g.q + row + j * W), dk = load<T>(g.k + row + j * W), df = load<T>(g.f + row + j * W);
-      for (int e = 0; e < ROWS; ++e) {
+      for (int e = 0; e < ROWS<T>; ++e) {
         const Vec<T> s = load<T>(S + (e * NK + j) * W), y = x[e][j] + q * go[e];
         dq += s * go[e];
         df += s * y;
@@ -199,10 +197,10 @@ void backward_block(const Rows<T>& r, int64_t VR, int64_t e0, int64_t c0, int64_
       }
       store<T>(g.q + row + j * W, dq), store<T>(g.k + row + j * W, dk), store<T>(g.f + row + j * W, df);
     }
-    T* sums = g.v + (t * VR + e0) / ROWS * W;
-    store<T>(sums, load<T>(sums) + fold(fold(dv[0], dv[1]), fold(dv[2], dv[3])));
+    T* sums = g.v + (t * VR + e0) / ROWS<T> * W;
+    store<T>(sums, load<T>(sums) + fold_rows<T>(dv));
   }
-  for (int e = 0; e < ROWS; ++e)
+  for (int e = 0; e < ROWS<T>; ++e)
     for (int j = 0; j < NK; ++j) store<T>(G + (e0 + e) * r.KP + c0 + j * W, x[e][j]);
 }
 
@@ -217,9 +215,9 @@ void chain(const Problem& p, const Inputs<T>& in, const Gradients<T>& out, int64
   for (int64_t e = 0; e < p.V; e += W) {
     const int part = std::min<int64_t>(W, p.V - e);
     T dv[LANES<T>] = {};
-    for (int64_t group = 0; group < part; group += ROWS) {
-      const Vec<T> sums = fold_rest(load<T>(g.v + (t * VR + e + group) / ROWS * W));
-      std::memcpy(dv + group, &sums, ROWS * sizeof(T));
+    for (int64_t group = 0; group < part; group += ROWS<T>) {
+      const Vec<T> sums = fold_rest(load<T>(g.v + (t * VR + e + group) / ROWS<T> * W));
+      std::memcpy(dv + group, &sums, ROWS<T> * sizeof(T));
     }
     Vec<T> xv = load_part<T>(in.v + token * p.stride_v + head * p.V + e, part);
     products += load<T>(r.v.at + t * r.VP + e) * load<T>(grad_o + t * r.VP + e);
@@ -262,11 +260,11 @@ template <class T>
 void backward_one(const Problem& p, const Inputs<T>& in, int64_t doc, int64_t head, Span span, const T* grad_o,
                   const T* grad_state, const Gradients<T>& out) {
   const int W = LANES<T>;
-  const int64_t KP = round_up(p.K, W), VP = round_up(p.V, W), VR = round_up(p.V, ROWS), tile = VR * KP;
+  const int64_t KP = round_up(p.K, W), VP = round_up(p.V, W), VR = round_up(p.V, ROWS<T>), tile = VR * KP;
   const int64_t tokens = span.size(), stretch = stretch_of<T>(tokens, tile), count = (tokens + stretch - 1) / stretch;
   Rows<T> rows(stretch, KP, VP);
-  Buffer<T> points((count + 1) * tile), kept(stretch * ROWS * 2 * W), G(tile), go(stretch * VP);
-  Buffer<T> work(stretch * (3 * KP + VR / ROWS * W));
+  Buffer<T> points((count + 1) * tile), kept(stretch * ROWS<T> * 2 * W), G(tile), go(stretch * VP);
+  Buffer<T> work(stretch * (3 * KP + VR / ROWS<T> * W));
   const int64_t base = (doc * p.heads + head) * p.K * p.V;
   for (int64_t c = 0; c < p.K; ++c)
     for (int64_t e = 0; e < p.V; ++e) {
@@ -277,17 +275,17 @@ void backward_one(const Problem& p, const Inputs<T>& in, int64_t doc, int64_t he
     T* point = points.at + (i + 1) * tile;
     prepare<T>(p, in, span, head, i * stretch, stretch, rows);
     std::memcpy(point, points.at + i * tile, tile * sizeof(T));
-    for (int64_t e = 0; e < VR; e += ROWS)
+    for (int64_t e = 0; e < VR; e += ROWS<T>)
       for (int64_t c = 0; c < KP; c += W) advance<T, 1>(rows, e, c, stretch, point, nullptr);
   }
   StretchGradients<T> g{work.at, work.at + stretch * KP, work.at + 2 * stretch * KP, work.at + 3 * stretch * KP};
   for (int64_t i = count - 1; i >= 0; --i) {
     const int64_t first = i * stretch, n = std::min(stretch, tokens - first);
     prepare<T>(p, in, span, head, first, n, rows);
-    std::memset(work.at, 0, stretch * (3 * KP + VR / ROWS * W) * sizeof(T));
+    std::memset(work.at, 0, stretch * (3 * KP + VR / ROWS<T> * W) * sizeof(T));
     for (int64_t t = 0; t < n; ++t)
       std::memcpy(go.at + t * VP, grad_o + (span.token(first + t) * p.heads + head) * p.V, p.V * sizeof(T));
-    for (int64_t e = 0; e < VR; e += ROWS) {
+    for (int64_t e = 0; e < VR; e += ROWS<T>) {
       int64_t c = 0;
       for (; c + 2 * W <= KP; c += 2 * W) {
         advance<T, 2>(rows, e, c, n, points.at + i * tile, kept.at);
