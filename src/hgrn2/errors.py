@@ -1,5 +1,9 @@
 """The one exception that a user's mistake raises: the command line prints it as one line and exits with 2."""
 
+from collections.abc import Iterable
+from difflib import get_close_matches
+from typing import Any
+
 
 class UserError(Exception):
     """Something the user can mend: a missing file, sizes that do not divide, a checkpoint of another model.
@@ -7,3 +11,17 @@ class UserError(Exception):
     The message is one line, says what is wrong and what to do. Library callers may catch it; `hgrn2` on the command
     line prints it after `error:` and exits with code 2. Programming errors stay ordinary exceptions.
     """
+
+
+def did_you_mean(name: Any, known: Iterable[Any]) -> str:
+    """`; did you mean X?` where a known name is near a mistyped one, for the end of a message; else nothing."""
+    names = [str(one) for one in known]
+    lower = {one.lower(): one for one in reversed(names)}
+    near = get_close_matches(str(name).lower(), lower, 1)
+    return f"; did you mean {lower[near[0]]}?" if near else ""
+
+
+def unknown(noun: str, name: str, known: Iterable[Any]) -> UserError:
+    """The error about a name that does not exist: what is near it, and all that there is."""
+    names = [str(one) for one in known]
+    return UserError(f"there is no {noun} {name!r}{did_you_mean(name, names)} (choose from {', '.join(names)})")

@@ -1,13 +1,19 @@
 """Settings are frozen dataclasses; here they become JSON, come back, take overrides, and refuse what does not fit."""
 
 import dataclasses
+import functools
+import math
+import numbers
 import types
 import typing
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from collections.abc import Callable
+from typing import Any, Literal, TypeVar, dataclass_transform, get_args, get_origin, overload
 
-from hgrn2.errors import UserError
+from hgrn2.errors import UserError, did_you_mean
 
 T = TypeVar("T")
+K = TypeVar("K", bound=type)
+LARGEST = 2**63 - 1  # of a whole number: what PyTorch can count
 
 
 def refuse(condition: bool, message: str) -> None:
@@ -16,12 +22,50 @@ def refuse(condition: bool, message: str) -> None:
         raise UserError(message)
 
 
-def check_literals(config: Any) -> None:
-    """Every field annotated with a Literal must hold one of its values."""
-    for name, hint in get_type_hints(type(config)).items():
-        if get_origin(hint) is Literal and getattr(config, name) not in get_args(hint):
-            choices = ", ".join(map(str, get_args(hint)))
-            raise UserError(f"{name} is {getattr(config, name)!r}; choose one of: {choices}")
+@overload
+def settings(kind: K) -> K: ...
+@overload
+def settings(*, kw_only: bool = True) -> Callable[[K], K]: ...
+@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(dataclasses.field,))
+def settings(kind: Any = None, *, kw_only: bool = True) -> Any:
+    """A class of settings: a frozen dataclass whose values are held to their annotations whenever one is made.
+
+    `check` comes before the class's own `__post_init__`, which may therefore compare numbers without thinking of NaN.
+    """
+    if kind is None:
+        return functools.partial(settings, kw_only=kw_only)
+    own = getattr(kind, "__post_init__", None)
+
+    def __post_init__(self: Any) -> None:
+        check(self)
+        if own is not None:
+            own(self)
+
+    kind.__post_init__ = __post_init__
+    return dataclasses.dataclass(frozen=True, kw_only=kw_only)(kind)
+
+
+def check(config: Any, named: Callable[[str], str] = str) -> None:
+    """Hold every field of a dataclass to its annotation, and bring it to that type (4.0 to 4, a list to a tuple).
+
+    Numbers must be finite and whole ones fit into 64 bits, a truth value is no number, a number is no text, and what is
+    annotated with a Literal is one of its values. `named` makes of a field's name what messages call it.
+
+    Raises:
+        UserError: names the field, what it holds and what it may hold.
+    """
+    for name, hint in _hints(type(config)).items():
+        value = getattr(config, name)
+        fitting = coerce(value, hint, named(name), text=False)
+        if fitting is not value:
+            object.__setattr__(config, name, fitting)
+
+
+@functools.cache
+def _hints(kind: type) -> dict[str, Any]:
+    """The annotations of the fields; looking them up is slow."""
+    hints = typing.get_type_hints(kind)
+    return {field.name: hints[field.name] for field in dataclasses.fields(kind)}  # pyright: ignore[reportArgumentType]
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -45,43 +89,89 @@ def from_dict(kind: type[T], values: Any, where: str = "config") -> T:
     """Build settings from plain values; unknown or missing fields and wrong types are `UserError`s that name them."""
     if not isinstance(values, dict):
         raise UserError(f"{where} must be an object, not {type(values).__name__}")
-    hints = get_type_hints(kind)
+    hints = _hints(kind)
     fields = {f.name: f for f in dataclasses.fields(kind)}  # pyright: ignore[reportArgumentType]
-    unknown = sorted(set(values) - set(fields))
-    refuse(bool(unknown), f"{where} has unknown fields: {', '.join(unknown)}")
+    unknown = sorted(map(str, set(values) - set(fields)))
+    if unknown:
+        raise UserError(f"{where} has unknown fields: {', '.join(unknown)}{did_you_mean(unknown[0], fields)}")
     missing = [
         name
         for name, f in fields.items()
         if name not in values and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
     ]
     refuse(bool(missing), f"{where} lacks {', '.join(missing)}")
-    return kind(**{name: coerce(value, hints[name], f"{where}.{name}") for name, value in values.items()})
+    inside = f"{where}." if where else ""
+    return kind(**{name: coerce(value, hints[name], inside + name) for name, value in values.items()})
 
 
-def coerce(value: Any, hint: Any, where: str) -> Any:
-    """A JSON value or command-line text as the annotated type; `UserError` where it does not fit."""
+def coerce(value: Any, hint: Any, where: str, *, text: bool = True) -> Any:
+    """A value as the annotated type; `UserError` where it does not fit. Types that settings do not have pass.
+
+    Args:
+        value: of a JSON file, of the command line, or of a Python caller.
+        hint: the annotation.
+        where: what messages call it.
+        text: numbers, truth values, lists and None may be written as text, and objects as dicts. False: a Python
+            caller's value, which must be what it is.
+    """
     origin = get_origin(hint)
     if origin is Literal:
-        return value  # the dataclass itself checks the choice and lists the others
+        return _coerce_choice(value, get_args(hint), where, text)
     if origin in (typing.Union, types.UnionType):
-        if value is None or (isinstance(value, str) and value.lower() == "none"):
-            return None
-        return coerce(value, _arm(value, [arm for arm in get_args(hint) if arm is not types.NoneType]), where)
-    if origin is tuple:
-        items = value.split(",") if isinstance(value, str) else value
-        refuse(not isinstance(items, (list, tuple)), f"{where} must be a list, not {value!r}")
-        return tuple(coerce(item, get_args(hint)[0], where) for item in items)
+        return _coerce_union(value, get_args(hint), where, text)
+    if origin is tuple and get_args(hint)[1:] == (...,):
+        items = value.split(",") if text and isinstance(value, str) else value
+        refuse(not isinstance(items, (list, tuple)), f"{where} must be a list, not {shown(value)}")
+        fitting = tuple(coerce(item, get_args(hint)[0], where, text=text) for item in items)
+        return value if type(value) is tuple and all(map(_same, fitting, value)) else fitting
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        if isinstance(value, hint):
+            return value
+        refuse(not text, f"{where} must be a {hint.__name__}, not {shown(value)}")
         return from_dict(hint, value, where)
     if hint is bool:
-        return _coerce_bool(value, where)
+        return _coerce_bool(value, where, text)
     if hint in (int, float):
-        return _coerce_number(value, hint, where)
-    refuse(hint is str and not isinstance(value, str), f"{where} must be text, not {value!r}")
+        return _coerce_number(value, hint, where, text)
+    refuse(hint is str and not isinstance(value, str), f"{where} must be text, not {shown(value)}")
     return value
 
 
-def _arm(value: Any, arms: list[Any]) -> Any:
+def shown(value: Any) -> str:
+    """A value for a message: as Python writes it, in one line of at most 60 characters."""
+    try:
+        found = repr(value)
+    except ValueError:  # a whole number of more digits than Python writes
+        return "a number of thousands of digits"
+    found = " ".join(found.split())
+    return found if len(found) <= 60 else f"{found[:57]}..."
+
+
+def _same(fitting: Any, value: Any) -> bool:
+    return fitting is value
+
+
+def _coerce_choice(value: Any, choices: tuple[Any, ...], where: str, text: bool) -> Any:
+    for choice in choices:
+        if value == choice and isinstance(value, bool) == isinstance(choice, bool):
+            return choice
+        if text and isinstance(value, str) and value == str(choice):
+            return choice
+    listed = ", ".join(map(str, choices))
+    raise UserError(f"{where} is {shown(value)}; choose one of: {listed}{did_you_mean(value, choices)}")
+
+
+def _coerce_union(value: Any, arms: tuple[Any, ...], where: str, text: bool) -> Any:
+    if types.NoneType in arms and (value is None or (text and isinstance(value, str) and value.lower() == "none")):
+        return None
+    arms = tuple(arm for arm in arms if arm is not types.NoneType)
+    for arm in arms:
+        if isinstance(arm, type) and dataclasses.is_dataclass(arm) and isinstance(value, arm):
+            return value
+    return coerce(value, _arm(value, arms), where, text=text)
+
+
+def _arm(value: Any, arms: tuple[Any, ...]) -> Any:
     """Which of several kinds of settings an object is: the one with the fewest fields that it has too much or lacks."""
     given = set(value) if isinstance(value, dict) else set()
 
@@ -91,26 +181,50 @@ def _arm(value: Any, arms: list[Any]) -> Any:
     return min(arms, key=misfit)
 
 
-def _coerce_bool(value: Any, where: str) -> bool:
-    if isinstance(value, str) and value.lower() in ("true", "false"):
+def _coerce_bool(value: Any, where: str, text: bool) -> bool:
+    if text and isinstance(value, str) and value.lower() in ("true", "false"):
         return value.lower() == "true"
     if not isinstance(value, bool):
-        raise UserError(f"{where} must be true or false, not {value!r}")
+        raise UserError(f"{where} must be true or false, not {shown(value)}")
     return value
 
 
-def _coerce_number(value: Any, kind: type, where: str) -> int | float:
-    noun = "a whole number" if kind is int else "a number"
-    if isinstance(value, bool):
-        raise UserError(f"{where} must be {noun}, not {value!r}")
-    if kind is int and isinstance(value, int):
+def _coerce_number(value: Any, kind: type, where: str, text: bool) -> int | float:
+    if type(value) is kind is float and math.isfinite(value):
         return value
+    if type(value) is kind is int and -LARGEST <= value <= LARGEST:
+        return value
+    wanted = "a whole number" if kind is int else "a number"
+    given = isinstance(value, (numbers.Real, str) if text else numbers.Real) and not isinstance(value, bool)
+    refuse(not given, f"{where} must be {wanted}, not {shown(value)}")
+    return _whole(value, where) if kind is int else _finite(value, where, wanted)
+
+
+def _finite(value: Any, where: str, wanted: str) -> float:
     try:
         number = float(value)
-    except (TypeError, ValueError, OverflowError):
-        raise UserError(f"{where} must be {noun}, not {value!r}") from None
-    refuse(kind is int and not number.is_integer(), f"{where} must be {noun}, not {value!r}")
-    return int(number) if kind is int else number
+    except ValueError:
+        raise UserError(f"{where} must be {wanted}, not {shown(value)}") from None
+    except OverflowError:  # a whole number beyond every float
+        number = math.inf
+    refuse(not math.isfinite(number), f"{where} is {shown(value).strip(_QUOTES)}; it must be a finite number")
+    return number
+
+
+def _whole(value: Any, where: str) -> int:
+    try:
+        number = int(value) if isinstance(value, (str, numbers.Integral)) else None
+    except ValueError:
+        number = None  # perhaps 4.0 or 1e6
+    if number is None:
+        parsed = _finite(value, where, "a whole number")
+        refuse(not parsed.is_integer(), f"{where} must be a whole number, not {shown(value)}")
+        number = int(parsed)
+    refuse(abs(number) > LARGEST, f"{where} is {shown(value).strip(_QUOTES)}; it must be below 2^63")
+    return number
+
+
+_QUOTES = "'"
 
 
 def with_overrides(config: T, assignments: tuple[str, ...]) -> T:
@@ -119,15 +233,32 @@ def with_overrides(config: T, assignments: tuple[str, ...]) -> T:
     for text in assignments:
         path, equals, value = text.partition("=")
         refuse(not equals, f"setting {text!r}: write it as name=value")
-        keys = path.strip().split(".")
-        place = values
-        for depth, key in enumerate(keys):
-            known = isinstance(place, dict) and key in place
-            refuse(not known, f"there is no setting {'.'.join(keys[: depth + 1])}")
-            if depth < len(keys) - 1:
-                place = place[key]
-        old = place[keys[-1]]
+        place, last = _place(values, path.strip())
+        old = place[last]
         if isinstance(old, dict):
             raise UserError(f"{path} is a group; set one of its fields: {', '.join(old)}")
-        place[keys[-1]] = value.strip()
-    return from_dict(type(config), values, "setting")
+        place[last] = value.strip()
+    return from_dict(type(config), values, "")
+
+
+def _place(values: dict[str, Any], path: str) -> tuple[dict[str, Any], str]:
+    """The dict that holds the last key of a dotted path, and that key."""
+    *groups, last = path.split(".")
+    place: Any = values
+    for depth, key in enumerate([*groups, last]):
+        if not isinstance(place, dict) or key not in place:
+            wrong, known = ".".join([*groups, last][: depth + 1]), _paths(values)
+            same = [name for name in known if name.rpartition(".")[2] == last]
+            near = f"; did you mean {' or '.join(same[:3])}?" if same else did_you_mean(path, known)
+            raise UserError(f"there is no setting {wrong}{near}")
+        if depth < len(groups):
+            place = place[key]
+    return place, last
+
+
+def _paths(values: dict[str, Any], before: str = "") -> list[str]:
+    """The dotted names of all settings."""
+    found = []
+    for name, value in values.items():
+        found += _paths(value, f"{before}{name}.") if isinstance(value, dict) else [f"{before}{name}"]
+    return found

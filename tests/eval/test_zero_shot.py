@@ -129,7 +129,7 @@ def test_the_published_averages_are_those_of_their_rows() -> None:
 def test_what_is_asked_for(saved: Callable[..., Path], task_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder, data = saved(), ("--task-data", task_folder)
     for arguments, message in (
-        (("--tasks", "piqa,mmlu", *data), "there is no task 'mmlu'; choose from piqa, hellaswag"),
+        (("--tasks", "piqa,mmlu", *data), "there is no task 'mmlu' (choose from piqa, hellaswag"),
         (("--tasks", "piqa,piqa", *data), "task piqa is named twice"),
         (("--tasks", ",", *data), "--tasks names no task"),
         (("--tasks", "hellaswag", *data), "has no file for hellaswag"),

@@ -1,10 +1,13 @@
 """Each filter against a plain statement of what it means, row by row in Python floats."""
 
 import math
+import sys
 from collections.abc import Callable
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from hgrn2.errors import UserError
 from hgrn2.generate.config import GenerationConfig, SamplingConfig
@@ -192,3 +195,46 @@ def test_settings_that_make_no_sense(settings: dict, message: str) -> None:
 def test_generation_settings_that_make_no_sense(settings: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
         GenerationConfig(**settings)
+
+
+FINITE = st.floats(width=32, allow_nan=False, allow_infinity=False)
+
+
+@given(
+    row=st.lists(FINITE, min_size=1, max_size=9),
+    temperature=st.floats(min_value=5e-324, max_value=sys.float_info.max) | st.just(5e-324),
+    penalty=st.floats(min_value=1e-9, max_value=1e9),
+    k=st.sampled_from([0, 1, 3, 2**62]),
+    p=st.floats(min_value=5e-324, max_value=1.0),
+    least=st.floats(min_value=0.0, max_value=1.0),
+    greedy=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_every_allowed_setting_draws_an_id_of_the_vocabulary(
+    row: list[float], temperature: float, penalty: float, k: int, p: float, least: float, greedy: bool, seed: int
+) -> None:
+    logits = torch.tensor([row])
+    seen = torch.arange(len(row))[None] % 2 == seed % 2
+    config = SamplingConfig(
+        temperature=temperature, repetition_penalty=penalty, top_k=k, top_p=p, min_p=least, greedy=greedy
+    )
+    chosen = choose(logits, config, [torch.Generator().manual_seed(seed)], seen=seen)
+    assert 0 <= int(chosen) < len(row)
+    assert kept(filtered(logits, config, seen))[0] >= {int(chosen)}
+
+
+@pytest.mark.parametrize("temperature", [1e-30, 1e-39, 1e-300, 5e-324])
+@pytest.mark.parametrize("scale", [1e-20, 1.0, 1e30])
+def test_a_temperature_towards_zero_is_greedy(temperature: float, scale: float) -> None:
+    logits = rows(6) * scale
+    generators = [torch.Generator().manual_seed(n) for n in range(20)]
+    cold = SamplingConfig(temperature=temperature, repetition_penalty=1.3)
+    greedy = SamplingConfig(greedy=True, repetition_penalty=1.3)
+    seen = torch.arange(17)[None].expand(20, 17) % 3 == 0
+    assert choose(logits, cold, generators, seen=seen).tolist() == choose(logits, greedy, seen=seen).tolist()
+
+
+def test_an_endless_temperature_is_uniform_over_what_is_left() -> None:
+    hot = filtered(rows(7), SamplingConfig(temperature=sys.float_info.max, top_k=4))
+    assert [len(ids) for ids in kept(hot)] == [4] * 20
+    assert float(hot.softmax(-1).amax()) == pytest.approx(1 / 4, rel=1e-12)

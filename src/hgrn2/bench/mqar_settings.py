@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from itertools import product
 
-from hgrn2.settings import refuse
+from hgrn2.settings import refuse, settings
 from hgrn2.tasks.mqar.config import MQARRun, Segment
 from hgrn2.tasks.mqar.recipes import changed, recipe, variant
 
@@ -31,7 +31,7 @@ class Cell:
         return f"{self.model}, d {self.width}" + ("" if self.head_size is None else f", n {self.head_size}")
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class MQARStudy:
     """Every model in every size that it has, at every learning rate and seed."""
 

@@ -1,12 +1,10 @@
 """What `hgrn2 bench onnx` measures, as a frozen value: no torch here, so that the command line starts quickly."""
 
-from dataclasses import dataclass
-
 from hgrn2.export.config import Activations, Operator, Weights
-from hgrn2.settings import check_literals, refuse
+from hgrn2.settings import refuse, settings
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class OnnxBench:
     """Decoding with a saved model on the CPU, in PyTorch and exported."""
 
@@ -30,7 +28,6 @@ class OnnxBench:
     """Of the prompt's random tokens."""
 
     def __post_init__(self) -> None:
-        check_literals(self)
         lists = {"--weights": self.weights, "--operators": self.operators, "--threads": self.threads}
         for name, values in lists.items():
             refuse(not values, f"{name}: name at least one")

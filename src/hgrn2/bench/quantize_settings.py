@@ -1,14 +1,13 @@
 """What `hgrn2 bench quantize` measures, as a frozen value: no torch here, so that the command line starts quickly."""
 
-from dataclasses import dataclass
 from typing import Literal
 
-from hgrn2.settings import check_literals, refuse
+from hgrn2.settings import refuse, settings
 
 Weights = Literal["float32", "bfloat16", "int8", "int4"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class QuantizeBench:
     """A saved model in several precisions of its weights."""
 
@@ -28,7 +27,6 @@ class QuantizeBench:
     """How often; all take turns."""
 
     def __post_init__(self) -> None:
-        check_literals(self)
         known = ("float32", "bfloat16", "int8", "int4")
         unknown = [name for name in self.weights if name not in known]
         refuse(bool(unknown), f"--weights has {', '.join(unknown)}; choose from {', '.join(known)}")

@@ -1,16 +1,15 @@
 """What to measure, as frozen values with defaults; no torch here, so that the command line starts quickly."""
 
-import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Literal
 
 from hgrn2.generate.config import StateDtype
 from hgrn2.layers.config import MixerConfig
 from hgrn2.models.config import LossKind, ModelConfig, Recompute
 from hgrn2.models.count import parameters
-from hgrn2.settings import check_literals, refuse
+from hgrn2.settings import refuse, settings
 
 Op = Literal["hgru2", "gated_outer_scan", "gated_scan", "causal_conv"]
 Backend = Literal["cuda", "triton", "native", "chunked", "reference"]
@@ -24,7 +23,7 @@ Decoded = Literal["hgrn2", "hgrn2-graph", "llama-hf", "llama-hf-static", "mamba-
 MAX_DIFFERENCE = 0.05  # of parameter counts, between a baseline and hgrn2
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class Limits:
     """How often and for how long."""
 
@@ -37,11 +36,11 @@ class Limits:
 
     def __post_init__(self) -> None:
         refuse(self.repeats < 1, f"--repeats is {self.repeats}; it must be at least 1")
-        refuse(not 0 < self.max_seconds < math.inf, f"--max-seconds is {self.max_seconds}; it must be positive")
+        refuse(self.max_seconds <= 0, f"--max-seconds is {self.max_seconds}; it must be positive")
         refuse(self.threads is not None and self.threads < 1, f"--threads is {self.threads}; it must be at least 1")
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class Size:
     """HGRN2's shape; every other model is fitted to its number of parameters at the same width and vocabulary."""
 
@@ -99,7 +98,7 @@ SHAPES: dict[str, tuple[str, ...]] = {
 """What is measured where no shapes are named; on a GPU those of the published comparison."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class OpsBench:
     """Operators on each backend."""
 
@@ -166,7 +165,7 @@ class OpsBench:
         return self.dtype or ("float32" if self.device == "cpu" else "bfloat16")
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class TrainBench:
     """Whole training steps of language models."""
 
@@ -199,12 +198,11 @@ class TrainBench:
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
-        check_literals(self)
         _check_distinct("--subjects", self.subjects)
         _check_distinct("--lengths", self.lengths)
         _check_distinct("--recompute", self.recompute)
         _check_models(self.device, self.measured)
-        refuse(not 0 < self.subject_seconds < math.inf, "--subject-seconds must be positive")
+        refuse(self.subject_seconds <= 0, "--subject-seconds must be positive")
         for length in self.lengths:
             refuse(length < 1, f"--lengths has {length}; it must be at least 1")
             refuse(
@@ -228,7 +226,7 @@ class TrainBench:
         return self.dtype or ("float32" if self.device == "cpu" else "bfloat16")
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class DecodeBench:
     """Decoding with language models, one token at a time."""
 
@@ -261,12 +259,11 @@ class DecodeBench:
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
-        check_literals(self)
         _check_distinct("--subjects", self.subjects)
         _check_distinct("--contexts", self.contexts)
         _check_distinct("--batches", self.batches)
         _check_models(self.device, self.measured)
-        refuse(not 0 < self.subject_seconds < math.inf, "--subject-seconds must be positive")
+        refuse(self.subject_seconds <= 0, "--subject-seconds must be positive")
         refuse(min(self.contexts) < 1, f"--contexts has {min(self.contexts)}; it must be at least 1")
         refuse(min(self.batches) < 1, f"--batches has {min(self.batches)}; it must be at least 1")
         refuse(self.tokens < 1, f"--tokens is {self.tokens}; it must be at least 1")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from hgrn2.errors import unknown
 from hgrn2.settings import refuse, with_overrides
 
 if TYPE_CHECKING:
@@ -52,7 +53,8 @@ class TrainLRA:
         """Returns the exit code: 0, or 130 after Ctrl-C with a checkpoint."""
         from hgrn2.tasks.classify.recipes import LRA, recipe
 
-        refuse(self.task not in LRA, f"there is no task {self.task!r} (tasks: {', '.join(LRA)})")
+        if self.task not in LRA:
+            raise unknown("task", self.task, LRA)
         run = recipe(self.task, self.model, self.size)
         return _train(run, self.data, self.set, self.out, self.device, self.restart, self.json)
 

@@ -1,16 +1,15 @@
 """Which random changes a training picture undergoes; `hgrn2.data.augment` makes them. By default none."""
 
 import math
-from dataclasses import dataclass
 
-from hgrn2.settings import refuse
+from hgrn2.settings import refuse, settings
 
 LARGEST_MAGNITUDE = 10.0
 OPERATIONS = 15
 """Operations among which RandAugment chooses; `hgrn2.data.augment_ops` has them."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class AugmentConfig:
     """Random changes of training pictures, in the order in which they are made."""
 

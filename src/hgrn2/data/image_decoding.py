@@ -15,12 +15,12 @@ from hgrn2.data.image_files import Entry, class_folders, folder_entries, tar_ent
 from hgrn2.data.image_sets import Labelled
 from hgrn2.data.pictures import BadPicture, Picture, pillow, quiet, read_picture
 from hgrn2.errors import UserError
-from hgrn2.settings import check_literals, refuse
+from hgrn2.settings import refuse, settings
 
 Progress = Callable[[str, int, int], None]
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class ImageConfig:
     """How a set of images is prepared."""
 
@@ -40,7 +40,6 @@ class ImageConfig:
     """Threads that decode."""
 
     def __post_init__(self) -> None:
-        check_literals(self)
         refuse(self.size < 0, f"size must not be negative, not {self.size}")
         refuse(self.valid < -1, f"valid must be a number of images, not {self.valid}")
         refuse(not 0.0 <= self.valid_share < 1.0, f"valid_share must lie in [0, 1), not {self.valid_share}")

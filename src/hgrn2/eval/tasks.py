@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hgrn2.data.reading import COMPRESSED, open_binary, plain_name
-from hgrn2.errors import UserError
+from hgrn2.errors import UserError, unknown
 from hgrn2.settings import refuse
 
 Kind = Literal["choices", "schema", "cloze"]
@@ -79,7 +79,8 @@ def chosen(names: str) -> list[LocalTask]:
     refuse(not wanted, f"--tasks names no task; choose from {', '.join(TASKS)}, or all")
     wanted = ["lambada" if name == "lambada_openai" else name for name in wanted]
     for name in wanted:
-        refuse(name not in TASKS, f"there is no task {name!r}; choose from {', '.join(TASKS)}, or all")
+        if name not in TASKS:
+            raise unknown("task", name, (*TASKS, "all"))
         refuse(wanted.count(name) > 1, f"task {name} is named twice")
     return [TASKS[name] for name in wanted]
 

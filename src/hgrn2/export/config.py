@@ -1,9 +1,8 @@
 """How a model is exported, as a frozen value: no torch here, so that the command line starts quickly."""
 
-from dataclasses import dataclass
 from typing import Literal
 
-from hgrn2.settings import check_literals, refuse
+from hgrn2.settings import refuse, settings
 
 Weights = Literal["float32", "int8", "int4"]
 HeadWeights = Literal["same", "float32", "int8", "int4"]
@@ -12,7 +11,7 @@ Operator = Literal["auto", "standard", "onnxruntime"]
 BITS: dict[str, int | None] = {"float32": None, "int8": 8, "int4": 4}
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class OnnxConfig:
     """What the graph holds its matrices in."""
 
@@ -30,7 +29,6 @@ class OnnxConfig:
     quick kernel (it runs the standard one as a loop). auto: its own where the weights need it anyhow."""
 
     def __post_init__(self) -> None:
-        check_literals(self)
         fits = self.block_size in (16, 32, 64, 128, 256)
         refuse(not fits, f"block_size is {self.block_size}; choose one of: 16, 32, 64, 128, 256")
 

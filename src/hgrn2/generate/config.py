@@ -1,15 +1,15 @@
 """How text is drawn from a model, as frozen values; no torch here, so that the command line starts quickly."""
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Literal
 
-from hgrn2.settings import check_literals, refuse
+from hgrn2.settings import refuse, settings
 
 GraphUse = Literal["auto", "on", "off"]
 StateDtype = Literal["float32", "bfloat16"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class SamplingConfig:
     """How one token is chosen from its logits. The steps apply in the order of the fields (hgrn2.generate.sampling)."""
 
@@ -31,14 +31,15 @@ class SamplingConfig:
     def __post_init__(self) -> None:
         positive = self.temperature > 0
         refuse(not positive, f"temperature is {self.temperature}; it must be positive (greedy takes the most probable)")
-        refuse(not self.repetition_penalty > 0, f"repetition_penalty is {self.repetition_penalty}; it must be positive")
+        penalty = self.repetition_penalty
+        refuse(not 1e-9 <= penalty <= 1e9, f"repetition_penalty is {penalty}; it must be in [1e-9, 1e9]")
         refuse(self.top_k < 0, f"top_k is {self.top_k}; it must not be negative")
         refuse(not 0 < self.top_p <= 1, f"top_p is {self.top_p}; it must be in (0, 1]")
         refuse(not 0 <= self.min_p <= 1, f"min_p is {self.min_p}; it must be in [0, 1]")
         refuse(self.seed is not None and not 0 <= self.seed < 2**62, f"seed is {self.seed}; it must be in [0, 2^62)")
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class GenerationConfig:
     """What is generated: how much, where it ends, how many samples."""
 
@@ -60,7 +61,6 @@ class GenerationConfig:
     A float64 model keeps float64."""
 
     def __post_init__(self) -> None:
-        check_literals(self)
         refuse(self.max_tokens < 0, f"max_tokens is {self.max_tokens}; it must not be negative")
         refuse("" in self.stop, "a stop text is empty; it must have at least one character")
         for name in ("samples", "segment"):

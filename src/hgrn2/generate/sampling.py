@@ -3,6 +3,8 @@
     repetition penalty -> temperature -> top-k -> top-p -> min-p -> draw
 
 Each filter sees what the ones before it left, as in the transformers library, so equal settings mean the same there.
+Whatever is drawn from is float64 with its maximum at 0, so that no setting overflows: a temperature towards 0 becomes
+the most probable token.
 """
 
 import math
@@ -14,6 +16,7 @@ from torch import Tensor
 from hgrn2.errors import UserError
 from hgrn2.generate.config import SamplingConfig
 
+COLDEST = 1e-290  # temperature: its inverse is finite, and any two different logits are already infinitely far apart
 NOT_FINITE = "the model's output is not a finite number; its weights are damaged or training diverged"
 
 
@@ -22,8 +25,9 @@ def penalise_repetition(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
 
     Keskar et al. 2019, arXiv 1909.05858, section 4.1, with the sign repair that implementations make.
     """
-    moved = torch.where(logits > 0, logits / penalty, logits * penalty)
-    return torch.where(seen, moved, logits)
+    kind = torch.finfo(logits.dtype)
+    moved = torch.where(logits > 0, logits / penalty, logits * penalty).clamp(kind.min, kind.max)
+    return torch.where(seen & (logits > -math.inf), moved, logits)
 
 
 def top_k(logits: Tensor, k: int) -> Tensor:
@@ -51,12 +55,13 @@ def min_p(logits: Tensor, p: float) -> Tensor:
 
 
 def filtered(logits: Tensor, config: SamplingConfig, seen: Tensor | None = None) -> Tensor:
-    """Logits [B,V] after every step of the settings that is on."""
+    """Logits [B,V] after every step of the settings that is on; float64 with a maximum of 0, unless greedy."""
     if seen is not None and config.repetition_penalty != 1:
-        logits = penalise_repetition(logits, seen, config.repetition_penalty)
+        logits = penalise_repetition(logits.double(), seen, config.repetition_penalty)
     if config.greedy:
         return logits
-    logits = logits / config.temperature
+    logits = logits.double()
+    logits = (logits - logits.amax(-1, keepdim=True)) / max(config.temperature, COLDEST)
     if config.top_k:
         logits = top_k(logits, config.top_k)
     if config.top_p < 1:

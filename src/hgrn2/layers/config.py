@@ -1,10 +1,8 @@
 """Settings of the layers, as frozen values: no torch here, so that the command line starts quickly."""
 
-from dataclasses import dataclass
-from math import inf
 from typing import Literal
 
-from hgrn2.settings import check_literals, refuse
+from hgrn2.settings import refuse, settings
 
 MixerKind = Literal["hgru2", "hgru1", "hgru1_real", "gla", "attention"]
 HEADED: tuple[MixerKind, ...] = ("hgru2", "gla", "attention")
@@ -20,7 +18,7 @@ GLUActivation = Literal["none", "silu", "gelu"]
 BoundKind = Literal["inclusive", "exclusive", "none"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class MixerConfig:
     """How a block mixes time: the recurrent unit and the options in which published versions differ."""
 
@@ -68,9 +66,8 @@ class MixerConfig:
     hold it, so that it counts twice (four times in parallel_2d)."""
 
     def __post_init__(self) -> None:
-        check_literals(self)
         refuse(self.head_size < 1, f"head_size is {self.head_size}; it must be at least 1")
-        refuse(not 0 < self.norm_eps < inf, f"norm_eps is {self.norm_eps}; it must be positive")
+        refuse(self.norm_eps <= 0, f"norm_eps is {self.norm_eps}; it must be positive")
         refuse(self.conv_width < 0 or self.conv_width == 1, f"conv_width is {self.conv_width}; use 0 or at least 2")
         headed = self.kind in HEADED
         refuse(not headed and self.norm == "head_rms", f"norm head_rms needs heads, which {self.kind} has not")

@@ -4,12 +4,11 @@ Every field names its effect and, where published implementations differ, who us
 A configuration that cannot work is refused when it is made, with one line that says why.
 """
 
-from dataclasses import dataclass, field
-from math import inf
+from dataclasses import field
 from typing import Literal
 
 from hgrn2.layers.config import HEADED, BoundKind, GLUActivation, MixerConfig, NormKind
-from hgrn2.settings import check_literals, refuse
+from hgrn2.settings import refuse, settings
 
 InitKind = Literal["normal", "scaled_normal", "xavier_small"]
 LossKind = Literal["auto", "full", "chunked"]
@@ -18,7 +17,7 @@ PositionKind = Literal["none", "learned", "sine"]
 HeadNorm = Literal["tokens", "rms", "layer", "simple_rms"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class InitConfig:
     """Initial weights (models/init.py holds the code and the sources)."""
 
@@ -37,13 +36,12 @@ class InitConfig:
     start at a half, and remember two tokens."""
 
     def __post_init__(self) -> None:
-        check_literals(self)
-        refuse(not 0 < self.std < inf, f"init std is {self.std}; it must be positive")
-        refuse(not 0 <= self.input_std < inf, f"init input_std is {self.input_std}; it must not be negative")
+        refuse(self.std <= 0, f"init std is {self.std}; it must be positive")
+        refuse(self.input_std < 0, f"init input_std is {self.input_std}; it must not be negative")
         refuse(self.memory != 0 and not 4 <= self.memory <= 1e6, f"init memory is {self.memory}; use 0, or 4 to 1e6")
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class StackConfig:
     """A stack of pre-norm blocks (token mixer, GLU): what language models and classifiers share."""
 
@@ -69,7 +67,6 @@ class StackConfig:
     init: InitConfig = field(default_factory=InitConfig)
 
     def __post_init__(self) -> None:
-        check_literals(self)
         for name in ("width", "layers", "glu_width"):
             refuse(getattr(self, name) < 1, f"{name} is {getattr(self, name)}; it must be at least 1")
         if self.mixer.kind in HEADED:
@@ -89,7 +86,7 @@ class StackConfig:
             f"{self.mixer.kind} has no bounds: lower_bound {self.lower_bound} must be none",
         )
         refuse(self.norm == "head_rms", "norm head_rms is offered inside the mixer only")
-        refuse(not 0 < self.norm_eps < inf, f"norm_eps is {self.norm_eps}; it must be positive")
+        refuse(self.norm_eps <= 0, f"norm_eps is {self.norm_eps}; it must be positive")
 
     @property
     def heads(self) -> int:
@@ -101,7 +98,7 @@ class StackConfig:
         return self.drop_path * layer / (self.layers - 1) if self.layers > 1 else self.drop_path
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class ModelConfig(StackConfig):
     """A language model: the stack between a token embedding and a next-token head."""
 
@@ -119,7 +116,7 @@ class ModelConfig(StackConfig):
         refuse(self.norm == "batch", "norm batch mixes sequences and later tokens; a language model needs another norm")
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class ClassifierConfig(StackConfig):
     """What classifiers of sequences and of images share: the stack, the mean over tokens, a linear head."""
 
@@ -136,7 +133,7 @@ class ClassifierConfig(StackConfig):
         refuse(self.classes < 2, f"classes is {self.classes}; it must be at least 2")
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class SequenceConfig(ClassifierConfig):
     """A classifier of sequences, or of pairs of them: token ids or one real-valued vector a step."""
 
@@ -161,7 +158,7 @@ class SequenceConfig(ClassifierConfig):
         refuse(sine and self.width % 2 != 0, f"sine positions need an even width, not {self.width}")
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class VisionConfig(ClassifierConfig):
     """A classifier of images: patches (or pixels) as tokens, no class token."""
 
@@ -190,7 +187,7 @@ class VisionConfig(ClassifierConfig):
         return self.image_size // self.patch
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class DeiTConfig:
     """DeiT (arXiv 2012.12877), the softmax-attention baseline for images; models/deit.py builds it from transformers.
 

@@ -5,7 +5,7 @@ import difflib
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, TypeVar
 
-from hgrn2.errors import UserError
+from hgrn2.errors import UserError, did_you_mean
 from hgrn2.models.config import DeiTConfig, StackConfig
 
 Config = TypeVar("Config", bound=StackConfig | DeiTConfig)
@@ -20,7 +20,8 @@ def made(name: str, table: Mapping[str, Callable[[], Config]], what: str, overri
     fields = [field.name for field in dataclasses.fields(base)]
     unknown = sorted(set(overrides) - set(fields))
     if unknown:
-        raise UserError(f"a model has no setting {', '.join(unknown)}; it has: {', '.join(fields)}")
+        near = did_you_mean(unknown[0], fields)
+        raise UserError(f"a model has no setting {', '.join(unknown)}{near}; it has: {', '.join(fields)}")
     return dataclasses.replace(base, **overrides)
 
 

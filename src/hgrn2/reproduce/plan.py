@@ -2,12 +2,11 @@
 
 from collections.abc import Collection
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from typing import Literal
 
 from hgrn2.bench.mqar_settings import MQARStudy
-from hgrn2.errors import UserError
-from hgrn2.settings import check_literals, refuse, with_overrides
+from hgrn2.errors import unknown
+from hgrn2.settings import refuse, settings, with_overrides
 from hgrn2.tasks.classify.config import ClassifyRun
 from hgrn2.tasks.classify.recipes import recipe
 from hgrn2.tasks.mqar import recipes as mqar
@@ -66,7 +65,7 @@ class Cell:
         return f"{self.task}, {self.model}{state}, seed {self.seed}"
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class Plan:
     """A table, or part of it."""
 
@@ -84,7 +83,6 @@ class Plan:
     """Settings of all runs, as in `hgrn2 train`."""
 
     def __post_init__(self) -> None:
-        check_literals(self)
         refuse(self.minutes < 0, f"--minutes is {self.minutes}; it must not be negative")
         for task in self.tasks:
             _known("task", task, TASKS[self.table])
@@ -145,6 +143,4 @@ def _recall_run(study: MQARStudy) -> MQARRun:
 
 def _known(noun: str, name: str, known: Collection[str]) -> None:
     if name not in known:
-        near = get_close_matches(name, known, 1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise UserError(f"this table has no {noun} {name!r}{hint} (choose from {', '.join(known)})")
+        raise unknown(f"{noun} of this table", name, known)

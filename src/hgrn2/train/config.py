@@ -1,15 +1,15 @@
 """What a training run is, as frozen values; no torch here. The resolved form is written to the run folder."""
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Literal, Protocol
 
 from hgrn2.models.config import LossKind, ModelConfig, Recompute
-from hgrn2.settings import check_literals, refuse
+from hgrn2.settings import refuse, settings
 
 ScheduleKind = Literal["cosine", "linear", "inverse_sqrt", "constant"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class OptimConfig:
     """The optimiser and how its learning rate moves."""
 
@@ -35,7 +35,6 @@ class OptimConfig:
     """Largest norm of the gradient over all parameters; 0 turns clipping off."""
 
     def __post_init__(self) -> None:
-        check_literals(self)
         for name in ("lr", "matrix_lr", "eps"):
             refuse(getattr(self, name) <= 0, f"{name} is {getattr(self, name)}; it must be positive")
         for name in ("warmup_steps", "weight_decay", "clip"):
@@ -45,7 +44,7 @@ class OptimConfig:
         refuse(not 0 <= self.final_lr_ratio <= 1, f"final_lr_ratio is {self.final_lr_ratio}; it must be in [0, 1]")
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class DataConfig:
     """Where the tokens come from."""
 
@@ -57,7 +56,7 @@ class DataConfig:
     """Start states anew at each document inside a training sequence."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class TrainConfig:
     """The loop: how much, how often, in which precision."""
 
@@ -103,7 +102,6 @@ class TrainConfig:
     """Nats by which the loss may exceed its running mean for 20 logged steps before the run stops; 0 turns it off."""
 
     def __post_init__(self) -> None:
-        check_literals(self)
         for name in ("steps", "sequence_length", "batch_size", "accumulate", "log_every", "keep", "eval_tokens"):
             refuse(getattr(self, name) < 1, f"{name} is {getattr(self, name)}; it must be at least 1")
         for name in ("budget_s", "seed", "eval_every", "save_every", "spike"):
@@ -140,7 +138,7 @@ class Run(Protocol):
     def optim(self) -> OptimConfig: ...
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class RunConfig:
     """A whole run: what `config.json` in a run folder holds."""
 
@@ -151,7 +149,6 @@ class RunConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
 
     def __post_init__(self) -> None:
-        check_literals(self)
         # A graph would repeat the documents of the batch that it was captured from.
         packed = self.train.graphs and self.data.reset_at_documents
         refuse(packed, "train.graphs needs data.reset_at_documents=false: documents end elsewhere in every batch")

@@ -170,8 +170,8 @@ def test_the_published_amount_of_training() -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["smal"], "there is no recipe 'smal'; did you mean small? (recipes: small, zoology, h100)"),
-        (["--model", "gru"], "there is no model 'gru' (models: hgrn2, hgrn2-conv, hgrn1, gla,"),
+        (["smal"], "there is no recipe 'smal'; did you mean small? (choose from small, zoology, h100)"),
+        (["--model", "gru"], "there is no model 'gru' (choose from hgrn2, hgrn2-conv, hgrn1, gla,"),
         (["--head-size", "7"], "width 64 does not divide into heads of head_size 7"),
         (["--head-size", "0"], "head_size is 0; it must be at least 1"),
         (["--width", "0"], "width is 0; it must be at least 1"),

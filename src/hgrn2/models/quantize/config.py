@@ -1,15 +1,14 @@
 """What a model is quantised to, as a frozen value; no torch here, so that the command line starts quickly."""
 
-from dataclasses import dataclass
 from typing import Literal
 
-from hgrn2.settings import check_literals
+from hgrn2.settings import settings
 
 Quantization = Literal["int8", "int4"]
 Group = Literal[32, 64, 128]
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class QuantizeConfig:
     """Weight-only quantisation, each weight rounded to the nearest level; nothing is calibrated."""
 
@@ -18,6 +17,3 @@ class QuantizeConfig:
     head stay int8, as their errors reach every token directly."""
     group: Group = 32
     """Inputs that share a scale and a zero (int4)."""
-
-    def __post_init__(self) -> None:
-        check_literals(self)

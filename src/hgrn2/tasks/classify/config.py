@@ -1,17 +1,17 @@
 """What a run of classification is, as frozen values; no torch here. Sequences, pairs of them and images alike."""
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Literal
 
 from hgrn2.data.augment_settings import AugmentConfig
 from hgrn2.models.config import DeiTConfig, SequenceConfig, VisionConfig
-from hgrn2.settings import check_literals, refuse
+from hgrn2.settings import refuse, settings
 from hgrn2.train.config import OptimConfig, TrainConfig
 
 ClassifierSettings = SequenceConfig | VisionConfig | DeiTConfig
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class Curriculum:
     """Easier examples, which a run begins with."""
 
@@ -29,7 +29,7 @@ class Curriculum:
             refuse(getattr(self, name) < 0, f"data.curriculum.{name} must not be negative, not {getattr(self, name)}")
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class ClassifyData:
     """Which examples are learned from; the folder is one that `hgrn2 data lra` or `hgrn2 data image` made."""
 
@@ -54,13 +54,12 @@ class ClassifyData:
     """What is done to training images."""
 
     def __post_init__(self) -> None:
-        check_literals(self)
         for name in ("multiple", "pool"):
             refuse(getattr(self, name) < 1, f"data.{name} is {getattr(self, name)}; it must be at least 1")
         refuse(not 0 <= self.drop_tokens < 1, f"data.drop_tokens is {self.drop_tokens}; it must be in [0, 1)")
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class ClassifyRun:
     """A whole run: what `config.json` in its folder holds.
 
@@ -77,7 +76,6 @@ class ClassifyRun:
     optim: OptimConfig = field(default_factory=OptimConfig)
 
     def __post_init__(self) -> None:
-        check_literals(self)
         first, parts = self.data.curriculum.batch_size, self.train.accumulate
         refuse(first % parts != 0, f"data.curriculum.batch_size {first} does not divide into {parts} parts")
         if isinstance(self.model, SequenceConfig) and self.model.positions == "learned":

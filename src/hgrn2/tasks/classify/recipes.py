@@ -6,11 +6,10 @@ smaller data. docs/reproduce.md says what each of them reached.
 """
 
 from dataclasses import replace
-from difflib import get_close_matches
 from typing import Any, Literal, NamedTuple
 
 from hgrn2.data.augment_settings import AugmentConfig
-from hgrn2.errors import UserError
+from hgrn2.errors import unknown
 from hgrn2.layers.config import Direction, NormKind, OutputGate
 from hgrn2.models.config import DeiTConfig, PositionKind, SequenceConfig
 from hgrn2.models.presets import sequence_preset, vision_preset
@@ -255,7 +254,5 @@ def _imagenet(name: str) -> ClassifyRun:
 
 def _known(name: str, known: tuple[str, ...], noun: str) -> str:
     if name not in known:
-        near = get_close_matches(name, known, 1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise UserError(f"there is no {noun} {name!r}{hint} ({noun}s: {', '.join(known)})")
+        raise unknown(noun, name, known)
     return name

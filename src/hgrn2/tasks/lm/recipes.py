@@ -2,9 +2,8 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from difflib import get_close_matches
 
-from hgrn2.errors import UserError
+from hgrn2.errors import unknown
 from hgrn2.models.presets import preset
 from hgrn2.train.config import DataConfig, OptimConfig, RunConfig, TrainConfig
 
@@ -58,7 +57,5 @@ RECIPES: dict[str, Callable[[], RunConfig]] = {"demo": demo, "small": small, "wi
 def recipe(name: str) -> RunConfig:
     """The run of this name; an unknown name is a `UserError` with the nearest ones."""
     if name not in RECIPES:
-        near = get_close_matches(name, RECIPES, 1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise UserError(f"there is no recipe {name!r}{hint} (recipes: {', '.join(RECIPES)})")
+        raise unknown("recipe", name, RECIPES)
     return RECIPES[name]()

@@ -19,7 +19,7 @@ import numpy as np
 from hgrn2.data.classes import Described, Examples, examples_of
 from hgrn2.data.reading import open_binary
 from hgrn2.errors import UserError
-from hgrn2.settings import refuse
+from hgrn2.settings import refuse, settings
 from hgrn2.tasks.lra.parallel import EASY, SPLITS, Progress, counts_of, iterate_blocks
 
 PUBLISHED_COUNTS = (96_000, 2_000, 2_000)
@@ -31,7 +31,7 @@ FOREST = 128  # trees grown at once
 CHECKED = 32  # examples of a file whose target is computed again
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class ListOps:
     """The published numbers; smaller ones make an easier task."""
 

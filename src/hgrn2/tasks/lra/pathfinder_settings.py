@@ -1,11 +1,11 @@
 """The numbers that Pathfinder pictures are drawn by, and those of the published sets."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from hgrn2.settings import refuse
+from hgrn2.settings import refuse, settings
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class Pathfinder:
     """Lengths in pixels; the defaults are those of the published 32 x 32 set, its hard part."""
 

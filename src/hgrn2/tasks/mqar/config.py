@@ -1,18 +1,18 @@
 """What a run of multi-query associative recall is, as frozen values; no torch here."""
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Literal
 
 from hgrn2.errors import UserError
 from hgrn2.models.config import ModelConfig
-from hgrn2.settings import check_literals, refuse
+from hgrn2.settings import refuse, settings
 from hgrn2.train.config import OptimConfig, TrainConfig
 
 _SEGMENT = re.compile(r"(\d+)x(\d+)x(\d+)")
 
 
-@dataclass(frozen=True)
+@settings(kw_only=False)
 class Segment:
     """Examples of one length and one number of pairs."""
 
@@ -51,7 +51,7 @@ def segment(text: str) -> Segment:
     return Segment(*(int(number) for number in match.groups()))
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class MQARData:
     """Which sequences are made. The vocabulary is the model's: its lower half are keys, its upper half values."""
 
@@ -70,7 +70,6 @@ class MQARData:
     """Of the examples. That of weights and order is train.seed."""
 
     def __post_init__(self) -> None:
-        check_literals(self)
         for name in ("train", "test"):
             refuse(not getattr(self, name), f"data.{name} is empty; give at least one segment")
         refuse(not 0 < self.power <= 10, f"power is {self.power}; it must be above 0 and at most 10")
@@ -89,7 +88,7 @@ class MQARData:
         return tuple(segment(text) for text in self.test)
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class MQARRun:
     """A whole run: what `config.json` in its folder holds. `train.eval_tokens` are those of each test segment."""
 
@@ -100,7 +99,6 @@ class MQARRun:
     optim: OptimConfig = field(default_factory=OptimConfig)
 
     def __post_init__(self) -> None:
-        check_literals(self)
         most = max(one.pairs for one in (*self.data.train_segments, *self.data.test_segments))
         refuse(
             most > self.model.vocab_size // 2 - 1,

@@ -2,10 +2,9 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from difflib import get_close_matches
 from typing import Literal, NamedTuple
 
-from hgrn2.errors import UserError
+from hgrn2.errors import UserError, unknown
 from hgrn2.layers.config import MixerConfig, MixerKind
 from hgrn2.models.config import BoundKind, InitConfig, ModelConfig
 from hgrn2.settings import refuse, with_overrides
@@ -149,7 +148,5 @@ def _model(*, vocab_size: int, width: int, layers: int, tie_embeddings: bool, me
 
 def _known(name: str, known: list[str], noun: Literal["recipe", "model"]) -> str:
     if name not in known:
-        near = get_close_matches(name, known, 1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise UserError(f"there is no {noun} {name!r}{hint} ({noun}s: {', '.join(known)})")
+        raise unknown(noun, name, known)
     return name

@@ -1,10 +1,10 @@
 """What a state-tuning run is, as a frozen value; no torch here. The resolved form is `config.json` in its folder."""
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Literal
 
 from hgrn2.models.config import ModelConfig
-from hgrn2.settings import check_literals, refuse
+from hgrn2.settings import refuse, settings
 from hgrn2.train.config import DataConfig, OptimConfig, RunConfig, TrainConfig
 
 
@@ -21,7 +21,7 @@ def for_states() -> OptimConfig:
     return OptimConfig(lr=0.3, schedule="linear", warmup_steps=10, final_lr_ratio=0.0, weight_decay=0.0, beta2=0.98)
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class TuneSettings:
     """What can be chosen of a run; the model's settings come with the model."""
 
@@ -36,7 +36,7 @@ class TuneSettings:
         refuse(self.train.compile, "train.compile is not offered for state tuning")
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class TuneConfig:
     """A whole run: the settings, and which model they were for."""
 
@@ -47,9 +47,6 @@ class TuneConfig:
     """Of its settings and weights: another model with this name is another run."""
     model: ModelConfig
     settings: TuneSettings
-
-    def __post_init__(self) -> None:
-        check_literals(self)
 
     @property
     def run(self) -> RunConfig:
