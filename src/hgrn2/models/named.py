@@ -21,7 +21,7 @@ def made(name: str, table: Mapping[str, Callable[[], Config]], what: str, overri
     unknown = sorted(set(overrides) - set(fields))
     if unknown:
         near = did_you_mean(unknown[0], fields)
-        raise UserError(f"a model has no setting {', '.join(unknown)}{near}; it has: {', '.join(fields)}")
+        raise UserError(f"a model has no setting {', '.join(unknown)}; it has: {', '.join(fields)}{near}")
     return dataclasses.replace(base, **overrides)
 
 
