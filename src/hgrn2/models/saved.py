@@ -28,6 +28,7 @@ from hgrn2.models.config import DeiTConfig, ModelConfig, SequenceConfig, StackCo
 from hgrn2.models.deit import DeiT
 from hgrn2.models.language import LanguageModel
 from hgrn2.models.sequence import SequenceClassifier
+from hgrn2.models.unmade import Unmade
 from hgrn2.models.vision import VisionClassifier
 from hgrn2.settings import changed, from_dict, refuse, to_dict
 
@@ -247,7 +248,7 @@ def _read(folder: Path, kinds: tuple[str, ...], device: torch.device | str, dtyp
 
 def _without_weights(kind: str, config: Settings, path: Path) -> Model:
     try:
-        with torch.device("meta"):
+        with Unmade():
             return _KINDS[kind][1](config)
     except RuntimeError as error:  # sizes beyond what torch can count
         raise UserError(f"{path}: {str(error).splitlines()[0]}") from None

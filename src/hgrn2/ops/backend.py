@@ -9,7 +9,8 @@ Backends, in the order in which `auto` prefers them:
     reference  the loop over tokens, differentiated by autograd; chosen only by name
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,6 +21,18 @@ from hgrn2.ops.cuda.support import SMALL, processors, too_few
 NAMES = ("cuda", "triton", "native", "chunked", "reference")
 
 
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def constant_when_compiled(function: Function) -> Function:
+    """`torch.compiler.assume_constant_result` without the two seconds for which that imports the compiler.
+
+    A compiled graph holds what the function returned while the graph was made; its calls are not traced.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
 class Choice(NamedTuple):
     """A backend and the reason for it, as a sentence."""
 
@@ -27,7 +40,7 @@ class Choice(NamedTuple):
     why: str
 
 
-@torch.compiler.assume_constant_result  # torch.compile asks once instead of tracing the build of the kernels
+@constant_when_compiled  # torch.compile asks once instead of tracing the build of the kernels
 def _support(backend: str, op: str, device: torch.device, dtype: torch.dtype, keys: int, values: int) -> Choice:
     """Choice(backend, why) where it can serve, Choice("", why not) elsewhere."""
     if backend == "native":
@@ -52,7 +65,7 @@ def _native_support(device: torch.device) -> tuple[bool, str]:
     return kernels is not None, why
 
 
-@torch.compiler.assume_constant_result  # reads a file the first time
+@constant_when_compiled  # reads a file the first time
 def doubt_of(op: str, backend: str, device: torch.device) -> str:
     """Why doctor says that a backend must not be used for an operator here; empty where it does not."""
     from hgrn2.ops.distrust import reason
@@ -105,7 +118,7 @@ def _few(batch: tuple[int, int, int], size: int, device: torch.device) -> bool:
     return 0 < size <= SMALL and too_few(sequences, tokens, heads, size, _processors(device))
 
 
-@torch.compiler.assume_constant_result
+@constant_when_compiled
 def _processors(device: torch.device) -> int:
     return processors(device)
 

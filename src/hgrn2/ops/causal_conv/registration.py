@@ -4,10 +4,11 @@ import torch
 from torch import Tensor
 
 from hgrn2.ops.backend import work_dtype
+from hgrn2.ops.operator import operator
 from hgrn2.ops.sequences import offsets_of
 
 
-@torch.library.custom_op("hgrn2::causal_conv", mutates_args=())
+@operator("causal_conv")
 def forward(
     x: Tensor, weight: Tensor, state: Tensor | None, cu_seqlens: Tensor | None, backend: str = "native"
 ) -> tuple[Tensor, Tensor]:
@@ -36,7 +37,7 @@ def _(x, weight, state, cu_seqlens, backend="native"):
     return x.new_empty(x.shape, dtype=x.dtype if backend == "triton" else work), final
 
 
-@torch.library.custom_op("hgrn2::causal_conv_backward", mutates_args=())
+@operator("causal_conv_backward")
 def backward(
     x: Tensor, weight: Tensor, state: Tensor | None, cu_seqlens: Tensor | None, grad_y: Tensor, grad_state: Tensor,
     backend: str = "native",
@@ -80,3 +81,4 @@ def _autograd(ctx, grad_y: Tensor, grad_state: Tensor):  # type: ignore[no-untyp
 
 
 forward.register_autograd(_autograd, setup_context=_setup_context)
+backward.refuse_derivatives()

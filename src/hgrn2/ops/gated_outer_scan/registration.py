@@ -5,10 +5,11 @@ from torch import Tensor
 
 from hgrn2.ops.backend import full_precision, work_dtype
 from hgrn2.ops.gated_outer_scan import chunked
+from hgrn2.ops.operator import operator
 from hgrn2.ops.sequences import offsets_of, plan_chunks
 
 
-@torch.library.custom_op("hgrn2::gated_outer_scan", mutates_args=())
+@operator("gated_outer_scan")
 def forward(
     q: Tensor, k: Tensor, v: Tensor, log_f: Tensor, state: Tensor | None, cu_seqlens: Tensor | None,
     reverse: bool, scale: float, backend: str,
@@ -47,7 +48,7 @@ def _(q, k, v, log_f, state, cu_seqlens, reverse, scale, backend):
     return v.new_empty(v.shape), v.new_empty(shape, dtype=work_dtype(v.dtype))
 
 
-@torch.library.custom_op("hgrn2::gated_outer_scan_backward", mutates_args=())
+@operator("gated_outer_scan_backward")
 def backward(
     q: Tensor, k: Tensor, v: Tensor, log_f: Tensor, state: Tensor | None, cu_seqlens: Tensor | None,
     grad_o: Tensor, grad_state: Tensor, reverse: bool, scale: float, backend: str,
@@ -97,3 +98,4 @@ def _autograd(ctx, grad_o: Tensor, grad_state: Tensor):  # type: ignore[no-untyp
 
 
 forward.register_autograd(_autograd, setup_context=_setup_context)
+backward.refuse_derivatives()

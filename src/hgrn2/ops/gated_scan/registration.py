@@ -5,10 +5,11 @@ from torch import Tensor
 
 from hgrn2.ops.backend import work_dtype
 from hgrn2.ops.gated_scan import chunked
+from hgrn2.ops.operator import operator
 from hgrn2.ops.sequences import offsets_of, plan_chunks
 
 
-@torch.library.custom_op("hgrn2::gated_scan", mutates_args=())
+@operator("gated_scan")
 def forward(
     x: Tensor, f: Tensor, state: Tensor | None, cu_seqlens: Tensor | None, reverse: bool, backend: str
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -49,7 +50,7 @@ def _(x, f, state, cu_seqlens, reverse, backend):
     return x.new_empty(x.shape, dtype=work), final, x.new_empty(0, dtype=work)
 
 
-@torch.library.custom_op("hgrn2::gated_scan_backward", mutates_args=())
+@operator("gated_scan_backward")
 def backward(
     x: Tensor, f: Tensor, kept: Tensor, state: Tensor | None, cu_seqlens: Tensor | None, grad_h: Tensor,
     grad_state: Tensor, reverse: bool, backend: str,
@@ -116,3 +117,4 @@ def _autograd(ctx, grad_h: Tensor, grad_state: Tensor, _):  # type: ignore[no-un
 
 
 forward.register_autograd(_autograd, setup_context=_setup_context)
+backward.refuse_derivatives()

@@ -12,10 +12,11 @@ from torch import Tensor
 from hgrn2.ops.backend import full_precision, work_dtype
 from hgrn2.ops.gated_outer_scan.chunked import CHUNK
 from hgrn2.ops.hgru2 import chunked
+from hgrn2.ops.operator import operator
 from hgrn2.ops.sequences import offsets_of, plan_chunks
 
 
-@torch.library.custom_op("hgrn2::hgru2", mutates_args=())
+@operator("hgru2")
 def forward(
     q: Tensor, f: Tensor, i: Tensor, lower_bound: Tensor | None, state: Tensor | None, cu_seqlens: Tensor | None,
     heads: int, reverse: bool, input_activation: str, output_activation: str, scale: float, backend: str,
@@ -68,7 +69,7 @@ def _(q, f, i, lower_bound, state, cu_seqlens, heads, reverse, input_activation,
     return i.new_empty(i.shape), i.new_empty(shape, dtype=work_dtype(i.dtype))
 
 
-@torch.library.custom_op("hgrn2::hgru2_backward", mutates_args=())
+@operator("hgru2_backward")
 def backward(
     q: Tensor, f: Tensor, i: Tensor, lower_bound: Tensor | None, state: Tensor | None, cu_seqlens: Tensor | None,
     grad_o: Tensor, grad_state: Tensor | None, heads: int, reverse: bool, input_activation: str, output_activation: str,
@@ -134,6 +135,7 @@ def _autograd(ctx, grad_o: Tensor | None, grad_state: Tensor | None):  # type: i
 
 
 forward.register_autograd(_autograd, setup_context=_setup_context)
+backward.refuse_derivatives()
 
 
 def native_step(

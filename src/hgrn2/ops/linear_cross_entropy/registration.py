@@ -6,11 +6,12 @@ import os
 import torch
 from torch import Tensor
 
-from hgrn2.ops.backend import work_dtype
+from hgrn2.ops.backend import constant_when_compiled, work_dtype
 from hgrn2.ops.linear_cross_entropy import chunked
+from hgrn2.ops.operator import operator
 
 
-@torch.compiler.assume_constant_result
+@constant_when_compiled
 def has_triton() -> bool:
     """Whether the package is installed."""
     return importlib.util.find_spec("triton") is not None
@@ -21,7 +22,7 @@ def interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
-@torch.library.custom_op("hgrn2::linear_cross_entropy", mutates_args=())
+@operator("linear_cross_entropy")
 def forward(
     hidden: Tensor, weight: Tensor, targets: Tensor, ignore_index: int, label_smoothing: float, products: torch.dtype,
     gradients: bool, backend: str,
