@@ -16,6 +16,7 @@ from hgrn2.layers.config import MixerConfig
 from hgrn2.models.config import ModelConfig
 from hgrn2.models.language import LanguageModel
 from hgrn2.models.saved import CONFIG, WEIGHTS, check_files, find_model, load_model, model_hash, save_model
+from hgrn2.models.unmade import Unmade
 
 CONFIGS = {
     "hgru2": ModelConfig(vocab_size=11, width=16, layers=2, glu_width=24, mixer=MixerConfig(head_size=8, conv_width=3)),
@@ -249,3 +250,11 @@ def test_unusable_device(folder: Path) -> None:
 def test_a_copied_folder_is_the_same_model(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder, tmp_path / "copy")
     assert model_hash(load_model(tmp_path / "copy")) == model_hash(load_model(folder))
+
+
+def test_a_model_to_be_loaded_draws_no_initial_weights() -> None:
+    before = torch.get_rng_state()
+    with Unmade():
+        model = LanguageModel(CONFIGS["hgru2"])
+    assert {value.device.type for value in model.state_dict().values()} == {"meta"}
+    assert torch.equal(torch.get_rng_state(), before)

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, linear
 
 from hgrn2.errors import UserError
-from hgrn2.ops.linear_cross_entropy import chunked, linear_cross_entropy, registration
+from hgrn2.ops.linear_cross_entropy import chunked, linear_cross_entropy
 
 GPU = torch.cuda.is_available()  # without one, Triton's interpreter runs the kernel
 DEVICE = torch.device("cuda" if GPU else "cpu")

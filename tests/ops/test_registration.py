@@ -10,6 +10,7 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from hgrn2 import ops
+from hgrn2.ops import backend as backends
 from hgrn2.testing.cases import OPERATORS, Case, Problem, build, packed
 from hgrn2.testing.compare import different_bits
 from hgrn2.testing.evaluation import Tensors, differentiate, evaluate, leaves, run
@@ -185,3 +186,11 @@ def test_state_is_not_returned_where_it_is_not_wanted() -> None:
             output, state = operator.run(**tensors, **options)
             assert state is None
             torch.autograd.grad(output.abs().sum(), [tensors[operator.per_token[0]]])
+
+
+def test_constant_functions_are_marked_as_pytorch_marks_them() -> None:
+    """The decorator that needs no compiler to be imported says the same as PyTorch's own."""
+    ours, theirs = (
+        mark(lambda: 1) for mark in (backends.constant_when_compiled, torch.compiler.assume_constant_result)
+    )
+    assert vars(ours) == vars(theirs) != {}
