@@ -101,7 +101,9 @@ _FAST: dict[str, Fast] = {
     "retrieval": Fast(
         128, 3, 8, 32, 1e-3, 9_000, dropout=0.1, local=5, gate="silu", multiple=256, compiled=False, graphs=True
     ),
-    "image": Fast(256, 6, 8, 64, 1e-3, 20_000, dropout=0.1, separate=False, local=3, gate="silu", graphs=True),
+    "image": Fast(
+        256, 6, 8, 64, 2e-3, 20_000, dropout=0.1, separate=False, norm="batch", local=5, gate="silu", graphs=True
+    ),
     "pathfinder": Fast(
         128, 6, 4, 128, 1.5e-3, 30_000, separate=False, norm="batch", positions="none", local=3, graphs=True,
         easy=Curriculum(steps=8_000, rising=True),
