@@ -7,7 +7,8 @@ import pytest
 
 from hgrn2.bench.record import Row, measurement
 from hgrn2.errors import UserError
-from hgrn2.reproduce.page import BEGIN, END, block, lines_of, update
+from hgrn2.reproduce.lines import lines_of
+from hgrn2.reproduce.page import BEGIN, END, block, update
 
 PAGE = Path(__file__).parents[2] / "docs" / "reproduce.md"
 RESULTS = Path(__file__).parents[2] / "results"
@@ -21,7 +22,7 @@ def row(value: float, model: str = "hgrn2", seed: int = 0, **more: Any) -> Row:
 
 def test_mean_and_deviation_over_seeds_beside_the_published_number() -> None:
     rows = [row(0.60), row(0.62, seed=1), row(0.64, seed=2), row(0.5, "hgrn1")]
-    found = {line.model: line for line in lines_of(rows, "lra") if line.task == "listops"}
+    found = {line.model: line for line in lines_of(rows, "lra") if (line.task, line.size) == ("listops", "full")}
     assert found["hgrn2"].cells[:5] == ("listops", "hgrn2", "60.52", "62.00 ± 2.00", "0, 1, 2")
     assert found["hgrn1"].cells[2:5] == ("59.95", "50.00", "0")
     assert found["transformer"].cells[2:4] == ("38.37", "not run")
@@ -40,10 +41,33 @@ def test_small_runs_are_not_set_beside_published_numbers() -> None:
     assert line.cells[2] == "–"
 
 
-def test_differing_settings_stand_below_the_table() -> None:
-    text = block([row(0.6, differs="batch 64 (128)", by_the_clock_s=600.0, at_once=3)])
-    assert "- listops, hgrn2: batch 64 (128); ended by the clock after 10 minutes; 3 runs shared" in text
+def test_published_and_measured_numbers_stand_side_by_side() -> None:
+    fast = row(0.63)
+    fast = measurement("reproduce", fast.case | {"size": "fast"}, "hgrn2", "torch", [0.63], "share right", fast.details)
+    text = block([row(0.6), fast])
+    assert "| model | published, % | ours, full, % | ours, fast, % |" in text
+    assert "| hgrn2 | 60.52 | 60.00 | 63.00 |" in text
+    assert "| transformer | 38.37 | not run | not run |" in text
     assert "figures/lra.png" in text
+
+
+def test_settings_have_a_table_with_the_published_ones() -> None:
+    differs = "norm layer (batch), batch 64 (128), warm-up 1,500 (5,000), training sets 64x4 64x8 (64x4)"
+    text = block([row(0.6, differs=differs, by_the_clock_s=600.0, at_once=3), row(0.5, "hgrn1", at_once=1)])
+    assert "| setting | published | hgrn2, full | hgrn1, full |" in text
+    settings = ("norm | batch | layer | ", "warm-up | 5,000 | 1,500 | ", "training sets | 64x4 | 64x4 64x8 | ")
+    for line in (*settings, "budget, minutes |  | 10 | –", "runs at once |  | 3 | 1"):
+        assert f"| {line} |" in text
+    alike = block([row(0.6), row(0.5, "hgrn1")])
+    assert "| setting | published | hgrn2, full; hgrn1, full |" in alike
+
+
+def test_what_was_not_run_is_one_sentence() -> None:
+    text = block([row(0.6)])
+    told = next(
+        line for line in text.splitlines() if line.startswith("Not run: listops in size full (hgrn1, transformer)")
+    )
+    assert "text, retrieval, image, pathfinder, pathx in size full (hgrn2, hgrn1, transformer)" in told
 
 
 def test_update_touches_nothing_but_what_is_between_the_marks(tmp_path: Path) -> None:

@@ -104,7 +104,7 @@ def print_plan(plan: "Sequence[Planned]") -> None:
 
 def print_lines(rows: "Sequence[Row]", table: str) -> None:
     """The table, as far as it has rows."""
-    from hgrn2.reproduce.page import HEAD, TITLES, lines_of
+    from hgrn2.reproduce.lines import HEAD, TITLES, lines_of
 
     lines = lines_of(rows, table, all_of_it=False)
     if not lines:
