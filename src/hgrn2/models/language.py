@@ -8,6 +8,7 @@ from hgrn2.layers.state import ModelState
 from hgrn2.models.backbone import Backbone
 from hgrn2.models.config import LossKind, ModelConfig
 from hgrn2.models.init import initialise
+from hgrn2.ops.backend import has_tangents
 from hgrn2.ops.linear_cross_entropy import linear_cross_entropy
 
 LARGE_VOCABULARY = 8192
@@ -109,7 +110,8 @@ class LanguageModel(nn.Module):
                 vocabularies of 8,192 and more.
         """
         features, _ = self.hidden(tokens, cu_seqlens=cu_seqlens, output_state=False)
-        if method == "chunked" or (method == "auto" and self.config.vocab_size >= LARGE_VOCABULARY):
+        large = self.config.vocab_size >= LARGE_VOCABULARY and not has_tangents(features, self.head_weight)
+        if method == "chunked" or (method == "auto" and large):
             return linear_cross_entropy(features, self.head_weight, targets)
         logits = self.logits(features)
         logits = logits if logits.dtype == torch.float64 else logits.float()

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
+from torch.autograd.forward_ad import unpack_dual
 
 from hgrn2.errors import UserError
 from hgrn2.ops.cuda.support import SMALL, processors, too_few
@@ -82,12 +83,17 @@ def choose(
     keys: int = 0,
     values: int = 0,
     batch: tuple[int, int, int] | None = None,
+    forward_mode: bool = False,
 ) -> Choice:
     """Resolve a request: a backend named that cannot serve is a `UserError`; `auto` falls back and says why.
 
     keys and values are the channels of one head (0 for operators without heads); batch is how many sequences of at most
-    how many tokens and heads there are, where the choice may depend on it.
+    how many tokens and heads there are, where the choice may depend on it. forward_mode: see `has_tangents`.
     """
+    if forward_mode and backend == "auto":
+        return Choice("reference", f"{FORWARD_MODE} the reference alone")
+    if forward_mode and backend in NAMES and backend != "reference":
+        raise UserError(f"backend {backend} cannot serve this call: {FORWARD_MODE} backend='reference' alone")
     if backend == "auto":
         reasons, slow = [], None
         for name in ("cuda", "triton") if device.type == "cuda" else ("native",):
@@ -123,10 +129,16 @@ def _processors(device: torch.device) -> int:
     return processors(device)
 
 
-def choose_step(x: Tensor, state: Tensor, backend: str = "auto", *, keys: int = 0, values: int = 0) -> Choice:
+def choose_step(
+    x: Tensor, state: Tensor, backend: str = "auto", *, keys: int = 0, values: int = 0, forward_mode: bool = False
+) -> Choice:
     """Resolve a request for one token of `hgru2`; native keeps states in the working dtype of the input x only."""
     if backend == "cuda":
         raise UserError("backend cuda cannot serve this call: one token runs on triton")
+    if forward_mode and backend in ("triton", "native"):
+        raise UserError(f"backend {backend} cannot serve this call: {FORWARD_MODE} backend='reference' alone")
+    if forward_mode:
+        backend = "reference"
     wanted = work_dtype(x.dtype)
     choice = choose(x.device, backend, op="hgru2_step", dtype=x.dtype, keys=keys, values=values)
     if choice.backend != "native" or state.dtype == wanted:
@@ -135,6 +147,20 @@ def choose_step(x: Tensor, state: Tensor, backend: str = "auto", *, keys: int = 
     if backend == "native":
         raise UserError(f"backend native cannot serve this call: {why}")
     return Choice("chunked", f"plain PyTorch on {x.device.type}; {why}")
+
+
+FORWARD_MODE = "forward-mode derivatives (jvp, jacfwd, linearize, dual numbers) are computed by"
+
+
+def has_tangents(*tensors: Tensor | None) -> bool:
+    """Whether a forward-mode derivative is under way in one of these tensors, of which a kernel would know nothing.
+
+    Of a tensor that `vmap` has split inside of `jvp` PyTorch cannot say so: it counts as one that has.
+    """
+    try:
+        return any(x is not None and unpack_dual(x).tangent is not None for x in tensors)
+    except RuntimeError:
+        return True
 
 
 def check_floating(**tensors: Tensor | None) -> None:

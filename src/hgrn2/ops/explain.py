@@ -24,9 +24,10 @@ def explain(op: str | Callable[..., Any], *args: Any, backend: str = "auto", **k
     name = op if isinstance(op, str) else op.__name__
     if name not in SCANS + STEPS:
         raise UserError(f"operator {name!r} is unknown; choose one of {', '.join(SCANS + STEPS)}")
-    tensor = next((x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)), None)
-    if tensor is None:
+    tensors = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
+    if not tensors:
         raise UserError("explain needs the tensors of the call")
+    tensor, dual = tensors[0], backends.has_tangents(*tensors)
     place = f"{name} on {tensor.device.type} {str(tensor.dtype).removeprefix('torch.')}"
     if name in STEPS and name != "hgru2_step":
         return f"{place} runs on chunked: one token needs no kernel of its own"
@@ -36,14 +37,15 @@ def explain(op: str | Callable[..., Any], *args: Any, backend: str = "auto", **k
         x, state = given.get("i", tensor), given.get("state")
         if state is not None:
             keys, values = state.shape[-2:]
-            choice = backends.choose_step(x, state, backend, keys=keys, values=values)
+            choice = backends.choose_step(x, state, backend, keys=keys, values=values, forward_mode=dual)
             return f"{place} runs on {choice.backend}: {choice.why}"
     dtype = backends.widest(*(x for x in (given.get(key) for key in ("q", "f", "i")) if x is not None), tensor)
     batch = None
     if name == "hgru2" and keys and tensor.dim() == 3:
         cu = given.get("cu_seqlens")
         batch = (tensor.shape[0] if cu is None else cu.numel() - 1, tensor.shape[1], given["heads"])
-    choice = backends.choose(tensor.device, backend, op=name, dtype=dtype, keys=keys, values=values, batch=batch)
+    options = {"keys": keys, "values": values, "batch": batch, "forward_mode": dual}
+    choice = backends.choose(tensor.device, backend, op=name, dtype=dtype, **options)
     return f"{place} runs on {choice.backend}: {choice.why}"
 
 

@@ -7,6 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hgrn2.errors import UserError
+from hgrn2.ops.backend import FORWARD_MODE, has_tangents
+
 _LIBRARY = torch.library.Library("hgrn2", "FRAGMENT")
 
 
@@ -27,6 +30,8 @@ class Operator:
         self._call = getattr(torch.ops.hgrn2, name).default
 
     def __call__(self, *args: Any) -> Any:
+        if has_tangents(*(x for x in args if isinstance(x, Tensor))):  # they would be dropped without a word
+            raise UserError(f"{self.name} cannot serve this call: {FORWARD_MODE} backend='reference' alone")
         return self._call(*args)
 
     def register_fake(self, function: Callable[..., Any]) -> Callable[..., Any]:

@@ -30,7 +30,8 @@ def causal_conv(
         y [B,T,D] in x's dtype, and the last W-1 inputs of each sequence (zeros where it was shorter) or None.
     """
     _check(x, weight, state, cu_seqlens)
-    choice = backends.choose(x.device, backend, op="causal_conv", dtype=x.dtype).backend
+    dual = backends.has_tangents(x, weight, state)
+    choice = backends.choose(x.device, backend, op="causal_conv", dtype=x.dtype, forward_mode=dual).backend
     if choice in ("native", "triton"):
         y, final = registration.forward(x, weight, state, cu_seqlens, choice)
         y = y.to(x.dtype)

@@ -37,8 +37,9 @@ def gated_outer_scan(
         UserError: shapes that do not fit or a backend that cannot serve the call.
     """
     _check(q, k, v, log_f, state, cu_seqlens)
+    dual = backends.has_tangents(q, k, v, log_f, state)
     choice = backends.choose(
-        q.device, backend, op="gated_outer_scan", dtype=v.dtype, keys=q.shape[3], values=v.shape[3]
+        q.device, backend, op="gated_outer_scan", dtype=v.dtype, keys=q.shape[3], values=v.shape[3], forward_mode=dual
     ).backend
     if choice == "reference":
         o, final = reference.gated_outer_scan(q, k, v, log_f, state, cu_seqlens, reverse, scale)

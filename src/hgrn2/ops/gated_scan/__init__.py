@@ -33,7 +33,8 @@ def gated_scan(
         UserError: shapes or dtypes that do not fit, or a backend that cannot serve the call.
     """
     _check(x, f, state, cu_seqlens)
-    choice = backends.choose(x.device, backend, op="gated_scan", dtype=x.dtype).backend
+    dual = backends.has_tangents(x, f, state)
+    choice = backends.choose(x.device, backend, op="gated_scan", dtype=x.dtype, forward_mode=dual).backend
     if choice == "reference":
         h, final = reference.gated_scan(x, f, state, cu_seqlens, reverse)
     else:

@@ -56,7 +56,10 @@ def hgru2(
     options = (heads, reverse, activations.name_of(input_activation), activations.name_of(output_activation), scale)
     sizes = {"keys": q.shape[2] // heads, "values": i.shape[2] // heads}
     batch = (q.shape[0] if cu_seqlens is None else cu_seqlens.numel() - 1, q.shape[1], heads)
-    choice = backends.choose(q.device, backend, op="hgru2", dtype=widest(q, f, i), batch=batch, **sizes).backend
+    dual = backends.has_tangents(q, f, i, lower_bound, state)
+    choice = backends.choose(
+        q.device, backend, op="hgru2", dtype=widest(q, f, i), batch=batch, forward_mode=dual, **sizes
+    ).backend
     if choice == "reference":
         o, final = reference.hgru2(q, f, i, lower_bound, state, cu_seqlens, *options)
     else:
@@ -94,7 +97,8 @@ def hgru2_step(
         raise UserError(f"hgru2_step takes q and f [B,H*K] and i [B,H*V], not {shapes}")
     names = (activations.name_of(input_activation), activations.name_of(output_activation))
     sizes = {"keys": state.shape[-2], "values": state.shape[-1]}
-    choice = backends.choose_step(i, state, backend, **sizes).backend
+    dual = backends.has_tangents(q, f, i, lower_bound, state)
+    choice = backends.choose_step(i, state, backend, forward_mode=dual, **sizes).backend
     with torch.no_grad():
         pool = state if inplace else state.clone()
         if choice == "triton":

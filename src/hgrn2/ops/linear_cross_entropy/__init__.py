@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from hgrn2.errors import UserError
-from hgrn2.ops.backend import check_floating, doubt_of
+from hgrn2.ops.backend import check_floating, doubt_of, has_tangents
 from hgrn2.ops.linear_cross_entropy import registration
 
 BACKENDS = ("triton", "chunked")
@@ -41,9 +41,15 @@ def linear_cross_entropy(
         CPU and gives NaN in the Triton kernel.
 
     Raises:
-        UserError: shapes that do not fit, targets that are not int64, ε outside [0,1), an unknown backend.
+        UserError: shapes that do not fit, targets that are not int64, ε outside [0,1), an unknown backend, forward-mode
+            derivatives.
     """
     _check(hidden, weight, targets, label_smoothing)
+    if has_tangents(hidden, weight):
+        raise UserError(
+            "linear_cross_entropy has no forward-mode derivatives (jvp, jacfwd, linearize, dual numbers); "
+            "cross_entropy(linear(hidden, weight), targets) has, as has LanguageModel.loss(method='full')"
+        )
     rows = hidden.flatten(0, -2)
     products = hidden.dtype
     if torch.is_autocast_enabled(hidden.device.type) and products != torch.float64:
