@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from hgrn2.bench.record import append, measurement, prepare_folder
 from hgrn2.data.corpus import Corpus
 from hgrn2.data.packing import Batches, BatchPlan
 from hgrn2.errors import UserError
 from hgrn2.generate.loading import Loaded, load
 from hgrn2.models.hf import HGRN2ForCausalLM, from_language_model
 from hgrn2.models.hf.writing import write_hf
+from hgrn2.rows import append, measurement, prepare_folder
 from hgrn2.settings import refuse
 from hgrn2.tasks.tune.adapters import add_lora, save_merged
 from hgrn2.tasks.tune.run import corpora

@@ -19,11 +19,11 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 
 from hgrn2 import perplexity
-from hgrn2.bench.record import append, measurement, prepare_folder
 from hgrn2.errors import UserError
 from hgrn2.generate.loading import Loaded, load
 from hgrn2.models.language import LanguageModel
 from hgrn2.models.tuned import StateTuned
+from hgrn2.rows import append, measurement, prepare_folder
 from hgrn2.tasks.lm.task import LanguageTask
 from hgrn2.tasks.tune.config import TuneConfig, TuneSettings, short_training
 from hgrn2.tasks.tune.run import corpora, opening_token, with_data

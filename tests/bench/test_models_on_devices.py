@@ -12,12 +12,12 @@ import torch
 from hgrn2.bench import attempt as attempts
 from hgrn2.bench import decode, recorded, train
 from hgrn2.bench.attempt import attempt, matrix_rate
-from hgrn2.bench.record import Row
 from hgrn2.bench.settings import PRESETS, DecodeBench, Limits, Size, TrainBench
 from hgrn2.bench.subjects import Setup, build
 from hgrn2.errors import UserError
 from hgrn2.models.modes import reading
 from hgrn2.models.presets import preset
+from hgrn2.rows import Row
 
 TINY = Size(width=64, layers=2, head_size=16, glu_width=320, vocab_size=32)
 ONCE = Limits(repeats=1)

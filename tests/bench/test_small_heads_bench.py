@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from hgrn2.bench import small_heads
-from hgrn2.bench.record import Row, read_rows
 from hgrn2.bench.settings import Limits
 from hgrn2.errors import UserError
+from hgrn2.rows import Row, read_rows
 
 SMALL = ((2, 5, 12),)
 

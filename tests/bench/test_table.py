@@ -5,8 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from hgrn2.bench.record import Row, append, measurement
 from hgrn2.bench.table import markdown, number, rich_tables, tables
+from hgrn2.rows import Row, append, measurement
 
 
 def rows() -> list[Row]:

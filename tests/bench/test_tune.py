@@ -10,8 +10,8 @@ import pytest
 from hgrn2.bench import tune
 from hgrn2.bench.problems import Setting
 from hgrn2.bench.settings import Limits
-from hgrn2.ops import settings_table as table
-from hgrn2.ops.settings_table import Launch
+from hgrn2.ops.gated_outer_scan.triton import launch_table as table
+from hgrn2.ops.gated_outer_scan.triton.launch_table import Launch
 
 KEY = ("read_out", "sm00", 64, "bfloat16")
 SETTING = Setting(op="hgru2", shape="1x65x16x16", bound=0.0, dtype="float32", device="cpu")

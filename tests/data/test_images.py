@@ -17,8 +17,8 @@ from hgrn2.cli.main import entry
 from hgrn2.data.classes import ClassData, open_examples
 from hgrn2.data.image_files import tar_entries
 from hgrn2.data.image_sets import CIFAR10
+from hgrn2.data.lra.images import make_image
 from hgrn2.data.pictures import read_picture
-from hgrn2.tasks.lra.images import make_image
 
 RANDOM = np.random.default_rng(0)
 

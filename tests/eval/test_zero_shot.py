@@ -13,13 +13,13 @@ pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install 'hg
 
 from small_tasks import ITEMS
 
-from hgrn2.bench.record import read_rows
 from hgrn2.cli.main import entry
 from hgrn2.data.tokenizer import ByteTokenizer, CharTokenizer
 from hgrn2.eval.tasks import TASKS, chosen, read_lines
 from hgrn2.eval.zero_shot import average, published, table_scores
 from hgrn2.models.language import LanguageModel
 from hgrn2.models.saved import load_model
+from hgrn2.rows import read_rows
 
 
 def evaluated(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, Any]:

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from hgrn2.bench.record import read_rows
 from hgrn2.cli.main import entry
 from hgrn2.errors import UserError
+from hgrn2.rows import read_rows
 
 PAGE = (Path(__file__).parents[2] / "docs" / "finetune.md").read_text(encoding="utf-8")
 SHORT = {

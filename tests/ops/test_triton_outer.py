@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from hgrn2 import ops
-from hgrn2.ops import settings_table as table
+from hgrn2.ops.gated_outer_scan.triton import launch_table as table
 from hgrn2.testing.cases import Case, packed
 from hgrn2.testing.compare import failures
 from hgrn2.testing.contracts import contracts_for

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from hgrn2.data.classes import write_examples
-from hgrn2.tasks.lra.listops import ListOps, make_listops
+from hgrn2.data.lra.listops import ListOps, make_listops
 
 
 @pytest.fixture(scope="session")

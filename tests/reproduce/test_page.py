@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from hgrn2.bench.record import Row, measurement
 from hgrn2.errors import UserError
 from hgrn2.reproduce.lines import lines_of
 from hgrn2.reproduce.page import BEGIN, END, block, update
+from hgrn2.rows import Row, measurement
 
 PAGE = Path(__file__).parents[2] / "docs" / "reproduce.md"
 RESULTS = Path(__file__).parents[2] / "results"

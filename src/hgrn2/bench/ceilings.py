@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from hgrn2.bench.problems import Setting
-from hgrn2.bench.record import Row, measurement
 from hgrn2.bench.timing import Events, Progress
+from hgrn2.rows import Row, measurement
 
 COPIED_BYTES = 2 << 30
 SIDE = 8192

@@ -17,7 +17,6 @@ import numpy as np
 import torch
 
 from hgrn2.bench.onnx_settings import OnnxBench
-from hgrn2.bench.record import Row, measurement
 from hgrn2.bench.settings import Limits
 from hgrn2.bench.timing import Progress, Sample, interleave, prepare_process, silent
 from hgrn2.export import onnx_folder
@@ -29,6 +28,7 @@ from hgrn2.generate.steps import Steps
 from hgrn2.layers.state import ModelState
 from hgrn2.models.language import LanguageModel
 from hgrn2.models.modes import reading
+from hgrn2.rows import Row, measurement
 
 BENCH = "onnx"
 Key = tuple[str, str]

@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hgrn2.bench.record import append, measurement, prepare_folder
 from hgrn2.errors import UserError
 from hgrn2.models.convert import read_published
 from hgrn2.models.language import LanguageModel
 from hgrn2.models.modes import reading
+from hgrn2.rows import append, measurement, prepare_folder
 from hgrn2.settings import refuse
 
 SHAPE = {"hidden_size": 2048, "num_hidden_layers": 24, "expand_ratio": 128, "intermediate_size": 5632}

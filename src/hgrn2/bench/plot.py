@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hgrn2.bench.record import Row
 from hgrn2.bench.table import by_machine, subject_of
-from hgrn2.train import plotting
-from hgrn2.train.units import short
+from hgrn2.report import plotting
+from hgrn2.rows import Row
+from hgrn2.units import short
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from hgrn2.bench.record import Row
+from hgrn2.rows import Row
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable

@@ -25,9 +25,9 @@ from hgrn2.bench.timing import Progress, Sample, interleave, sample_of, silent
 from hgrn2.errors import UserError
 from hgrn2.files import write_text
 from hgrn2.ops import hgru2_step
-from hgrn2.ops import settings_table as table
 from hgrn2.ops.backend import choose
-from hgrn2.ops.settings_table import Launch
+from hgrn2.ops.gated_outer_scan.triton import launch_table as table
+from hgrn2.ops.gated_outer_scan.triton.launch_table import Launch
 from hgrn2.testing.large import expect
 
 Key = tuple[str, str, int, str]

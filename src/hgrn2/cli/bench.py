@@ -14,7 +14,7 @@ from hgrn2.bench.settings import DecodeBench, OpsBench, TrainBench
 from hgrn2.cli.progress import Progress, progress_shown
 
 if TYPE_CHECKING:
-    from hgrn2.bench.record import Row
+    from hgrn2.rows import Row
 
 Folder = Annotated[Path, tyro.conf.arg(metavar="DIR")]
 flat = tyro.conf.configure(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
@@ -155,9 +155,9 @@ class BenchTable:
 
     def run(self) -> None:
         from hgrn2.bench.plot import draw_sweeps
-        from hgrn2.bench.record import read_folder
         from hgrn2.bench.table import markdown
         from hgrn2.files import write_text
+        from hgrn2.rows import read_folder
 
         rows = read_folder(self.results)
         if self.out is None:
@@ -170,7 +170,7 @@ class BenchTable:
 def _tune(bench: OpsBench, file: Path | None) -> int:
     """Measure launch settings and say what changed."""
     from hgrn2.bench.tune import tune
-    from hgrn2.ops.settings_table import TABLE
+    from hgrn2.ops.gated_outer_scan.triton.launch_table import TABLE
 
     with progress_shown() as progress:
         choices = tune(bench, file or TABLE, progress)
@@ -189,7 +189,7 @@ def _told(failed: list[str]) -> int:
 
 def run_bench(measure: "Callable[[Callable[[Row], None], Progress], None]", out: Path, as_json: bool) -> "list[Row]":
     """Measure, append every row to its file at once, and show them all at the end."""
-    from hgrn2.bench.record import append, prepare_folder
+    from hgrn2.rows import append, prepare_folder
     from hgrn2.settings import to_dict
 
     prepare_folder(out)

@@ -54,8 +54,8 @@ class Lra:
         from hgrn2.cli.progress import progress_shown
         from hgrn2.data.class_info import class_info
         from hgrn2.data.classes import open_examples, write_examples
-        from hgrn2.tasks.lra.pathfinder_settings import PRESETS
-        from hgrn2.tasks.lra.samples import write_sheet
+        from hgrn2.data.lra.pathfinder_settings import PRESETS
+        from hgrn2.data.lra.samples import write_sheet
 
         refuse(self.out.exists(), f"{self.out} already exists; it is not overwritten")
         refuse(self.seed < 0, f"seed must not be negative, not {self.seed}")
@@ -74,8 +74,8 @@ class Lra:
             print(f"{shown}   samples: left half apart, right half connected")
 
     def _made(self, progress: Any) -> Any:
-        from hgrn2.tasks.lra import listops, pathfinder, texts
-        from hgrn2.tasks.lra.pathfinder_settings import PRESETS
+        from hgrn2.data.lra import listops, pathfinder, texts
+        from hgrn2.data.lra.pathfinder_settings import PRESETS
 
         source = self.source
         generated: dict[str, Any] = {"seed": self.seed, "count": self.count or None}
@@ -106,7 +106,7 @@ class Lra:
         return (texts.make_text if self.task == "text" else texts.make_retrieval)(source, seed=self.seed)
 
     def _image(self, source: Path, progress: Any) -> Any:
-        from hgrn2.tasks.lra.images import make_image
+        from hgrn2.data.lra.images import make_image
 
         refuse(bool(self.count), "--count is for generated data, not for image from files")
         scratch = next(parent for parent in self.out.absolute().parents if parent.is_dir())

@@ -44,7 +44,7 @@ def choose(verb: "Eval") -> Show | None:
         refuse(given and kind not in wanted, f"{name} goes with {' or '.join(wanted)} only")
     refuse(verb.limit is not None and verb.limit < 1, f"--limit is {verb.limit}; it must be at least 1")
     if kind and verb.out is not None:
-        from hgrn2.bench.record import prepare_folder
+        from hgrn2.rows import prepare_folder
 
         prepare_folder(verb.out)
     if kind in ("--tasks", "--wikitext"):
@@ -259,8 +259,8 @@ def _record(
     """A row in eval.jsonl, where a folder was given; numbers that JSON cannot hold become null."""
     if verb.out is None or not math.isfinite(value):
         return
-    from hgrn2.bench.record import append, measurement
     from hgrn2.models.count import parameters
+    from hgrn2.rows import append, measurement
 
     known = {"model": loaded.name, "parameters": parameters(loaded.model.config).total} | _finite(details)
     append(verb.out, measurement("eval", case, "hgrn2", "auto", [value], unit, known))

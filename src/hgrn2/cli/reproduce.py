@@ -78,11 +78,11 @@ class Reproduce:
         return 0
 
     def _run(self, plan: "Plan", data: Path | None) -> int:
-        from hgrn2.bench.record import prepare_folder
         from hgrn2.cli.progress import progress_shown
         from hgrn2.cli.reproduce_view import PlanView, print_lines
         from hgrn2.reproduce.running import run_all
         from hgrn2.reproduce.whole import Recorder, jobs_of, outcomes_as_json
+        from hgrn2.rows import prepare_folder
 
         refuse(self.out.exists() and not self.out.is_dir(), f"{self.out} is a file; --out must name a folder")
         prepare_folder(self.results)
@@ -197,9 +197,9 @@ class ReproduceCollect:
     """The page whose tables are made anew, where it is there."""
 
     def run(self) -> int:
-        from hgrn2.bench.record import prepare_folder
         from hgrn2.reproduce.collect import row_of_run
         from hgrn2.reproduce.whole import Recorder
+        from hgrn2.rows import prepare_folder
 
         refuse(not self.runs, "name at least one run folder")
         refuse(self.at_once < 1, f"--at-once is {self.at_once}; it must be at least 1")

@@ -11,10 +11,10 @@ from rich.live import Live
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from hgrn2.bench.record import Row
     from hgrn2.reproduce.cells import Job
     from hgrn2.reproduce.running import Outcome
     from hgrn2.reproduce.whole import Planned
+    from hgrn2.rows import Row
 
 PLAIN_S = 60.0  # without a terminal: seconds between lines about runs that are under way
 

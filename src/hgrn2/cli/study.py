@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from hgrn2.bench.mqar_settings import MQARStudy
 from hgrn2.cli.bench import Folder, flat
 from hgrn2.cli.progress import progress_shown
+from hgrn2.reproduce.recall_settings import MQARStudy
 
 if TYPE_CHECKING:
-    from hgrn2.bench.mqar import Point
+    from hgrn2.reproduce.recall import Point
 
 
 @flat
@@ -43,11 +43,11 @@ class StudyMQAR(MQARStudy):
 
     def run(self) -> int:
         """Returns the exit code: 0, or 130 after Ctrl-C."""
-        from hgrn2.bench import mqar
-        from hgrn2.bench.mqar_collect import collect
-        from hgrn2.bench.mqar_plot import draw
-        from hgrn2.bench.record import append, prepare_folder
         from hgrn2.files import write_text
+        from hgrn2.reproduce import recall as mqar
+        from hgrn2.reproduce.recall_collect import collect
+        from hgrn2.reproduce.recall_plot import draw
+        from hgrn2.rows import append, prepare_folder
         from hgrn2.settings import to_dict
 
         prepare_folder(self.results)
@@ -77,7 +77,7 @@ def _show(points: "list[Point]") -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from hgrn2.bench.mqar import cells
+    from hgrn2.reproduce.recall import cells
 
     table = Table(title="Share of right answers by tokens x pairs, mean over seeds", box=None)
     for column in ("model", "D", "n", "state", "weights", "lr", "seeds", *(points[0].accuracy if points else ())):

@@ -7,10 +7,10 @@ import torch
 
 from hgrn2.doctor import loss
 from hgrn2.doctor.checks import OPS
+from hgrn2.environment import environment
 from hgrn2.errors import UserError
 from hgrn2.models.saved import usable_device
 from hgrn2.ops import backend as backends
-from hgrn2.train.environment import environment
 
 HEAD = 128
 """Channels of a head, K and V, for which the choice is shown: that of every published language model."""

@@ -17,7 +17,7 @@ import torch
 
 from hgrn2.doctor.checks import Check
 from hgrn2.doctor.outcome import Outcome, ThisProcess, outcome_of, usable
-from hgrn2.train.environment import environment
+from hgrn2.environment import environment
 
 MOST = 8
 MEMORY = 2 << 30

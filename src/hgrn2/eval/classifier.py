@@ -168,7 +168,7 @@ def ask_text(loaded: LoadedClassifier, text: str, count: int = 5) -> Answer:
     Raises:
         UserError: a model that reads something else, an empty text, one longer than its positions.
     """
-    from hgrn2.tasks.lra.texts import bytes_of
+    from hgrn2.data.lra.texts import bytes_of
 
     refuse(not loaded.reads_text, f"{loaded.name} does not read texts as bytes")
     refuse(not text, "the text is empty")

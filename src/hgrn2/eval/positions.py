@@ -124,7 +124,7 @@ def draw(found: list[Bucket], path: Path, *, title: str, trained_on: int | None 
     except ImportError:
         raise UserError("--plot needs matplotlib: pip install 'hgrn2[plot]'") from None
     from hgrn2.files import atomic_path
-    from hgrn2.train import plotting
+    from hgrn2.report import plotting
 
     with mpl.rc_context(plotting.style()):
         figure, axes = plotting.new_axes((6.4, 3.8))

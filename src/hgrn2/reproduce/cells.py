@@ -5,11 +5,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from hgrn2.bench.mqar_settings import hardest
-from hgrn2.bench.record import Row, measurement
 from hgrn2.files import read_json, write_json
 from hgrn2.reproduce.plan import Cell, Plan, Run
 from hgrn2.reproduce.published import RECIPES, RESULTS
+from hgrn2.reproduce.recall_settings import hardest
+from hgrn2.rows import Row, measurement
 from hgrn2.settings import from_dict, refuse, to_dict
 from hgrn2.tasks.classify.config import ClassifyRun
 from hgrn2.tasks.mqar.config import MQARRun

@@ -4,11 +4,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from hgrn2.bench.record import Row
 from hgrn2.errors import UserError
 from hgrn2.models.config import DeiTConfig
 from hgrn2.reproduce.cells import Job, row_of
 from hgrn2.reproduce.plan import TASKS, Cell, Plan, Run, Size
+from hgrn2.rows import Row
 from hgrn2.settings import from_dict, refuse
 from hgrn2.tasks.classify.config import ClassifyRun
 from hgrn2.tasks.mqar.config import MQARRun

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from hgrn2.data.classes import Described, Examples, ImageStream, open_examples, write_examples
+from hgrn2.data.lra.parallel import EASY
 from hgrn2.errors import UserError
 from hgrn2.reproduce.plan import Cell
-from hgrn2.tasks.lra.parallel import EASY
 
 Progress = Callable[[str, int, int], None]
 Made = tuple[Described, Mapping[str, Examples | ImageStream]]
@@ -89,7 +89,7 @@ def difference(folder: Path) -> str:
 
 
 def _generated(cell: Cell, workers: int, progress: Progress) -> Made:
-    from hgrn2.tasks.lra import listops, pathfinder, pathfinder_settings
+    from hgrn2.data.lra import listops, pathfinder, pathfinder_settings
 
     small = cell.size == "small"
     count = SMALL_COUNTS[cell.task] if small else None
@@ -142,7 +142,7 @@ def _text(data: Path | None) -> Callable[[Progress], Made] | None:
     assert data is not None
 
     def read(progress: Progress) -> Made:
-        from hgrn2.tasks.lra import texts
+        from hgrn2.data.lra import texts
 
         progress(f"reading {data}", 0, 1)
         return texts.make_text(data)
@@ -158,7 +158,7 @@ def _retrieval(data: Path | None, size: str) -> Callable[[Progress], Made] | Non
     assert data is not None
 
     def read(progress: Progress) -> Made:
-        from hgrn2.tasks.lra import texts
+        from hgrn2.data.lra import texts
 
         progress(f"reading {data}", 0, 1)
         if pairs:

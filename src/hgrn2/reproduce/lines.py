@@ -4,9 +4,9 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from hgrn2.bench.record import Row
 from hgrn2.reproduce.plan import MODELS, TASKS
 from hgrn2.reproduce.published import RESULTS, Published
+from hgrn2.rows import Row
 
 TITLES = {"lra": "Long Range Arena", "image": "Images", "mqar": "Recall (MQAR)"}
 HEAD = ("task", "model", "published", "ours", "seeds", "data", "minutes a run")

@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from hgrn2.bench.record import Row
 from hgrn2.errors import UserError
 from hgrn2.files import write_text
 from hgrn2.reproduce.lines import TITLES, Line, lines_of
 from hgrn2.reproduce.published import CLAIM
 from hgrn2.reproduce.sections import not_run, section
+from hgrn2.rows import Row
 from hgrn2.settings import refuse
 
 BEGIN = "<!-- made by `hgrn2 reproduce table` from results/reproduce.jsonl; do not edit -->"

@@ -4,8 +4,8 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from hgrn2.bench.mqar_settings import MQARStudy
 from hgrn2.errors import unknown
+from hgrn2.reproduce.recall_settings import MQARStudy
 from hgrn2.settings import refuse, settings, with_overrides
 from hgrn2.tasks.classify.config import ClassifyRun
 from hgrn2.tasks.classify.recipes import recipe

@@ -15,9 +15,9 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, Literal, Protocol
 
-from hgrn2.bench.record import Row
 from hgrn2.errors import UserError
 from hgrn2.reproduce.cells import Job, execute, finished
+from hgrn2.rows import Row
 from hgrn2.settings import from_dict, to_dict
 from hgrn2.train.metrics import read_metrics
 

@@ -5,8 +5,8 @@ import re
 import statistics
 from collections.abc import Sequence
 
-from hgrn2.bench.record import Row
 from hgrn2.reproduce.lines import Line
+from hgrn2.rows import Row
 
 SIZES = ("full", "fast", "small")
 

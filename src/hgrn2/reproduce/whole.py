@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hgrn2.bench.record import Row, append, read_rows
 from hgrn2.errors import UserError
 from hgrn2.reproduce.cells import BENCH, ROW, Job
 from hgrn2.reproduce.data import Progress, Source, difference, find, prepare
 from hgrn2.reproduce.plan import Cell, Plan
 from hgrn2.reproduce.running import Outcome
+from hgrn2.rows import Row, append, read_rows
 from hgrn2.tasks.mqar.config import MQARRun
 
 

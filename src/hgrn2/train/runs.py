@@ -5,11 +5,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from hgrn2.environment import environment
 from hgrn2.errors import UserError
 from hgrn2.files import read_json, write_json
 from hgrn2.settings import from_dict, refuse, to_dict
 from hgrn2.train import checkpoint
-from hgrn2.train.environment import environment
 from hgrn2.train.trainer import Trainer
 from hgrn2.train.view import TrainView
 

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hgrn2.train.progress import Progress
-from hgrn2.train.units import duration, number, rate
+from hgrn2.units import duration, number, rate
 
 _REFRESH_S = 0.25  # at most four redraws a second,
 _DRAW_SHARE = 0.01  # and never more than this share of the time, however slow the terminal

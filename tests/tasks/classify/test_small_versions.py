@@ -13,12 +13,12 @@ import torch
 
 from hgrn2.cli.main import entry
 from hgrn2.data.classes import write_examples
+from hgrn2.data.lra.listops import ListOps, make_listops
+from hgrn2.data.lra.pathfinder import make_pathfinder
+from hgrn2.data.lra.pathfinder_settings import Pathfinder, small
 from hgrn2.settings import with_overrides
 from hgrn2.tasks.classify.recipes import recipe
 from hgrn2.tasks.classify.run import fit_to_data, train_classifier
-from hgrn2.tasks.lra.listops import ListOps, make_listops
-from hgrn2.tasks.lra.pathfinder import make_pathfinder
-from hgrn2.tasks.lra.pathfinder_settings import Pathfinder, small
 
 
 @pytest.fixture(scope="module")

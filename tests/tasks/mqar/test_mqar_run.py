@@ -11,14 +11,14 @@ import pytest
 import torch
 import tyro
 
-from hgrn2.bench.mqar import best, finished
-from hgrn2.bench.record import Row, measurement, read_rows
 from hgrn2.cli.main import entry
 from hgrn2.cli.study import StudyMQAR
 from hgrn2.cli.train_mqar import TrainMQAR
 from hgrn2.errors import UserError
 from hgrn2.models.count import parameters, state_bytes
 from hgrn2.models.language import LanguageModel
+from hgrn2.reproduce.recall import best, finished
+from hgrn2.rows import Row, measurement, read_rows
 from hgrn2.tasks.mqar.config import MQARRun
 from hgrn2.tasks.mqar.recipes import RECIPES, VARIANTS, changed, recipe, with_variant
 from hgrn2.tasks.mqar.run import state_numbers, train_mqar

@@ -12,11 +12,11 @@ from hgrn2 import cpu
 from hgrn2.data.classes import Described, Examples, open_examples
 from hgrn2.files import read_json, write_json
 from hgrn2.models.saved import build_classifier, usable_device
+from hgrn2.report.write import write_report
 from hgrn2.settings import refuse, to_dict
 from hgrn2.tasks.classify.config import ClassifyRun
 from hgrn2.tasks.classify.task import ClassifyTask, Measured, ask, fitted, measure
 from hgrn2.train.metrics import read_metrics
-from hgrn2.train.report import write_report
 from hgrn2.train.runs import prepare_folder
 from hgrn2.train.runs import train as train_to_end
 from hgrn2.train.trainer import Trainer, refuse_other_run

@@ -15,10 +15,10 @@ from hgrn2.data.classes import Described, Examples
 from hgrn2.models.config import SequenceConfig
 from hgrn2.models.modes import reading
 from hgrn2.models.sequence import cross_entropy
+from hgrn2.report.answers import Answer
 from hgrn2.settings import refuse
 from hgrn2.tasks.classify.config import ClassifyRun
 from hgrn2.tasks.classify.loading import Batch, Loader
-from hgrn2.train.answers import Answer
 
 MEASURE_TOKENS = {"cpu": 1 << 17, "cuda": 1 << 19}
 """Tokens of one forward pass while measuring, by the kind of device; long sequences come in few rows at a time."""

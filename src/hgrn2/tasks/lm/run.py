@@ -17,11 +17,11 @@ from hgrn2.models.gates import gate_statistics
 from hgrn2.models.language import LanguageModel
 from hgrn2.models.saved import usable_device
 from hgrn2.perplexity import Perplexity
+from hgrn2.report.write import LayerGates, Sample, write_report
 from hgrn2.settings import to_dict
 from hgrn2.tasks.lm.task import LanguageTask, open_corpora
 from hgrn2.train.config import RunConfig
 from hgrn2.train.metrics import read_metrics
-from hgrn2.train.report import LayerGates, Sample, write_report
 from hgrn2.train.runs import prepare_folder
 from hgrn2.train.runs import train as train_to_end
 from hgrn2.train.trainer import Trainer, refuse_other_run

@@ -14,11 +14,11 @@ from hgrn2.models.count import state_bytes
 from hgrn2.models.gates import gate_statistics
 from hgrn2.models.language import LanguageModel
 from hgrn2.models.saved import usable_device
+from hgrn2.report.write import LayerGates, write_report
 from hgrn2.settings import to_dict
 from hgrn2.tasks.mqar.config import MQARRun
 from hgrn2.tasks.mqar.task import MQARTask, Recall
 from hgrn2.train.metrics import read_metrics
-from hgrn2.train.report import LayerGates, write_report
 from hgrn2.train.runs import prepare_folder
 from hgrn2.train.runs import train as train_to_end
 from hgrn2.train.trainer import Trainer, refuse_other_run

@@ -19,12 +19,12 @@ from hgrn2.models.language import LanguageModel
 from hgrn2.models.modes import reading
 from hgrn2.models.saved import model_hash
 from hgrn2.models.tuned import StateTuned
+from hgrn2.report.write import write_report
 from hgrn2.settings import refuse, to_dict
 from hgrn2.tasks.lm.task import EMBEDDED, LanguageTask
 from hgrn2.tasks.tune.config import TuneConfig, TuneSettings
 from hgrn2.train.config import DataConfig
 from hgrn2.train.metrics import read_metrics
-from hgrn2.train.report import write_report
 from hgrn2.train.runs import prepare_folder
 from hgrn2.train.runs import train as train_to_end
 from hgrn2.train.trainer import Trainer, refuse_other_run

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from hgrn2.ops.gated_outer_scan.triton.gates import CHUNK as _CHUNK
-from hgrn2.ops.settings_table import Launch, avoided, launch
+from hgrn2.ops.gated_outer_scan.triton.launch_table import Launch, avoided, launch
 
 CHUNK = int(_CHUNK.value)
 PROGRAMS_PER_PROCESSOR = 4

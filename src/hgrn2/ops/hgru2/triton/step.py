@@ -11,8 +11,8 @@ from torch import Tensor
 from hgrn2.errors import UserError
 from hgrn2.ops.gated_outer_scan.triton.calls import ACTIVATIONS, on
 from hgrn2.ops.gated_outer_scan.triton.gates import activate, decaying
+from hgrn2.ops.gated_outer_scan.triton.launch_table import launch
 from hgrn2.ops.gated_outer_scan.triton.plan import architecture
-from hgrn2.ops.settings_table import launch
 
 
 @triton.jit(do_not_specialize=["scale"])

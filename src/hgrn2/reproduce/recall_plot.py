@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hgrn2.bench.mqar import Point
-from hgrn2.train import plotting
+from hgrn2.report import plotting
+from hgrn2.reproduce.recall import Point
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from hgrn2.data.classes import Described, Examples, examples_of
+from hgrn2.data.lra.parallel import SPLITS, counts_of, random_of
 from hgrn2.data.permutation import keys, permute
 from hgrn2.data.reading import open_binary
 from hgrn2.errors import UserError
 from hgrn2.settings import refuse
-from hgrn2.tasks.lra.parallel import SPLITS, counts_of, random_of
 
 VOCABULARY = 257
 STAND_IN_COUNTS = (20_000, 2_000, 2_000)

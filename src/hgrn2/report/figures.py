@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hgrn2.errors import UserError
-from hgrn2.train import plotting
-from hgrn2.train.plotting import BLUE, GREEN, ORANGE, RAW, SMALL, WIDE, Picture, smooth, thin
+from hgrn2.report import plotting
+from hgrn2.report.plotting import BLUE, GREEN, ORANGE, RAW, SMALL, WIDE, Picture, smooth, thin
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hgrn2.files import atomic_path
-from hgrn2.train.units import short
+from hgrn2.units import short
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

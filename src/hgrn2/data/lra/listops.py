@@ -17,10 +17,10 @@ from pathlib import Path
 import numpy as np
 
 from hgrn2.data.classes import Described, Examples, examples_of
+from hgrn2.data.lra.parallel import EASY, SPLITS, Progress, counts_of, iterate_blocks
 from hgrn2.data.reading import open_binary
 from hgrn2.errors import UserError
 from hgrn2.settings import refuse, settings
-from hgrn2.tasks.lra.parallel import EASY, SPLITS, Progress, counts_of, iterate_blocks
 
 PUBLISHED_COUNTS = (96_000, 2_000, 2_000)
 WORDS = ("<pad>", *map(str, range(10)), "[MIN", "[MAX", "[MED", "[SM", "]")

@@ -16,9 +16,9 @@ from functools import partial
 import numpy as np
 
 from hgrn2.data.classes import Described, ImageStream
-from hgrn2.tasks.lra.dashed_curves import SPARE, Dashes, Rooms, grow_distractors, grow_pairs, unit
-from hgrn2.tasks.lra.parallel import EASY, Progress, counts_of, iterate_blocks
-from hgrn2.tasks.lra.pathfinder_settings import PRESETS, Pathfinder, levels
+from hgrn2.data.lra.dashed_curves import SPARE, Dashes, Rooms, grow_distractors, grow_pairs, unit
+from hgrn2.data.lra.parallel import EASY, Progress, counts_of, iterate_blocks
+from hgrn2.data.lra.pathfinder_settings import PRESETS, Pathfinder, levels
 
 PUBLISHED_COUNTS = (160_000, 20_000, 20_000)
 BLOCK = 128  # pictures made together; part of what a seed means

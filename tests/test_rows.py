@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from hgrn2.bench import record
-from hgrn2.bench.record import Row, append, measurement, prepare_folder, read_folder, read_rows
+from hgrn2 import rows as record
 from hgrn2.errors import UserError
+from hgrn2.rows import Row, append, measurement, prepare_folder, read_folder, read_rows
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from hgrn2.data.png import png_bytes
-from hgrn2.train import page
+from hgrn2.report import page
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,10 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from hgrn2.bench.mqar import ROW, STUDY, plain, row_of
-from hgrn2.bench.mqar_settings import Cell
-from hgrn2.bench.record import Row
 from hgrn2.files import read_json, write_json
+from hgrn2.reproduce.recall import ROW, STUDY, plain, row_of
+from hgrn2.reproduce.recall_settings import Cell
+from hgrn2.rows import Row
 from hgrn2.settings import from_dict, refuse, to_dict
 from hgrn2.tasks.mqar.config import MQARRun
 from hgrn2.tasks.mqar.recipes import name_of

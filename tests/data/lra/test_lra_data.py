@@ -11,9 +11,9 @@ import pytest
 from hgrn2.cli.main import entry
 from hgrn2.data.class_batches import ClassBatches, ClassPlan
 from hgrn2.data.classes import open_examples
+from hgrn2.data.lra.listops import IDS, ListOps, make_listops, read_listops, value_of
+from hgrn2.data.lra.texts import make_stand_in, read_pairs, read_reviews
 from hgrn2.errors import UserError
-from hgrn2.tasks.lra.listops import IDS, ListOps, make_listops, read_listops, value_of
-from hgrn2.tasks.lra.texts import make_stand_in, read_pairs, read_reviews
 
 SMALL = ListOps(max_depth=4, max_args=4, min_length=8, max_length=40)
 

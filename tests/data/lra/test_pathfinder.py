@@ -7,10 +7,10 @@ import pytest
 
 from hgrn2.cli.main import entry
 from hgrn2.data.classes import ImageStream, open_examples, write_examples
+from hgrn2.data.lra.dashed_curves import Dashes, Rooms, grow_distractors, grow_pairs
+from hgrn2.data.lra.pathfinder import BLOCK, draw_block, make_pathfinder, mark, render
+from hgrn2.data.lra.pathfinder_settings import PRESETS, Pathfinder, levels
 from hgrn2.errors import UserError
-from hgrn2.tasks.lra.dashed_curves import Dashes, Rooms, grow_distractors, grow_pairs
-from hgrn2.tasks.lra.pathfinder import BLOCK, draw_block, make_pathfinder, mark, render
-from hgrn2.tasks.lra.pathfinder_settings import PRESETS, Pathfinder, levels
 
 EASY = Pathfinder(dashes=5, distractors=2)
 
@@ -121,7 +121,7 @@ def test_settings_that_make_no_picture(shown: dict) -> None:
 
 
 def test_curves_that_do_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hgrn2.tasks.lra.dashed_curves.PATIENCE", 3)
+    monkeypatch.setattr("hgrn2.data.lra.dashed_curves.PATIENCE", 3)
     with pytest.raises(UserError, match="two curves of 60 dashes hardly ever fit into 32 pixels"):
         grown(Pathfinder(dashes=60), 4)
 

@@ -9,9 +9,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from hgrn2.environment import environment
 from hgrn2.errors import UserError
 from hgrn2.settings import from_dict, refuse, to_dict
-from hgrn2.train.environment import environment
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +38,7 @@ class Row:
     details: dict[str, Any] = field(default_factory=dict)
     """What else is known: parameters, bytes, conditions of the process."""
     machine: dict[str, Any]
-    """`hgrn2.train.environment.environment()`."""
+    """`hgrn2.environment.environment()`."""
     date: str
     """UTC."""
 

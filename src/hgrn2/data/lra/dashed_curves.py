@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from hgrn2.data.lra.pathfinder_settings import Pathfinder
 from hgrn2.errors import UserError
-from hgrn2.tasks.lra.pathfinder_settings import Pathfinder
 
 DIRECTIONS = 64  # capsules kept; half a step of direction moves the end of a dash by less than a cell
 TURNS = 16  # directions tried for each further dash

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hgrn2.bench.mqar_settings import Cell, MQARStudy, hardest
-from hgrn2.bench.record import Row, measurement
 from hgrn2.bench.timing import Progress, silent
 from hgrn2.files import read_json, write_json
+from hgrn2.reproduce.recall_settings import Cell, MQARStudy, hardest
+from hgrn2.rows import Row, measurement
 from hgrn2.settings import from_dict, refuse, to_dict
 from hgrn2.tasks.mqar.config import MQARRun, segment
 from hgrn2.tasks.mqar.run import train_mqar

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from hgrn2 import environment as environment_module
+from hgrn2.environment import environment
 from hgrn2.errors import UserError
-from hgrn2.train import environment as environment_module
-from hgrn2.train.answers import Answer
-from hgrn2.train.environment import environment
-from hgrn2.train.plotting import log_ticks, smooth, thin, tick
-from hgrn2.train.report import LayerGates, Sample, write_report
+from hgrn2.report.answers import Answer
+from hgrn2.report.plotting import log_ticks, smooth, thin, tick
+from hgrn2.report.write import LayerGates, Sample, write_report
 
 PICTURES = ("loss", "late_loss", "learning_rate", "gradient_norm", "speed", "gates")
 SUMMARY = {

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 
 from hgrn2.files import write_text
-from hgrn2.train import page
-from hgrn2.train.answers import Answer, answers
-from hgrn2.train.figures import LayerGates, draw
-from hgrn2.train.plotting import Picture
-from hgrn2.train.units import duration, number, short
+from hgrn2.report import page
+from hgrn2.report.answers import Answer, answers
+from hgrn2.report.figures import LayerGates, draw
+from hgrn2.report.plotting import Picture
+from hgrn2.units import duration, number, short
 
 __all__ = ["LayerGates", "Sample", "write_report"]
 
@@ -69,7 +69,7 @@ def write_report(
 
     Args:
         config: resolved settings of the run, plain JSON values.
-        environment: what `hgrn2.train.environment.environment` returned.
+        environment: what `hgrn2.environment.environment` returned.
         metrics: records as from `read_metrics`, in order; may be empty.
         summary: plain JSON values. Measurements are values that hold a number `nats_per_token` (or `loss`, the same)
             and perhaps `bits_per_byte`, `perplexity` and `accuracy`, at the top or one level down; they are shown under
