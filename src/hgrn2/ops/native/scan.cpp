@@ -44,7 +44,8 @@ struct Span {  // tokens of one document in the order of the scan
 };
 
 template <class T>
-void prepare(const Problem& p, const Inputs<T>& in, Span span, int64_t head, int64_t first, int64_t n, Rows<T>& r) {
+void prepare(const Problem& p, const Inputs<T>& in, Span span, int64_t head, int64_t first, int64_t n, Rows<T>& r,
+             bool with_query = true) {
   const int W = LANES<T>;
   for (int64_t t = 0; t < n; ++t) {
     const int64_t token = span.token(first + t);
@@ -53,7 +54,7 @@ void prepare(const Problem& p, const Inputs<T>& in, Span span, int64_t head, int
     const T* v = in.v + token * p.stride_v + head * p.V;
     for (int64_t c = 0; c < p.K; c += W) {
       const int part = std::min<int64_t>(W, p.K - c);
-      Vec<T> xq = load_part<T>(q + c, part), xf = load_part<T>(f + c, part), key, gate;
+      Vec<T> xf = load_part<T>(f + c, part), key, gate;
       if (p.mode == 1) {
         Vec<T> g = in.bound ? load_part<T>(in.bound + head * p.K + c, part) : Vec<T>{}, up, down;
         sigmoids<T>(xf, up, down);
@@ -63,9 +64,10 @@ void prepare(const Problem& p, const Inputs<T>& in, Span span, int64_t head, int
         key = load_part<T>(in.k + token * p.stride_k + head * p.K + c, part);
         gate = exp_nonpositive(xf);
       }
-      Vec<T> query = activate<T>(xq, p.mode == 1 ? p.output_activation : 0) * T(p.scale);
-      T* at = r.q.at + t * r.KP + c;
-      store_part<T>(at, query, part);
+      if (with_query) {
+        Vec<T> query = activate<T>(load_part<T>(q + c, part), p.mode == 1 ? p.output_activation : 0) * T(p.scale);
+        store_part<T>(r.q.at + t * r.KP + c, query, part);
+      }
       store_part<T>(r.k.at + t * r.KP + c, key, part);
       store_part<T>(r.f.at + t * r.KP + c, gate, part);
     }
@@ -76,47 +78,40 @@ void prepare(const Problem& p, const Inputs<T>& in, Span span, int64_t head, int
   }
 }
 
-// NV vectors of the value axis, tokens two at a time: the state is read and written once for both.
-template <class T, int NV>
-void forward_block(T* S, int64_t ld, const Rows<T>& r, int64_t K, int64_t column, int64_t n, T* o) {
+// NV vectors of the value axis, NT tokens at a time: the state is read and written once for all of them. Gate, key and
+// query are read once for all vectors, which the compiler cannot do by itself: S might be where they are.
+template <class T, int NV, int NT>
+inline void forward_tokens(T* S, int64_t ld, const Rows<T>& r, int64_t K, int64_t column, int64_t t, T* o) {
   const int W = LANES<T>;
-  int64_t t = 0;
-  for (; t + 2 <= n; t += 2) {
-    const T *f0 = r.f.at + t * r.KP, *k0 = r.k.at + t * r.KP, *q0 = r.q.at + t * r.KP;
-    const T *f1 = f0 + r.KP, *k1 = k0 + r.KP, *q1 = q0 + r.KP;
-    Vec<T> v0[NV], v1[NV], o0[NV], o1[NV];
-    for (int j = 0; j < NV; ++j) {
-      v0[j] = load<T>(r.v.at + t * r.VP + column + j * W);
-      v1[j] = load<T>(r.v.at + (t + 1) * r.VP + column + j * W);
-      o0[j] = o1[j] = Vec<T>{};
-    }
-    for (int64_t c = 0; c < K; ++c)
+  const T *f = r.f.at + t * r.KP, *k = r.k.at + t * r.KP, *q = r.q.at + t * r.KP;
+  Vec<T> value[NT][NV], out[NT][NV] = {};
+  for (int i = 0; i < NT; ++i)
+    for (int j = 0; j < NV; ++j) value[i][j] = load<T>(r.v.at + (t + i) * r.VP + column + j * W);
+  for (int64_t c = 0; c < K; ++c) {
+    Vec<T> s[NV];
+    for (int j = 0; j < NV; ++j) s[j] = load<T>(S + c * ld + column + j * W);
+    for (int i = 0; i < NT; ++i) {
+      const T gate = f[i * r.KP + c], key = k[i * r.KP + c], query = q[i * r.KP + c];
       for (int j = 0; j < NV; ++j) {
-        Vec<T> s = load<T>(S + c * ld + column + j * W);
-        s = s * f0[c] + v0[j] * k0[c];
-        o0[j] += s * q0[c];
-        s = s * f1[c] + v1[j] * k1[c];
-        o1[j] += s * q1[c];
-        store<T>(S + c * ld + column + j * W, s);
+        s[j] = s[j] * gate + value[i][j] * key;
+        out[i][j] += s[j] * query;
       }
-    for (int j = 0; j < NV; ++j) {
-      store<T>(o + t * r.VP + column + j * W, o0[j]);
-      store<T>(o + (t + 1) * r.VP + column + j * W, o1[j]);
     }
+    for (int j = 0; j < NV; ++j) store<T>(S + c * ld + column + j * W, s[j]);
   }
-  for (; t < n; ++t) {
-    const T *f0 = r.f.at + t * r.KP, *k0 = r.k.at + t * r.KP, *q0 = r.q.at + t * r.KP;
-    Vec<T> v0[NV], o0[NV];
-    for (int j = 0; j < NV; ++j) v0[j] = load<T>(r.v.at + t * r.VP + column + j * W), o0[j] = Vec<T>{};
-    for (int64_t c = 0; c < K; ++c)
-      for (int j = 0; j < NV; ++j) {
-        Vec<T> s = load<T>(S + c * ld + column + j * W);
-        s = s * f0[c] + v0[j] * k0[c];
-        o0[j] += s * q0[c];
-        store<T>(S + c * ld + column + j * W, s);
-      }
-    for (int j = 0; j < NV; ++j) store<T>(o + t * r.VP + column + j * W, o0[j]);
+  for (int i = 0; i < NT; ++i)
+    for (int j = 0; j < NV; ++j) store<T>(o + (t + i) * r.VP + column + j * W, out[i][j]);
+}
+
+// As many blocks of NV vectors as fit, over n tokens; returns the column behind them.
+template <class T, int NV, int NT>
+int64_t forward_blocks(T* S, int64_t ld, const Rows<T>& r, int64_t K, int64_t column, int64_t n, T* o) {
+  for (; column + NV * LANES<T> <= r.VP; column += NV * LANES<T>) {
+    int64_t t = 0;
+    for (; t + NT <= n; t += NT) forward_tokens<T, NV, NT>(S, ld, r, K, column, t, o);
+    for (; t < n; ++t) forward_tokens<T, NV, 1>(S, ld, r, K, column, t, o);
   }
+  return column;
 }
 
 template <class T>
@@ -134,9 +129,9 @@ void forward_one(const Problem& p, const Inputs<T>& in, int64_t doc, int64_t hea
   for (int64_t first = 0; first < span.size(); first += stretch) {
     const int64_t n = std::min(stretch, span.size() - first);
     prepare<T>(p, in, span, head, first, n, rows);
-    int64_t column = 0;
-    for (; column + 4 * W <= VP; column += 4 * W) forward_block<T, 4>(S, VP, rows, p.K, column, n, out.at);
-    for (; column < VP; column += W) forward_block<T, 1>(S, VP, rows, p.K, column, n, out.at);
+    int64_t column = forward_blocks<T, 4, 2>(S, VP, rows, p.K, 0, n, out.at);
+    column = forward_blocks<T, 2, 2>(S, VP, rows, p.K, column, n, out.at);
+    forward_blocks<T, 1, 4>(S, VP, rows, p.K, column, n, out.at);
     for (int64_t t = 0; t < n; ++t)
       std::memcpy(o + (span.token(first + t) * p.heads + head) * p.V, out.at + t * VP, p.V * sizeof(T));
   }
@@ -147,6 +142,9 @@ void forward_one(const Problem& p, const Inputs<T>& in, int64_t doc, int64_t hea
 // The backward keeps states transposed, [VR][KP] with VR the values rounded up to whole groups of ROWS, so that q, k, f
 // and their gradients run along the vectors. It works on blocks of ROWS values by NK vectors of keys, over a stretch of
 // tokens: the block's state and its gradient then live in registers, and what is kept of them in the first cache level.
+// Vectors of keys whose states advance side by side, so that no multiply-add waits for the one before it.
+constexpr int CHAINS = VECTOR_BYTES == 64 ? 1 : 2;
+
 template <class T> struct StretchGradients { T *q, *k, *f, *v; };  // [n][KP] three times, [n][VR/ROWS] vectors; summed into
 
 // Advance a block's state over n tokens; `kept`, if any, receives the state before every token.
@@ -263,9 +261,10 @@ void backward_one(const Problem& p, const Inputs<T>& in, int64_t doc, int64_t he
   const int64_t KP = round_up(p.K, W), VP = round_up(p.V, W), VR = round_up(p.V, ROWS<T>), tile = VR * KP;
   const int64_t tokens = span.size(), stretch = stretch_of<T>(tokens, tile), count = (tokens + stretch - 1) / stretch;
   Rows<T> rows(stretch, KP, VP);
-  Buffer<T> points((count + 1) * tile), kept(stretch * ROWS<T> * 2 * W), G(tile), go(stretch * VP);
+  Buffer<T> points((count + 1) * tile, false), kept(stretch * ROWS<T> * 2 * W, false), G(tile), go(stretch * VP);
   Buffer<T> work(stretch * (3 * KP + VR / ROWS<T> * W));
   const int64_t base = (doc * p.heads + head) * p.K * p.V;
+  std::fill_n(points.at, tile, T(0));  // the padding of the first state is that of all
   for (int64_t c = 0; c < p.K; ++c)
     for (int64_t e = 0; e < p.V; ++e) {
       points.at[e * KP + c] = in.state ? in.state[base + c * p.V + e] : T(0);
@@ -273,10 +272,13 @@ void backward_one(const Problem& p, const Inputs<T>& in, int64_t doc, int64_t he
     }
   for (int64_t i = 0; i + 1 < count; ++i) {
     T* point = points.at + (i + 1) * tile;
-    prepare<T>(p, in, span, head, i * stretch, stretch, rows);
+    prepare<T>(p, in, span, head, i * stretch, stretch, rows, false);
     std::memcpy(point, points.at + i * tile, tile * sizeof(T));
-    for (int64_t e = 0; e < VR; e += ROWS<T>)
-      for (int64_t c = 0; c < KP; c += W) advance<T, 1>(rows, e, c, stretch, point, nullptr);
+    for (int64_t e = 0; e < VR; e += ROWS<T>) {
+      int64_t c = 0;
+      for (; c + CHAINS * W <= KP; c += CHAINS * W) advance<T, CHAINS>(rows, e, c, stretch, point, nullptr);
+      for (; c < KP; c += W) advance<T, 1>(rows, e, c, stretch, point, nullptr);
+    }
   }
   StretchGradients<T> g{work.at, work.at + stretch * KP, work.at + 2 * stretch * KP, work.at + 3 * stretch * KP};
   for (int64_t i = count - 1; i >= 0; --i) {

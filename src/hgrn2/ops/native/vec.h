@@ -6,7 +6,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#include <vector>
+#include <memory>
 
 #if defined(__AVX512F__)
 #define VECTOR_BYTES 64
@@ -116,12 +116,13 @@ template <class T> inline void store_part(T* p, Vec<T> x, int n) {
   else std::memcpy(p, &x, std::max(n, 0) * sizeof(T));
 }
 
-// Scratch aligned to a cache line.
+// Scratch aligned to a cache line: zeros, or, where all of it is written before it is read, whatever was there.
 template <class T> struct Buffer {
-  std::vector<T> room;
+  std::unique_ptr<T[]> room;
   T* at;
-  explicit Buffer(size_t n) : room(n + 64 / sizeof(T), T(0)) {
-    at = reinterpret_cast<T*>((reinterpret_cast<uintptr_t>(room.data()) + 63) & ~uintptr_t(63));
+  explicit Buffer(size_t n, bool zeros = true) : room(new T[n + 64 / sizeof(T)]) {
+    at = reinterpret_cast<T*>((reinterpret_cast<uintptr_t>(room.get()) + 63) & ~uintptr_t(63));
+    if (zeros) std::fill_n(at, n, T(0));
   }
 };
 
