@@ -31,6 +31,7 @@ MEANING = {
     "windows": "disjoint windows of {window} tokens from a zero state",
 }
 LOGITS_AT_ONCE = 1 << 24  # elements: 64 MB of float32, whatever the vocabulary
+BYTES_AT_ONCE = 1 << 16  # tokens whose text is counted at a time
 DOCUMENTS_AT_ONCE = 16  # states held by one call that resets at document starts
 
 Progress = Callable[[int, int], None]
@@ -59,7 +60,10 @@ class Corpus(Protocol):
 class Tokenizer(Protocol):
     """Something that knows how much text ids stand for."""
 
-    def bytes_per(self, ids: np.ndarray) -> int: ...
+    @property
+    def eot(self) -> int | None: ...
+
+    def bytes_per(self, ids: np.ndarray, *, continues: bool = False) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -98,9 +102,12 @@ class Beginning:
         return self.corpus.starts_between(start, min(stop, self.n_tokens))
 
     def _count(self, tokenizer: Tokenizer) -> int:
-        step = 1 << 16
-        starts = range(0, self.n_tokens, step)
-        return sum(tokenizer.bytes_per(self.read(start, min(step, self.n_tokens - start))) for start in starts)
+        total, continues = 0, False
+        for start in range(0, self.n_tokens, BYTES_AT_ONCE):
+            ids = self.read(start, min(BYTES_AT_ONCE, self.n_tokens - start))
+            total += tokenizer.bytes_per(ids, continues=continues)
+            continues = ids[-1] != tokenizer.eot
+        return total
 
 
 def carried(

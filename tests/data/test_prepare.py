@@ -55,8 +55,41 @@ def test_long_document_in_pieces_is_one_document(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(preparing, "BATCH_CHARACTERS", 25)
     text = "line of text\r\n\n" * 40
     (tmp_path / "a.txt").write_bytes(text.encode())
-    prepare([tmp_path / "a.txt"], tmp_path / "out", "bytes", valid_fraction=0, shard_tokens=64)
-    assert texts_of(Corpus.open(tmp_path / "out")) == [text]
+    for newlines, wanted in (("keep", text), ("unix", text.replace("\r\n", "\n"))):
+        options: dict[str, Any] = {"newlines": newlines, "overwrite": True}
+        made = prepare([tmp_path / "a.txt"], tmp_path / "out", "bytes", valid_fraction=0, shard_tokens=64, **options)
+        assert texts_of(Corpus.open(tmp_path / "out")) == [wanted]
+        assert (made["text"]["newlines"], made["text"]["carriage_returns"]) == (newlines, 40)
+        assert read_manifest(tmp_path / "out").text == made["text"]
+
+
+def test_three_novels_in_one_file(tmp_path: Path) -> None:
+    path = tmp_path / "three.txt"
+    path.write_bytes(b"\xef\xbb\xbf" + b"BOOK I\r\n\r\nOnce.\r\n\r\n\r\n" * 3)
+    made = prepare([path], tmp_path / "out", "bytes", valid_fraction=0.3, split="heading:^BOOK ")
+    assert [made["splits"][name]["documents"] for name in ("train", "valid")] == [2, 1]
+    assert texts_of(Corpus.open(tmp_path / "out")) == ["BOOK I\n\nOnce."] * 2
+    assert made["text"] == {
+        "newlines": "unix", "split": "heading:^BOOK ", "byte_order_marks": 1, "utf16_files": 0, "carriage_returns": 15,
+    }  # fmt: skip
+
+
+def test_a_vocabulary_learned_from_what_is_trained_on(tmp_path: Path, write_lines: Callable[..., Path]) -> None:
+    pytest.importorskip("tokenizers")
+    path, valid = write_lines(TEXTS, "a.jsonl"), write_lines(["zzzz zzzz zzzz"], "b.jsonl")
+    heard: list[tuple[str, int, int]] = []
+    for name in ("one", "two"):
+        prepare([path], tmp_path / name, "bpe:270", valid=[valid], progress=lambda *report: heard.append(report))
+    corpus = Corpus.open(tmp_path / "one")
+    assert corpus.vocab_size == 270
+    assert texts_of(corpus) == TEXTS
+    assert len(corpus.tokenizer().encode("zzzz")) == 4  # held-out text teaches nothing
+    for file in ("hgrn2_tokenizer.json", "tokenizer.json"):
+        assert (tmp_path / "one/tokenizer" / file).read_bytes() == (tmp_path / "two/tokenizer" / file).read_bytes()
+    assert {stage for stage, _, _ in heard} == {"reading", "counting words", "merging", "tokenising"}
+    for wrong in ("bpe:", "bpe:many", "bpe:256", "bpe:-5"):
+        with pytest.raises(UserError, match="tokenizer bpe:"):
+            prepare([path], tmp_path / "no", wrong)
 
 
 def test_held_out_documents(tmp_path: Path, write_lines: Callable[..., Path]) -> None:

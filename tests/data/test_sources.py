@@ -1,25 +1,25 @@
 """Documents from files: exact, bounded, in order, and every mistake named with its place."""
 
+import codecs
 import gzip
 import json
 import lzma
 import os
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from hgrn2.data import sources
 from hgrn2.data.sources import Sources
-from hgrn2.data.tokenizer import load_tokenizer
 from hgrn2.errors import UserError
 
-AWKWARD = "\ufefffirst\r\nsecond\rthird\n\n\n  é 漢字 \U0001f600\x0b\x0c\u2028 end  \n"
+AWKWARD = "first\r\nsecond\rthird\n\n\n  é 漢字 \ufeff\U0001f600\x0b\x0c\u2028 end  \n"
 
 
-def documents(*inputs: Path, field: str = "text") -> list[str]:
+def documents(*inputs: Path, field: str = "text", **options: Any) -> list[str]:
     texts, current = [], ""
-    for piece in Sources(inputs, field).pieces():
+    for piece in Sources(inputs, field, **options).pieces():
         assert piece.text
         current += piece.text
         if piece.ends:
@@ -41,7 +41,8 @@ def write(path: Path, data: bytes) -> Path:
 def test_text_comes_back_exactly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int, name: str) -> None:
     monkeypatch.setattr(sources, "BLOCK", block)
     path = write(tmp_path / name, (AWKWARD * 3).encode())
-    assert documents(path) == [AWKWARD * 3]
+    assert documents(path, newlines="keep") == [AWKWARD * 3]
+    assert documents(path) == [AWKWARD.replace("\r\n", "\n").replace("\r", "\n") * 3]
     assert all(len(piece.text) <= block for piece in Sources([path]).pieces())
 
 
@@ -51,7 +52,11 @@ def test_json_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int,
     monkeypatch.setattr(sources, "BLOCK", block)
     rows = [{"body": AWKWARD}, {"body": ""}, {"body": "two words here", "id": 3}]
     text = "\ufeff" + "\n\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
-    assert documents(write(tmp_path / name, text.encode()), field="body") == [AWKWARD, "two words here"]
+    assert documents(write(tmp_path / name, text.encode()), field="body", newlines="keep") == [
+        AWKWARD,
+        "two words here",
+    ]
+    assert "\r" not in documents(tmp_path / name, field="body")[0]
 
 
 def test_folders_are_read_in_name_order_without_hidden_files(tmp_path: Path) -> None:
@@ -61,27 +66,6 @@ def test_folders_are_read_in_name_order_without_hidden_files(tmp_path: Path) -> 
     write(tmp_path / "in" / "empty.txt", b"")
     assert documents(tmp_path / "in") == ["b.txt", "a/z.txt", "a/deep/y", "c/1.jsonl"]
     assert documents(tmp_path / "in" / "a", tmp_path / "in" / "b.txt") == ["a/z.txt", "a/deep/y", "b.txt"]
-
-
-def test_long_texts_are_cut_where_words_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "BLOCK", 20)
-    lines = write(tmp_path / "lines.txt", b"one two three\nfour\n\nfive six seven eight nine ten")
-    texts = [piece.text for piece in Sources([lines]).pieces()]
-    assert texts == ["one two three\n", "four\n\nfive six", " seven eight nine", " ten"]
-
-
-def test_cutting_leaves_gpt2_tokens_as_they_are(
-    real: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pytest.importorskip("tokenizers")
-    tokenizer = load_tokenizer(real("gpt2-vocab.bpe.xz"))
-    text = lzma.decompress(real("wikitext2-raw-test.txt.xz").read_bytes()).decode()[:300_000]
-    path = write(tmp_path / "text.txt", text.encode())
-    monkeypatch.setattr(sources, "BLOCK", 1000)
-    pieces = [piece.text for piece in Sources([path]).pieces()]
-    assert len(pieces) > 300
-    together = [index for ids in tokenizer.encode_documents(pieces) for index in ids.tolist()]
-    assert together == tokenizer.encode(text).tolist()
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.txt.xz", "a.jsonl"])
@@ -98,9 +82,31 @@ def test_text_that_ends_inside_a_character(tmp_path: Path) -> None:
     path = write(tmp_path / "a.txt", b"abc" + "漢".encode()[:2])
     with pytest.raises(UserError, match="not UTF-8 at byte 3"):
         documents(path)
-    utf16 = write(tmp_path / "b.txt", "text".encode("utf-16"))
-    with pytest.raises(UserError, match=r"b\.txt is not UTF-8 at byte 0"):
-        documents(utf16)
+    with pytest.raises(UserError, match=r"b\.txt is not UTF-16-LE at byte 8"):
+        documents(write(tmp_path / "b.txt", codecs.BOM_UTF16_LE + "abc".encode("utf-16-le") + b"\x00\xd8"))
+
+
+@pytest.mark.parametrize("block", [1, 7, 1 << 20])
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-be", "utf-32"])
+def test_byte_order_marks_name_the_encoding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoding: str, block: int
+) -> None:
+    monkeypatch.setattr(sources, "BLOCK", block)
+    mark = codecs.BOM_UTF16_BE if encoding == "utf-16-be" else b""
+    path = write(tmp_path / "a.txt", mark + (AWKWARD * 40).encode(encoding))
+    assert documents(path, newlines="keep") == [AWKWARD * 40]
+    found = Sources([path]).survey()
+    counts = (found.byte_order_marks, found.utf16_files, found.carriage_returns)
+    assert counts == (1, int(encoding != "utf-8-sig"), AWKWARD.count("\r") * 40)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_utf16_without_a_mark_is_not_taken_for_utf8(tmp_path: Path, encoding: str) -> None:
+    for name in ("a.txt", "a.jsonl"):
+        with pytest.raises(UserError, match=rf"{name} seems to be UTF-16 without a byte order mark"):
+            documents(write(tmp_path / name, "some text\n".encode(encoding)))
+    with pytest.raises(UserError, match=r"b\.jsonl is UTF-16-LE; convert it first"):
+        documents(write(tmp_path / "b.jsonl", '{"text": "a"}\n'.encode("utf-16")))
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -16,9 +16,12 @@ Flag = tyro.conf.FlagCreatePairsOff[bool]
 class Prepare:
     """Turn text files, folders and JSONL (each also .xz or .gz) into memory-mapped token shards with a manifest.
 
-    A text file is one document, a line of JSONL is one. Nothing appears at --out before everything is written.
+    A text file is one document (see --split), a line of JSONL is one. Nothing appears at --out before everything is
+    written.
 
     Example: hgrn2 data prepare articles.jsonl.xz --out data/articles --tokenizer bytes
+    Example: hgrn2 data prepare novels/ --out data/novels --tokenizer bpe:8000
+    Example: hgrn2 data prepare three-novels.txt --split "heading:^BOOK " --out data/three --tokenizer chars
     """
 
     inputs: tyro.conf.Positional[
@@ -28,14 +31,20 @@ class Prepare:
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")]
     """The folder to make."""
     tokenizer: Annotated[str, tyro.conf.arg(metavar="SPEC")]
-    """bytes, chars (those of the inputs), a tokenizer.json, a folder or file of GPT-2-style vocabulary files, or the
-    folder of a prepared corpus to use its tokenizer again."""
+    """bytes, chars (those of the inputs), bpe:N (N tokens learned from the inputs, such as bpe:8000), a tokenizer.json,
+    a folder or file of GPT-2-style vocabulary files, or the folder of a prepared corpus to use its tokenizer again."""
     valid_fraction: float = 0.01
     """Part of the documents held out as the split `valid`, at random; of a single document its end. 0: none."""
     valid: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="INPUT [INPUT ...]", help_behavior_hint="(optional)")] = ()
     """Files or folders that make the split `valid`; --valid-fraction then has no effect."""
     field: str = "text"
     """The field of a JSONL line that holds the text."""
+    split: Annotated[str, tyro.conf.arg(metavar="HOW")] = "none"
+    """What makes several documents of a text file: none; lines (each is one); blank-lines, or blank-lines:3 for three
+    in a row; marker:TEXT, such as "marker:<|endoftext|>", which is dropped; heading:REGEX, a line in which it is found
+    begins a document."""
+    newlines: Literal["unix", "keep"] = "unix"
+    """unix turns the line ends of Windows (CR LF) and lone carriage returns into LF; keep leaves them."""
     overwrite: Flag = False
     """Replace a prepared corpus at --out, once the new one is complete."""
     json: Flag = False
@@ -52,12 +61,15 @@ class Prepare:
                 valid_fraction=self.valid_fraction,
                 valid=self.valid,
                 json_field=self.field,
+                newlines=self.newlines,
+                split=self.split,
                 overwrite=self.overwrite,
                 progress=progress,
             )
         if self.json:
             return _print_json(result)
         _print_splits(result["splits"], f"{result['folder']}: {_named(result['tokenizer'])}")
+        _print_reading(result["text"])
         speed = f"{result['tokens_per_second']:,.0f} tokens/s"
         print(f"{result['tokens']:,} tokens in {result['seconds']:.1f} s ({speed}, both readings and writing included)")
 
@@ -88,6 +100,7 @@ class Info:
             return _print_json(manifest)
         splits = {name: {**split, "shards": len(split["shards"])} for name, split in manifest["splits"].items()}
         _print_splits(splits, f"{self.corpus}: {_named(manifest['tokenizer'])}")
+        _print_reading(manifest["text"])
         print(f"ids as {manifest['dtype']}, made by {manifest['created_by']}")
 
 
@@ -140,6 +153,21 @@ def _print_splits(splits: dict[str, dict[str, Any]], title: str) -> None:
     Console().print(table)
 
 
+def _print_reading(text: dict[str, Any]) -> None:
+    """What was not taken as it stood in the files, a line each; nothing of a corpus that does not say it."""
+    returns, marks, wide = (text.get(key, 0) for key in ("carriage_returns", "byte_order_marks", "utf16_files"))
+    if returns and text.get("newlines") == "unix":
+        print(f"line ends: {returns:,} carriage returns (CR LF or CR) became LF; --newlines keep leaves them")
+    elif returns:
+        print(f"line ends: {returns:,} carriage returns kept")
+    if marks:
+        print(f"byte order marks: dropped from the beginning of {marks:,} files")
+    if wide:
+        print(f"encoding: {wide:,} files were UTF-16 or UTF-32")
+    if text.get("split", "none") != "none":
+        print(f"documents: text files split by {text['split']}")
+
+
 @contextlib.contextmanager
 def _progress() -> Iterator[Callable[[str, int, int], None]]:
     """A bar for each stage on standard error, so that standard output stays for the result."""
@@ -153,13 +181,13 @@ def _progress() -> Iterator[Callable[[str, int, int], None]]:
         TimeRemainingColumn,
     )
 
-    columns = (TextColumn("{task.description:>10}"), BarColumn(), TaskProgressColumn())
+    columns = (TextColumn("{task.description:>14}"), BarColumn(), TaskProgressColumn())
     with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True)) as bar:
         tasks = {}
 
         def report(stage: str, done: int, total: int) -> None:
             if stage not in tasks:
-                tasks[stage] = bar.add_task(stage, total=total)
-            bar.update(tasks[stage], completed=done, total=total)
+                tasks[stage] = bar.add_task(stage, total=total or None)  # no total: a bar that only moves
+            bar.update(tasks[stage], completed=done, total=total or None)
 
         yield report

@@ -213,13 +213,7 @@ def _from_file(path: Path, loaded: "Loaded") -> "Corpus":
     from hgrn2.data.corpus import Corpus
     from hgrn2.data.sources import Sources
 
-    documents, parts = [], []
-    for piece in Sources([path]).pieces():
-        parts.append(piece.text)
-        if piece.ends:
-            documents.append("".join(parts))
-            parts = []
-    return Corpus.from_documents(documents, loaded.need_tokenizer(), name=str(path))
+    return Corpus.from_documents(Sources([path]).documents(), loaded.need_tokenizer(), name=str(path))
 
 
 def _finite(values: dict[str, Any]) -> dict[str, Any]:

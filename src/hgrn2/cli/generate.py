@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -42,7 +42,9 @@ class Generate:
     prompt: Annotated[str | None, tyro.conf.arg(metavar="TEXT", help_behavior_hint="(optional)")] = None
     """The text to continue; - reads standard input."""
     prompt_file: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(optional)")] = None
-    """A UTF-8 file to continue; - reads standard input."""
+    """A text file to continue; - reads standard input. Line ends become LF, as in `hgrn2 data prepare`."""
+    newlines: Literal["unix", "keep"] = "unix"
+    """keep leaves the carriage returns of the prompt's file, for a text prepared with --newlines keep."""
     max_tokens: int = 200
     """Tokens of each sample at most; 0 only reads the prompt (see --save-state)."""
     greedy: Flag = False
@@ -126,9 +128,9 @@ class Generate:
         both = self.prompt is not None and self.prompt_file is not None
         refuse(both, "give --prompt or --prompt-file, not both")
         if self.prompt_file is not None:
-            return _read_text(self.prompt_file)
+            return _read_text(self.prompt_file, self.newlines)
         if self.prompt == "-":
-            return _read_text(Path("-"))
+            return _read_text(Path("-"), self.newlines)
         refuse(self.prompt is None and self.state is None, "give --prompt, --prompt-file or --state")
         return self.prompt or ""
 
@@ -227,16 +229,16 @@ def _no_garbage() -> Iterator[None]:
             gc.enable()
 
 
-def _read_text(path: Path) -> str:
+def _read_text(path: Path, newlines: str) -> str:
+    from hgrn2.data.reading import decode_text
+
     name = "standard input" if str(path) == "-" else str(path)
     try:
         data = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
     except OSError as error:
         raise UserError(f"{name} cannot be read: {error.strerror or error}") from None
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{name} is not UTF-8 at byte {error.start}; convert it first") from None
+    text = decode_text(data, name)
+    return text if newlines == "keep" else text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _warn(message: str) -> None:

@@ -12,7 +12,7 @@ A document's tokens are followed by the separator `eot` where the tokenizer has 
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,9 @@ class Manifest:
     tokenizer: dict
     dtype: str
     splits: dict
+    text: dict = field(default_factory=dict)
+    """How the inputs were read: newlines, split, and counts of byte order marks, files in UTF-16 and carriage returns;
+    empty in corpora of earlier versions."""
 
     def split(self, name: str, where: Path) -> Split:
         """A split by its name; one that is not there is a `UserError` that lists those that are."""

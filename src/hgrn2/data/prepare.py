@@ -16,10 +16,13 @@ from typing import Any
 
 import numpy as np
 
+from hgrn2.data.learning import learn_bpe, learned_size
 from hgrn2.data.manifest import FORMAT, MANIFEST, VERSION, Manifest, Split
 from hgrn2.data.permutation import keys, permute
+from hgrn2.data.recutting import Part, recut
 from hgrn2.data.shards import SHARD_TOKENS, SplitWriter, item_type
-from hgrn2.data.sources import Piece, Sources, Survey
+from hgrn2.data.sources import Newlines, Sources, Survey
+from hgrn2.data.splitting import Piece
 from hgrn2.data.tokenizer import CharTokenizer, Tokenizer, load_tokenizer
 from hgrn2.files import atomic_folder, write_json
 from hgrn2.settings import refuse
@@ -38,41 +41,54 @@ def prepare(
     valid_fraction: float = 0.01,
     valid: Sequence[str | Path] = (),
     json_field: str = "text",
+    newlines: Newlines = "unix",
+    split: str = "none",
     shard_tokens: int = SHARD_TOKENS,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Make the corpus folder `out` (layout: hgrn2.data.manifest) from text files, folders and JSONL.
 
-    `tokenizer` is one, or a spec of `load_tokenizer`; "chars" is built from all the inputs. The split `valid` comes
-    from the inputs `valid` if given. Otherwise `valid_fraction` of the documents, at least one, is held out, chosen
-    at random once and for all; of a single document the last part by characters. 0 holds nothing out.
-    `progress(stage, done, total)` hears of "reading" in bytes on disk and "tokenising" in characters.
+    `tokenizer` is one, or a spec of `load_tokenizer`; "chars" is built from all the inputs, "bpe:N" learns a vocabulary
+    of N ids from those trained on. `newlines` and `split` are those of `hgrn2.data.sources.Sources`.
+
+    The split `valid` comes from the inputs `valid` if given. Otherwise `valid_fraction` of the documents, at least one,
+    is held out, chosen at random once and for all; of a single document the last part by characters. 0 holds nothing
+    out.
+    `progress(stage, done, total)` hears of "reading" in bytes on disk and "tokenising" in characters, and of what
+    `learn_bpe` tells.
 
     Nothing appears at `out` before all is written. `overwrite` replaces a prepared corpus there, and nothing else.
-    Returns {"folder", "tokenizer", "splits": {name: {"tokens", "documents", "text_bytes", "shards"}}, "tokens",
-    "seconds", "tokens_per_second"}; the time is the whole call's.
+    Returns {"folder", "tokenizer", "splits": {name: {"tokens", "documents", "text_bytes", "shards"}}, "text",
+    "tokens", "seconds", "tokens_per_second"}; "text" is the manifest's, the time is the whole call's.
     """
     began = time.perf_counter()
     refuse(not 0 <= valid_fraction < 1, f"valid fraction must lie in [0, 1), not {valid_fraction}")
     refuse(shard_tokens < 1, f"a shard must hold at least one token, not {shard_tokens}")
     out = Path(out).absolute()
     _check_place(out, overwrite)
-    sources = {"train": Sources(inputs, json_field)}
+    sources = {"train": Sources(inputs, json_field, newlines=newlines, split=split)}
     if valid:
-        sources["valid"] = Sources(valid, json_field)
+        sources["valid"] = Sources(valid, json_field, newlines=newlines, split=split)
         shared = {file.resolve() for file in sources["train"].files} & {
             file.resolve() for file in sources["valid"].files
         }
         refuse(bool(shared), f"{min(shared, default='')} is both trained on and held out")
-    if isinstance(tokenizer, str | Path) and str(tokenizer) != CharTokenizer.kind:
+    of_text = not isinstance(tokenizer, Tokenizer) and str(tokenizer) == CharTokenizer.kind
+    to_learn = None if isinstance(tokenizer, Tokenizer) else learned_size(str(tokenizer))
+    if not isinstance(tokenizer, Tokenizer) and not of_text and to_learn is None:
         tokenizer = load_tokenizer(tokenizer)
-    surveys = _survey(sources, alphabet=not isinstance(tokenizer, Tokenizer), progress=progress)
-    if not isinstance(tokenizer, Tokenizer):
+    surveys = _survey(sources, alphabet=of_text, progress=progress)
+    total = sum(survey.characters for survey in surveys.values())
+    held_out = 0.0 if valid else valid_fraction
+    routed = _route(sources, surveys, held_out)
+    if of_text:
         tokenizer = CharTokenizer(set().union(*(survey.alphabet for survey in surveys.values())))
-    routed = _route(sources, surveys, 0.0 if valid else valid_fraction)
+    elif to_learn is not None:
+        texts = (piece.text for name, piece in _route(sources, surveys, held_out) if name == "train")
+        tokenizer = learn_bpe(texts, to_learn, total, progress)
+    assert isinstance(tokenizer, Tokenizer)
     with _new_folder(out, overwrite) as folder:
-        total = sum(survey.characters for survey in surveys.values())
         splits = _write_splits(folder, routed, tokenizer, shard_tokens, total, progress)
         tokenizer.save(folder / "tokenizer")
         manifest = Manifest(
@@ -82,6 +98,7 @@ def prepare(
             tokenizer=tokenizer.identity(),
             dtype=item_type(tokenizer).name,
             splits=splits,
+            text=_read_how(surveys, newlines, split),
         )
         write_json(folder / MANIFEST, asdict(manifest))
     return _statistics(out, manifest, time.perf_counter() - began)
@@ -102,10 +119,18 @@ def _statistics(out: Path, manifest: Manifest, seconds: float) -> dict[str, Any]
         "folder": str(out),
         "tokenizer": manifest.tokenizer,
         "splits": splits,
+        "text": manifest.text,
         "tokens": tokens,
         "seconds": seconds,
         "tokens_per_second": tokens / seconds,
     }
+
+
+def _read_how(surveys: dict[str, Survey], newlines: str, split: str) -> dict[str, Any]:
+    """What the manifest says of the reading."""
+    counted = ("byte_order_marks", "utf16_files", "carriage_returns")
+    counts = {name: sum(getattr(survey, name) for survey in surveys.values()) for name in counted}
+    return {"newlines": newlines, "split": split, **counts}
 
 
 def _survey(sources: dict[str, Sources], *, alphabet: bool, progress: Progress | None) -> dict[str, Survey]:
@@ -179,24 +204,25 @@ def _write_splits(
     done = 0
     with contextlib.ExitStack() as stack:
         writers: dict[str, SplitWriter] = {}
-        for batch in _batches(routed):
-            encoded = tokenizer.encode_documents([piece.text for _, piece in batch])
-            for (name, piece), ids in zip(batch, encoded, strict=True):
-                if name not in writers:
-                    writers[name] = stack.enter_context(SplitWriter(folder, name, tokenizer, shard_tokens))
-                writers[name].add(ids, piece)
-                done += len(piece.text)
+        for batch in _batches(recut(routed, tokenizer)):
+            encoded = tokenizer.encode_documents([part.text for part in batch], [part.continues for part in batch])
+            for part, ids in zip(batch, encoded, strict=True):
+                if part.split not in writers:
+                    writer = SplitWriter(folder, part.split, tokenizer, shard_tokens)
+                    writers[part.split] = stack.enter_context(writer)
+                writers[part.split].add(ids, Piece(part.text, part.ends))
+                done += len(part.text)
             if progress:
                 progress("tokenising", done, total)
         refuse(done != total, "the inputs changed while they were read; run it again")
         return {name: writers[name].finish() for name in sorted(writers)}
 
 
-def _batches(routed: Iterator[tuple[str, Piece]]) -> Iterator[list[tuple[str, Piece]]]:
+def _batches(parts: Iterator[Part]) -> Iterator[list[Part]]:
     batch, size = [], 0
-    for item in routed:
-        batch.append(item)
-        size += len(item[1].text)
+    for part in parts:
+        batch.append(part)
+        size += len(part.text)
         if size >= BATCH_CHARACTERS:
             yield batch
             batch, size = [], 0

@@ -1,5 +1,6 @@
 """Opening what a user points at: plain, .xz or .gz bytes, with every failure as one line that names the file."""
 
+import codecs
 import contextlib
 import gzip
 import lzma
@@ -13,6 +14,11 @@ from hgrn2.errors import UserError
 from hgrn2.settings import refuse
 
 COMPRESSED = (".xz", ".gz")
+# Longer ones first: UTF-32's little-endian mark begins with UTF-16's.
+MARKS = (
+    (codecs.BOM_UTF32_LE, "utf-32-le"), (codecs.BOM_UTF32_BE, "utf-32-be"), (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -55,12 +61,32 @@ def _through(path: Path, raw: IO[bytes]) -> contextlib.AbstractContextManager[IO
     return contextlib.nullcontext(raw)
 
 
+def encoding_of(head: bytes, name: object) -> tuple[str, int]:
+    """(encoding, bytes of its byte order mark) of a text from its first bytes, 64 or more where it has as many: what
+    the mark says, else UTF-8. UTF-16 without a mark, which UTF-8 may pass for, is a `UserError`."""
+    for mark, encoding in MARKS:
+        if head.startswith(mark):
+            return encoding, len(mark)
+    # Every other byte zero, and not all: Latin letters in UTF-16.
+    start = head[:64]
+    zeros = [len(start) >= 4 and not any(start[first::2]) and any(start) for first in (0, 1)]
+    refuse(any(zeros), f"{name} seems to be UTF-16 without a byte order mark; save it as UTF-8")
+    return "utf-8", 0
+
+
+def decode_text(data: bytes, name: object) -> str:
+    """A whole text without its byte order mark; bytes that are not its encoding are a `UserError`."""
+    encoding, mark = encoding_of(data, name)
+    try:
+        return data[mark:].decode(encoding)
+    except UnicodeDecodeError as error:
+        where = f"{name} is not {encoding.upper()} at byte {mark + error.start}"
+        raise UserError(f"{where}; convert it first, for example with iconv") from None
+
+
 def read_text(path: Path, limit: int) -> str:
     """A whole small file as text; more than `limit` bytes or bytes that are not UTF-8 are a `UserError`."""
     with open_binary(path) as opened:
         data = opened.stream.read(limit + 1)
     refuse(len(data) > limit, f"{path} holds more than {limit:,} bytes; that is no tokenizer file")
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 at byte {error.start}") from None
+    return decode_text(data, path)

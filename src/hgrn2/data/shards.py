@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from hgrn2.data.manifest import DOCUMENTS_DTYPE, Shard, Split
-from hgrn2.data.sources import Piece
+from hgrn2.data.splitting import Piece
 from hgrn2.data.tokenizer import Tokenizer
 
 SHARD_TOKENS = 1 << 28  # 512 MiB a file with 16-bit ids

@@ -1,19 +1,21 @@
 """Documents from files as a stream: text files, folders of them, JSONL; each also as .xz or .gz.
 
-A text file is one document, a line of JSONL is one. Long documents come in several pieces, so that memory stays bounded
-by `BLOCK` characters whatever the file's size; joining the pieces gives the text back exactly (no newline is touched).
+A text file is one document unless `split` says otherwise, a line of JSONL is one. Long documents come in several
+pieces, so that memory stays bounded by `BLOCK` characters whatever the file's size; joining the pieces gives the text
+back. Two things that are no text go: a byte order mark, and with `newlines="unix"` the carriage returns of line ends.
 """
 
 import codecs
+import io
 import json
 import os
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal
 
-from hgrn2.data.reading import Opened, open_binary, plain_name
+from hgrn2.data.reading import Opened, encoding_of, open_binary, plain_name
+from hgrn2.data.splitting import Piece, one_document, parse_splitting, split_documents
 from hgrn2.data.tokenizer import utf8
 from hgrn2.errors import UserError
 from hgrn2.settings import refuse
@@ -22,19 +24,8 @@ BLOCK = 1 << 20  # characters in one piece at most, and bytes read at a time
 LINE_LIMIT = 1 << 28  # bytes of one JSONL line; a longer one is taken for a mistake rather than for a document
 JSON_LINES = (".jsonl", ".ndjson")
 
-# Where a long text may be cut, best first. At the first two a byte-level BPE with GPT-2's splitting gives the same
-# tokens as without the cut: the break lies between two of its words. `tests/data/test_sources.py` holds it to that.
-CUTS = (re.compile(r"(?<=\S)\n(?=\S)"), re.compile(r"(?<=\S)(?= \S)"), re.compile(r"\n"))
-CUT_WINDOW = 1 << 16
-
 OnRead = Callable[[int], None]
-
-
-class Piece(NamedTuple):
-    """A part of a document; `ends` tells that the document ends with it. The text is never empty."""
-
-    text: str
-    ends: bool
+Newlines = Literal["unix", "keep"]
 
 
 @dataclass
@@ -44,33 +35,53 @@ class Survey:
     documents: int = 0
     characters: int = 0
     alphabet: set[str] = field(default_factory=set)
+    byte_order_marks: int = 0
+    """Files that began with one; it is no part of the text."""
+    utf16_files: int = 0
+    """Of these, files in UTF-16 or UTF-32."""
+    carriage_returns: int = 0
+    """Before conversion."""
 
 
 class Sources:
     """The inputs in reading order: files as given, folders replaced by their files (recursive, by name).
 
-    Every visible file of a folder is read; JSONL by its suffix, anything else as UTF-8 text. Documents without text
-    are skipped. A missing input, or one without any text, is a `UserError`.
+    Every visible file of a folder is read; JSONL by its suffix, anything else as UTF-8 text (UTF-16 where its byte
+    order mark says so). Documents without text are skipped. A missing input, or one without any text, is a `UserError`.
+    `newlines`: "unix" makes every CR LF and lone CR a LF, "keep" leaves them. `split`: how a text file becomes
+    documents, see `hgrn2.data.splitting`.
     """
 
-    def __init__(self, inputs: Sequence[str | Path], json_field: str = "text") -> None:
+    def __init__(
+        self,
+        inputs: Sequence[str | Path],
+        json_field: str = "text",
+        *,
+        newlines: Newlines = "unix",
+        split: str = "none",
+    ) -> None:
         refuse(not inputs, "no input is given")
-        self.json_field = json_field
+        refuse(newlines not in ("unix", "keep"), f"newlines are {newlines!r}; choose unix or keep")
+        self.json_field, self.newlines, self.splitting = json_field, newlines, parse_splitting(split)
         self._inputs = [(path, _files_of(path)) for path in map(Path, inputs)]
         self.size = sum(file.stat().st_size for file in self.files)
+        only_lines = self.splitting.kind != "none" and all(_is_json_lines(file) for file in self.files)
+        refuse(only_lines, f"--split {split} divides text files; of these JSONL inputs each line is a document already")
 
     @property
     def files(self) -> list[Path]:
         """All files, in reading order."""
         return [file for _, files in self._inputs for file in files]
 
-    def pieces(self, on_read: OnRead | None = None) -> Iterator[Piece]:
-        """Every document, piece by piece. `on_read` is told the bytes on disk read so far, out of `size`."""
+    def pieces(self, on_read: OnRead | None = None, found: Survey | None = None) -> Iterator[Piece]:
+        """Every document, piece by piece. `on_read` is told the bytes on disk read so far, out of `size`; marks and
+        carriage returns are counted in `found`."""
+        found = found or Survey()
         before = 0
         for path, files in self._inputs:
             empty = True
             for file in files:
-                for piece in self._read(file, before, on_read):
+                for piece in self._read(file, before, on_read, found):
                     empty = False
                     yield piece
                 before += file.stat().st_size
@@ -79,23 +90,68 @@ class Sources:
     def survey(self, *, alphabet: bool = False, on_read: OnRead | None = None) -> Survey:
         """Read everything once: find every mistake before long work begins, and count."""
         found = Survey()
-        for piece in self.pieces(on_read):
+        for piece in self.pieces(on_read, found):
             found.documents += piece.ends
             found.characters += len(piece.text)
             if alphabet:
                 found.alphabet.update(piece.text)
         return found
 
-    def _read(self, file: Path, before: int, on_read: OnRead | None) -> Iterator[Piece]:
+    def documents(self) -> Iterator[str]:
+        """Every document, whole."""
+        parts: list[str] = []
+        for piece in self.pieces():
+            parts.append(piece.text)
+            if piece.ends:
+                yield "".join(parts)
+                parts = []
+
+    def _read(self, file: Path, before: int, on_read: OnRead | None, found: Survey) -> Iterator[Piece]:
         with open_binary(file) as opened:
-            if plain_name(file).endswith(JSON_LINES):
-                pieces = _json_documents(opened, file, self.json_field)
+            if _is_json_lines(file):
+                pieces = self._json_documents(opened, file, found)
             else:
-                pieces = _in_pieces(_decoded(opened, file))
+                blocks = self._with_newlines(_decoded(opened, file, found), found)
+                pieces = split_documents(blocks, self.splitting, BLOCK)
             for piece in pieces:
                 yield piece
                 if on_read:
                     on_read(before + opened.raw.tell())
+
+    def _with_newlines(self, blocks: Iterator[str], found: Survey) -> Iterator[str]:
+        translate = self.newlines == "unix"
+        decoder = io.IncrementalNewlineDecoder(None, translate)  # a CR LF may lie on a border of two blocks
+        for block in blocks:
+            found.carriage_returns += block.count("\r")
+            text = decoder.decode(block) if translate else block
+            if text:
+                yield text
+        if translate and (rest := decoder.decode("", final=True)):
+            yield rest
+
+    def _json_documents(self, opened: Opened, file: Path, found: Survey) -> Iterator[Piece]:
+        offset, number = 0, 0
+        while line := opened.stream.readline(LINE_LIMIT + 1):
+            number += 1
+            where = f"{file}:{number}"
+            refuse(len(line) > LINE_LIMIT, f"{where}: the line is longer than {LINE_LIMIT:,} bytes; is this JSONL?")
+            if number == 1:
+                encoding, mark = encoding_of(line, file)
+                refuse(encoding != "utf-8", f"{file} is {encoding.upper()}; {CONVERT}")
+                found.byte_order_marks += bool(mark)
+                line, offset = line[mark:], mark
+            try:
+                text = line.decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise UserError(_not_utf8(file, offset + error.start)) from None
+            offset += len(line)
+            if text.strip():
+                blocks = self._with_newlines(iter((_field_of(text, self.json_field, where),)), found)
+                yield from one_document(blocks, BLOCK)
+
+
+def _is_json_lines(file: Path) -> bool:
+    return plain_name(file).endswith(JSON_LINES)
 
 
 def _files_of(path: Path) -> list[Path]:
@@ -115,64 +171,34 @@ def _unreadable(error: OSError) -> None:
     raise UserError(f"{error.filename} may not be read: {error.strerror}")  # os.walk alone would pass over it
 
 
-def _decoded(opened: Opened, file: Path) -> Iterator[str]:
-    """Strict UTF-8 in blocks; wrong bytes are a `UserError` with their offset in the uncompressed file."""
-    decoder = codecs.getincrementaldecoder("utf-8")("strict")
-    done = 0
+def _decoded(opened: Opened, file: Path, found: Survey) -> Iterator[str]:
+    """Strict UTF-8, or what a byte order mark says, in blocks; wrong bytes are a `UserError` with their offset in the
+    uncompressed file."""
+    block = opened.stream.read(max(BLOCK, 64))
+    encoding, mark = encoding_of(block, file)
+    found.byte_order_marks += bool(mark)
+    found.utf16_files += encoding != "utf-8"
+    decoder = codecs.getincrementaldecoder(encoding)("strict")
+    block, done = block[mark:], mark
     while True:
-        block = opened.stream.read(BLOCK)
         held = len(decoder.getstate()[0])  # bytes of a character that the last block cut in two
         try:
             text = decoder.decode(block, final=not block)
         except UnicodeDecodeError as error:
-            raise UserError(_not_utf8(file, done - held + error.start)) from None
+            raise UserError(_not_utf8(file, done - held + error.start, encoding)) from None
         if text:
             yield text
         if not block:
             return
         done += len(block)
+        block = opened.stream.read(BLOCK)
 
 
-def _not_utf8(file: Path, offset: int) -> str:
-    return f"{file} is not UTF-8 at byte {offset}; convert it first, for example with iconv"
+CONVERT = "convert it first, for example with iconv"
 
 
-def _in_pieces(blocks: Iterator[str]) -> Iterator[Piece]:
-    """One document of blocks as pieces of at most `BLOCK` characters."""
-    rest = ""
-    for block in blocks:
-        rest += block
-        while len(rest) > BLOCK:
-            end = _cut(rest, BLOCK)
-            yield Piece(rest[:end], False)
-            rest = rest[end:]
-    if rest:
-        yield Piece(rest, True)
-
-
-def _cut(text: str, limit: int) -> int:
-    """Where to cut a text that is longer than `limit`: the last good place in the window before the limit."""
-    begin = max(limit - CUT_WINDOW, 0)
-    for pattern in CUTS:
-        ends = [match.end() for match in pattern.finditer(text, begin, limit + 1) if begin < match.end() <= limit]
-        if ends:
-            return ends[-1]
-    return limit
-
-
-def _json_documents(opened: Opened, file: Path, json_field: str) -> Iterator[Piece]:
-    offset, number = 0, 0
-    while line := opened.stream.readline(LINE_LIMIT + 1):
-        number += 1
-        where = f"{file}:{number}"
-        refuse(len(line) > LINE_LIMIT, f"{where}: the line is longer than {LINE_LIMIT:,} bytes; is this JSONL?")
-        try:
-            text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-        except UnicodeDecodeError as error:
-            raise UserError(_not_utf8(file, offset + error.start)) from None
-        offset += len(line)
-        if text.strip():
-            yield from _in_pieces(iter((_field_of(text, json_field, where),)))
+def _not_utf8(file: Path, offset: int, encoding: str = "utf-8") -> str:
+    return f"{file} is not {encoding.upper()} at byte {offset}; {CONVERT}"
 
 
 def _field_of(line: str, json_field: str, where: str) -> str:

@@ -3,6 +3,9 @@
 A tokenizer is a value: `identity()` says which one it is, `save` writes it into a folder as JSON, and `load_tokenizer`
 of that folder gives an equal one. Whatever stands in a text is text: the spelling of a special token inside a document
 is encoded as ordinary characters, so no input can forge a document boundary.
+
+Some vocabularies write a space before every text, so that its first word looks like any other. A text in parts is such
+a text once: `continues` says that a part goes on after another, and is then encoded and decoded without that space.
 """
 
 import hashlib
@@ -37,24 +40,40 @@ class Tokenizer(ABC):
     eot: int | None
 
     @abstractmethod
-    def encode(self, text: str) -> np.ndarray:
-        """The ids of a text, int32 [n]; no separator is added. Text outside the vocabulary is a `UserError`."""
+    def encode(self, text: str, *, continues: bool = False) -> np.ndarray:
+        """The ids of a text, int32 [n]; no separator is added. Text outside the vocabulary is a `UserError`.
 
-    def encode_documents(self, texts: list[str]) -> list[np.ndarray]:
+        `continues`: the text goes on where another ended. Its ids after the other's stand for the joined text, no
+        character more or less; they are those of the joined text unless a token reaches over the seam (see `cut`).
+        """
+
+    def encode_documents(self, texts: list[str], continues: Sequence[bool] | None = None) -> list[np.ndarray]:
         """The ids of several texts, each as by `encode`; kinds that can do so work on them in parallel."""
-        return [self.encode(text) for text in texts]
+        return [
+            self.encode(text, continues=goes_on)
+            for text, goes_on in zip(texts, continues or [False] * len(texts), strict=True)
+        ]
+
+    def cut(self, text: str, limit: int, before: int = 0) -> int | None:
+        """The last place p in (before, limit] at which encoding text[:p] and text[p:] by themselves, the second as one
+        that continues, gives the ids of the whole; None where none is found. `limit` lies inside the text."""
+        return limit
 
     @abstractmethod
-    def decode_bytes(self, ids: Ids) -> bytes:
-        """The UTF-8 bytes of ids; the bytes of a part of a sequence may end inside a character (for streaming)."""
+    def decode_bytes(self, ids: Ids, *, continues: bool = False) -> bytes:
+        """The UTF-8 bytes of ids; the bytes of a part of a sequence may end inside a character (for streaming).
 
-    def decode(self, ids: Ids) -> str:
+        `continues`: other ids stand before these, so that no text begins with the first of them. Bytes of parts laid
+        end to end are those of the whole.
+        """
+
+    def decode(self, ids: Ids, *, continues: bool = False) -> str:
         """The text of ids; bytes that are no UTF-8 become U+FFFD. An id outside the vocabulary is a `UserError`."""
-        return self.decode_bytes(ids).decode("utf-8", errors="replace")
+        return self.decode_bytes(ids, continues=continues).decode("utf-8", errors="replace")
 
-    def bytes_per(self, ids: Ids) -> int:
+    def bytes_per(self, ids: Ids, *, continues: bool = False) -> int:
         """How many UTF-8 bytes of text the ids stand for, as bits per byte needs."""
-        return len(self.decode_bytes(ids))
+        return len(self.decode_bytes(ids, continues=continues))
 
     @cached_property
     def sha256(self) -> str:
@@ -99,14 +118,14 @@ class ByteTokenizer(Tokenizer):
     vocab_size = 257
     eot = 256
 
-    def encode(self, text: str) -> np.ndarray:
+    def encode(self, text: str, *, continues: bool = False) -> np.ndarray:
         return np.frombuffer(utf8(text), dtype=np.uint8).astype(np.int32)
 
-    def decode_bytes(self, ids: Ids) -> bytes:
+    def decode_bytes(self, ids: Ids, *, continues: bool = False) -> bytes:
         array = self.check_ids(ids)
         return array[array < 256].astype(np.uint8).tobytes()
 
-    def bytes_per(self, ids: Ids) -> int:
+    def bytes_per(self, ids: Ids, *, continues: bool = False) -> int:
         return int((self.check_ids(ids) < 256).sum())
 
     def _decides(self) -> Any:
@@ -135,7 +154,7 @@ class CharTokenizer(Tokenizer):
             seen.update(part)
         return cls(seen)
 
-    def encode(self, text: str) -> np.ndarray:
+    def encode(self, text: str, *, continues: bool = False) -> np.ndarray:
         points = _code_points(text)
         ids = np.minimum(np.searchsorted(self._points, points), self.vocab_size - 1)
         unknown = self._points[ids] != points
@@ -147,13 +166,13 @@ class CharTokenizer(Tokenizer):
             )
         return ids.astype(np.int32)
 
-    def decode(self, ids: Ids) -> str:
+    def decode(self, ids: Ids, *, continues: bool = False) -> str:
         return self._points[self.check_ids(ids)].astype("<u4").tobytes().decode("utf-32-le")
 
-    def decode_bytes(self, ids: Ids) -> bytes:
+    def decode_bytes(self, ids: Ids, *, continues: bool = False) -> bytes:
         return self.decode(ids).encode()
 
-    def bytes_per(self, ids: Ids) -> int:
+    def bytes_per(self, ids: Ids, *, continues: bool = False) -> int:
         return int(self._bytes[self.check_ids(ids)].sum())
 
     def _decides(self) -> Any:

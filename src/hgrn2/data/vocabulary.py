@@ -4,13 +4,15 @@ The encoding itself is done by the `tokenizers` library (`pip install hgrn2[text
 """
 
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from hgrn2.data.parts import Cutter, adds_space, fresh_start, steps, without_beginning
 from hgrn2.data.reading import COMPRESSED, plain_name, read_text
 from hgrn2.data.tokenizer import Ids, Tokenizer, utf8
 from hgrn2.errors import UserError
@@ -19,6 +21,7 @@ from hgrn2.settings import refuse
 
 LIMIT = 1 << 28  # bytes of one vocabulary file; the largest in use (256k entries) have about 35 MB
 END_OF_DOCUMENT = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|end|>")
+BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 PAIRS = (("vocab.bpe", "encoder.json"), ("merges.txt", "vocab.json"))  # OpenAI's names and Hugging Face's
 
 
@@ -38,29 +41,43 @@ class JsonTokenizer(Tokenizer):
         self.vocab_size = max(vocabulary.values()) + 1
         self.eot = next((vocabulary[name] for name in END_OF_DOCUMENT if name in vocabulary), None)
 
-    def encode(self, text: str) -> np.ndarray:
-        return self.encode_documents([text])[0]
+    def encode(self, text: str, *, continues: bool = False) -> np.ndarray:
+        return self.encode_documents([text], [continues])[0]
 
-    def encode_documents(self, texts: list[str]) -> list[np.ndarray]:
+    def encode_documents(self, texts: list[str], continues: Sequence[bool] | None = None) -> list[np.ndarray]:
         for text in texts:
             utf8(text)  # the library would raise its own error over a lone surrogate
-        encodings = self._library.encode_batch_fast(texts, add_special_tokens=False)
-        return [np.asarray(encoding.ids, dtype=np.int32) for encoding in encodings]
+        if continues is None or self._continuing is None:
+            return _encode(self._library, texts)
+        # Text that goes on is encoded without a beginning, as far as the vocabulary looks back; see hgrn2.data.parts.
+        ends = [self._fresh_start(text) if goes_on else 0 for text, goes_on in zip(texts, continues, strict=True)]
+        heads = _encode(self._continuing, [text[:end] for text, end in zip(texts, ends, strict=True)])
+        tails = _encode(self._library, [text[end:] for text, end in zip(texts, ends, strict=True)])
+        return [np.concatenate(both) for both in zip(heads, tails, strict=True)]
 
-    def decode(self, ids: Ids) -> str:
-        if self._decoders & {"ByteLevel"}:
-            return super().decode(ids)
+    def cut(self, text: str, limit: int, before: int = 0) -> int | None:
+        return self._cutter.cut(text, limit, before)
+
+    def decode(self, ids: Ids, *, continues: bool = False) -> str:
+        if self._table is not None:
+            return super().decode(ids, continues=continues)
         return self._library.decode(self.check_ids(ids).tolist(), skip_special_tokens=True)
 
-    def decode_bytes(self, ids: Ids) -> bytes:
+    def decode_bytes(self, ids: Ids, *, continues: bool = False) -> bytes:
         if self._table is None:
             return self.decode(ids).encode()
-        table = self._table
-        return b"".join(table[index] for index in self.check_ids(ids).tolist())
+        table, array = self._table, self.check_ids(ids)
+        spelt = [table[index] for index in array.tolist()]
+        if self._adds_space:
+            for begin in ([] if continues else [0]) + (np.flatnonzero(array == self.eot) + 1).tolist():
+                first = next((n for n in range(begin, len(spelt)) if spelt[n]), None)
+                if first is not None:
+                    spelt[first] = spelt[first].removeprefix(b" ")
+        return b"".join(spelt)
 
-    def bytes_per(self, ids: Ids) -> int:
-        if self._table is None:
-            return len(self.decode_bytes(ids))
+    def bytes_per(self, ids: Ids, *, continues: bool = False) -> int:
+        if self._table is None or self._adds_space:
+            return len(self.decode_bytes(ids, continues=continues))
         return int(self._lengths[self.check_ids(ids)].sum())
 
     def _decides(self) -> Any:
@@ -72,7 +89,32 @@ class JsonTokenizer(Tokenizer):
 
     @cached_property
     def _decoders(self) -> set[str]:
-        return {part["type"] for part in _parts(self._content.get("decoder"), "decoders")}
+        return {part["type"] for part in steps(self._content.get("decoder"), "decoders")}
+
+    @cached_property
+    def _adds_space(self) -> bool:
+        return adds_space(self._content)
+
+    @cached_property
+    def _continuing(self) -> Any:
+        """The library's tokenizer for text that goes on after other text; None where that makes no difference."""
+        content = without_beginning(self._content)
+        return None if content is None else _make_library(json.dumps(content, ensure_ascii=False), "tokenizer.json")
+
+    @cached_property
+    def _fresh(self) -> re.Pattern[str] | None:
+        return fresh_start(self._content)
+
+    def _fresh_start(self, text: str) -> int:
+        found = None if self._fresh is None else self._fresh.search(text)
+        return len(text) if found is None else found.start()
+
+    @cached_property
+    def _cutter(self) -> Cutter:
+        library = self._library if self._continuing is None else self._continuing
+        return Cutter(
+            library, lambda texts: [ids.tolist() for ids in self.encode_documents(texts, [True] * len(texts))]
+        )
 
     @cached_property
     def _lengths(self) -> np.ndarray:
@@ -88,18 +130,42 @@ class JsonTokenizer(Tokenizer):
         if "ByteLevel" in self._decoders:
             alphabet = byte_alphabet()
             spell = lambda token: _from_alphabet(token, alphabet)  # noqa: E731
-        elif "Metaspace" in self._decoders or {"Replace", "ByteFallback"} <= self._decoders:
-            spell = _from_sentencepiece
+        elif self._spells_spaces():
+            spell = lambda token: _from_sentencepiece(token, self._falls_back)  # noqa: E731
         else:
             return None
         table = [b""] * self.vocab_size
         for token, index in self._vocabulary.items():
             table[index] = spell(token)
         for added in self._content.get("added_tokens") or ():
-            table[added["id"]] = b"" if added["special"] else added["content"].encode()
+            if added["special"] and not (self._falls_back and BYTE.fullmatch(added["content"])):
+                table[added["id"]] = b""
+            elif not added["special"]:
+                table[added["id"]] = added["content"].encode()
         if self.eot is not None:
             table[self.eot] = b""
         return table
+
+    @property
+    def _falls_back(self) -> bool:
+        """Whether text outside the vocabulary is spelt in tokens of one byte each, `<0x0A>`."""
+        return bool(self._content["model"].get("byte_fallback")) or "ByteFallback" in self._decoders
+
+    def _spells_spaces(self) -> bool:
+        """Whether tokens are texts in which U+2581 stands for a space, joined with nothing between."""
+        if "Metaspace" in self._decoders:
+            return True
+        replaced = [
+            (step["pattern"].get("String"), step["content"])
+            for step in steps(self._content.get("decoder"), "decoders")
+            if step["type"] == "Replace"
+        ]
+        return replaced == [("▁", " ")] and self._decoders <= {"Sequence", "Replace", "ByteFallback", "Fuse", "Strip"}
+
+
+def _encode(library: Any, texts: list[str]) -> list[np.ndarray]:
+    encodings = library.encode_batch_fast(texts, add_special_tokens=False)
+    return [np.asarray(encoding.ids, dtype=np.int32) for encoding in encodings]
 
 
 def byte_alphabet() -> dict[str, int]:
@@ -116,18 +182,10 @@ def _from_alphabet(token: str, alphabet: dict[str, int]) -> bytes:
         return token.encode()  # an entry spelt as plain text, as the library's own decoder takes it
 
 
-def _from_sentencepiece(token: str) -> bytes:
-    if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
+def _from_sentencepiece(token: str, bytes_too: bool) -> bytes:
+    if bytes_too and BYTE.fullmatch(token):
         return bytes.fromhex(token[3:5])
     return token.replace("▁", " ").encode()
-
-
-def _parts(value: Any, key: str) -> Iterator[dict[str, Any]]:
-    """The steps of a decoder, which may be one, a sequence of them, or none."""
-    if isinstance(value, dict):
-        for part in value.get(key) or ():
-            yield from _parts(part, key)
-        yield value
 
 
 def _parse(text: str, where: str) -> dict[str, Any]:

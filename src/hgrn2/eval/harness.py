@@ -8,8 +8,9 @@ with plug-ins (entry point `lm_eval.models`); with others, import this module fi
 
 How texts become tokens follows lm-eval's own `TemplateLM`, so that numbers are comparable: spaces that end a context go
 to the continuation, and a continuation's tokens are those of the joined text after as many as the context alone has.
-What differs is the reading: a context is read once for all that is asked after it (`hgrn2.eval.scoring`), it is never
-cut to a maximal length, and a document's probability is measured with one state from beginning to end.
+Where a token reaches over the seam, lm-eval drops or repeats characters; here the continuation is encoded by itself.
+What differs besides is the reading: a context is read once for all that is asked after it (`hgrn2.eval.scoring`), it is
+never cut to a maximal length, and a document's probability is measured with one state from beginning to end.
 """
 
 from collections.abc import Sequence
@@ -112,8 +113,9 @@ class HGRN2LM(TemplateLM):
         for (context, continuation), whole in zip(moved, encoded[len(contexts) :], strict=True):
             begin = known[context]
             rest = whole[len(begin) :]
-            if not rest and continuation:  # the two merged into fewer tokens than the context alone
-                rest = self.tok_encode(continuation)
+            if whole[: len(begin)] != begin or (not rest and continuation):
+                # A token reaches over the seam: the continuation by itself, so that no character is lost or repeated.
+                rest = self.text.encode(continuation, continues=True).tolist()
             if not begin and rest:
                 # As in lm-eval: the end of document stands before, unless the text begins with it.
                 begin = [self.eot_token_id]

@@ -49,13 +49,7 @@ def open_text(path: Path, split: str, loaded: Loaded) -> Corpus:
         same = corpus.tokenizer().identity() == tokenizer.identity()
         refuse(not same, f"{path} was prepared with another tokenizer than {loaded.name} has")
     else:
-        documents, parts = [], []
-        for piece in Sources([path]).pieces():
-            parts.append(piece.text)
-            if piece.ends:
-                documents.append("".join(parts))
-                parts = []
-        corpus = Corpus.from_documents(documents, tokenizer, name=str(path))
+        corpus = Corpus.from_documents(Sources([path]).documents(), tokenizer, name=str(path))
     count = corpus.n_tokens
     refuse(count < 2, f"{path} holds {count} tokens, so there is nothing to predict; it takes at least 2")
     return corpus

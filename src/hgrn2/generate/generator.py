@@ -36,7 +36,8 @@ class Piece:
     token: int | None
     """The new token; None where only the prompt was read (max_tokens 0)."""
     text: str
-    """The text that is certain now: whole characters, no part of a stop text; often none, sometimes several tokens'."""
+    """The text that is certain now: whole characters, no part of a stop text; often none, sometimes several tokens'.
+    A character that has only begun when max_tokens are reached is not shown; its snapshot goes on with it."""
     finished: Finished | None = None
     """Why the sample ends with this piece: a stop text, the end of document, max_tokens; None while it goes on."""
     snapshot: Snapshot | None = None
@@ -74,10 +75,12 @@ class _Row:
             return text, "stop"
         if not ended and self.count < max_tokens:
             return text, None
+        if not ended:  # the text can be gone on with: a character that has only begun is left for what comes
+            return text + self.stops.finish(), "length"
         rest, stopped = self.stops.push(self.stream.finish())
         if stopped:
             return text + rest, "stop"
-        return text + rest + self.stops.finish(), "eot" if ended else "length"
+        return text + rest + self.stops.finish(), "eot"
 
 
 @dataclass
@@ -162,8 +165,13 @@ class Generator:
         return made
 
     def prompt_ids(self, prompt: str | Sequence[int] | np.ndarray, state: Snapshot | None = None) -> np.ndarray:
-        """The ids that the model has to read, int64: the prompt's, after the one that a snapshot left unread."""
-        ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else np.asarray(prompt)
+        """The ids that the model has to read, int64: the prompt's, after the one that a snapshot left unread.
+
+        After a snapshot the prompt goes on with its text: nothing that begins a text is added, and both joined are
+        what is read. Only after an end of document a new text begins.
+        """
+        continues = state is not None and state.last != self.tokenizer.eot
+        ids = self.tokenizer.encode(prompt, continues=continues) if isinstance(prompt, str) else np.asarray(prompt)
         refuse(ids.size > 0 and ids.dtype.kind not in "iu", f"token ids must be whole numbers, not {ids.dtype}")
         ids = ids.reshape(-1).astype(np.int64)
         bad = ids[(ids < 0) | (ids >= self.tokenizer.vocab_size)]
@@ -179,11 +187,12 @@ class Generator:
         self, ids: np.ndarray, tokens: int, config: GenerationConfig, start: Snapshot | None, on_prompt: OnPrompt | None
     ) -> Iterator[Piece]:
         state = self._read_prompt(ids, start, config.segment, on_prompt)
+        pending = start.pending if start is not None and len(ids) == 1 else b""
         if config.max_tokens == 0:
             for sample in range(config.samples):
-                yield Piece(sample, None, "", "length", Snapshot(state, int(ids[-1]), tokens))
+                yield Piece(sample, None, "", "length", Snapshot(state, int(ids[-1]), tokens, pending))
             return
-        batch = self._begin(ids, state, config)
+        batch = self._begin(ids, state, config, pending)
         eot = self.tokenizer.eot if config.stop_at_eot else None
         while batch.rows:
             chosen = batch.choose()
@@ -194,7 +203,8 @@ class Generator:
                     going.append(n)
                     yield Piece(row.sample, token, text)
                 else:
-                    end = Snapshot(batch.steps.snapshot(batch.places[n]), token, tokens + row.count)
+                    here = batch.steps.snapshot(batch.places[n])
+                    end = Snapshot(here, token, tokens + row.count, row.stream.pending)
                     yield Piece(row.sample, token, text, finished, end)
             if not going:
                 return
@@ -219,13 +229,13 @@ class Generator:
                     on_prompt(min(first + segment, end) + 1, len(ids))
         return state
 
-    def _begin(self, ids: np.ndarray, state: ModelState, config: GenerationConfig) -> _Batch:
+    def _begin(self, ids: np.ndarray, state: ModelState, config: GenerationConfig, pending: bytes) -> _Batch:
         seed = config.sampling.seed
         seed = torch.Generator().seed() % 2**62 if seed is None else seed
         rows = [
             _Row(
                 sample,
-                TextStream(self.tokenizer, ids[-CONTEXT:].tolist()),
+                TextStream(self.tokenizer, ids[-CONTEXT:].tolist(), pending),
                 StopFinder(config.stop),
                 torch.Generator().manual_seed(seed + sample),
             )

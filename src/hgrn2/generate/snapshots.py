@@ -5,7 +5,8 @@ token's output, which a state alone does not hold. So a text can be continued wi
 token is ever read twice or left out, be it the last one of the prompt or one that was just generated.
 
     file: safetensors with the state's tensors; metadata {format, model_hash, tokenizer_hash, tokens, last, dtype,
-    batch, checksum}. Two numbers and hashes: nothing in it grows with the text, and nothing of the text can be read.
+    batch, checksum}, and `pending` in hexadecimal where a character is unfinished. Two numbers and hashes: nothing in
+    it grows with the text, and nothing of the text can be read but the bytes of such a character.
 """
 
 import hashlib
@@ -38,6 +39,8 @@ class Snapshot:
     """The last token, which the state has not read yet."""
     tokens: int
     """Length of the text in tokens, the last one included."""
+    pending: bytes = b""
+    """Of a character that the tokens so far have only begun: its first bytes, which no text shows yet."""
 
 
 def save_snapshot(
@@ -57,6 +60,8 @@ def save_snapshot(
         "dtype": _dtype(model),
         "batch": str(snapshot.state.batch),
     }
+    if snapshot.pending:
+        metadata["pending"] = snapshot.pending.hex()
     metadata["checksum"] = _checksum(tensors, metadata)
     with reported(path), atomic_path(path) as temporary:
         save_file(tensors, temporary, metadata)
@@ -87,7 +92,7 @@ def load_snapshot(path: str | Path, model: LanguageModel, tokenizer: Tokenizer) 
     last, tokens = _whole(path, metadata, "last"), _whole(path, metadata, "tokens")
     model.check_tokens(torch.tensor([last]))
     named = {name: _like(tensors[name], tensor) for name, tensor in like.tensors().items()}
-    return Snapshot(ModelState.from_tensors(named, like), last, tokens)
+    return Snapshot(ModelState.from_tensors(named, like), last, tokens, _pending(path, metadata))
 
 
 def _check_origin(path: Path, metadata: dict[str, str], model: LanguageModel, tokenizer: Tokenizer) -> None:
@@ -118,6 +123,15 @@ def _checksum(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
     digest = hashlib.sha256(repr(stated).encode())
     add_tensors(digest, tensors)
     return digest.hexdigest()
+
+
+def _pending(path: Path, metadata: dict[str, str]) -> bytes:
+    try:
+        pending = bytes.fromhex(metadata.get("pending", ""))
+    except ValueError:
+        pending = bytes(4)
+    refuse(len(pending) > 3, f"{path} is damaged: pending is {metadata.get('pending', '')[:30]!r}")
+    return pending
 
 
 def _whole(path: Path, metadata: dict[str, str], key: str) -> int:

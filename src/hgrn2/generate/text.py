@@ -11,21 +11,34 @@ CONTEXT = 8  # ids before a new one that its text may depend on: spaces and join
 class TextStream:
     """The text of ids one by one. Bytes are held until they make a character; what never does becomes U+FFFD."""
 
-    def __init__(self, tokenizer: Tokenizer, before: Sequence[int] = ()) -> None:
-        """`before`: the ids that come first and whose text is known already; the last few are enough."""
+    def __init__(self, tokenizer: Tokenizer, before: Sequence[int] = (), pending: bytes = b"") -> None:
+        """`before`: the ids that come first and whose text is known already; the last few are enough. `pending`: what
+        another stream held of a character when the text was left there."""
         self._tokenizer = tokenizer
         self._context = [int(index) for index in before[-CONTEXT:]]
-        self._known = len(tokenizer.decode_bytes(self._context))
+        self._continues = bool(self._context)
+        self._known = len(self._decoded())
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._decoder.decode(pending)
+
+    @property
+    def pending(self) -> bytes:
+        """The bytes held of a character that is not whole yet, at most three."""
+        return self._decoder.getstate()[0]
 
     def push(self, index: int) -> str:
         """The characters that this id completes."""
         # Decoded with what stands before it: some vocabularies join tokens by rules over neighbours.
         self._context.append(index)
-        fresh = self._tokenizer.decode_bytes(self._context)[self._known :]
-        del self._context[:-CONTEXT]
-        self._known = len(self._tokenizer.decode_bytes(self._context))
+        fresh = self._decoded()[self._known :]
+        if len(self._context) > CONTEXT:
+            del self._context[:-CONTEXT]
+            self._continues = True
+        self._known = len(self._decoded())
         return self._decoder.decode(fresh)
+
+    def _decoded(self) -> bytes:
+        return self._tokenizer.decode_bytes(self._context, continues=self._continues)
 
     def finish(self) -> str:
         """What the bytes still held decode to: nothing, or U+FFFD for the beginning of a character."""

@@ -107,7 +107,7 @@ def opening_token(tokenizer: Tokenizer) -> int:
     if tokenizer.eot is not None:
         return tokenizer.eot
     try:
-        return int(tokenizer.encode("\n")[0])
+        return int(tokenizer.encode("\n", continues=True)[0])
     except UserError:  # a vocabulary of characters without it; the state is learned in front of any token
         return 0
 
