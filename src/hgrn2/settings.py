@@ -229,7 +229,7 @@ _QUOTES = "'"
 
 def with_overrides(config: T, assignments: tuple[str, ...]) -> T:
     """Apply `name.sub=value` texts to nested settings, as in `with_overrides(run, ("model.width=64",))`."""
-    values = to_dict(config)
+    values, given = to_dict(config), set[str]()
     for text in assignments:
         path, equals, value = text.partition("=")
         refuse(not equals, f"setting {text!r}: write it as name=value")
@@ -238,7 +238,19 @@ def with_overrides(config: T, assignments: tuple[str, ...]) -> T:
         if isinstance(old, dict):
             raise UserError(f"{path} is a group; set one of its fields: {', '.join(old)}")
         place[last] = value.strip()
-    return from_dict(type(config), values, "")
+        given.add(path.strip())
+    return from_dict(type(config), _settled(config, values, given), "")
+
+
+def _settled(config: Any, values: dict[str, Any], given: set[str]) -> dict[str, Any]:
+    """Let every settings value that has a method `settled(values, given)` fit what was not given to what was."""
+    for field in dataclasses.fields(config):
+        inner = getattr(config, field.name)
+        if dataclasses.is_dataclass(inner):
+            below = {name.partition(".")[2] for name in given if name.startswith(f"{field.name}.")}
+            values[field.name] = _settled(inner, values[field.name], below)
+    follow = getattr(config, "settled", None)
+    return values if follow is None else follow(values, given)
 
 
 def _place(values: dict[str, Any], path: str) -> tuple[dict[str, Any], str]:

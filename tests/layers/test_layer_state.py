@@ -1,6 +1,8 @@
 """State as a value: made, picked, put back, moved and saved, with nothing shared and nothing lost."""
 
+import copy
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -9,7 +11,11 @@ from torch import Tensor
 from hgrn2.errors import UserError
 from hgrn2.layers.block import token_mixer
 from hgrn2.layers.config import MixerConfig
+from hgrn2.layers.key_values import SMALLEST, KeyValues, with_conv
 from hgrn2.layers.state import LayerState, ModelState
+from hgrn2.models.config import ModelConfig
+from hgrn2.models.count import state_bytes
+from hgrn2.models.language import LanguageModel
 
 WIDTH = 8
 CONFIGS = {
@@ -17,8 +23,14 @@ CONFIGS = {
     "hgru2 with conv": MixerConfig(head_size=4, conv_width=4),
     "hgru1": MixerConfig(kind="hgru1"),
     "hgru1_real": MixerConfig(kind="hgru1_real"),
+    "gla": MixerConfig(kind="gla", head_size=4),
+    "attention": MixerConfig(kind="attention", head_size=4),
+    "attention with conv": MixerConfig(kind="attention", head_size=4, conv_width=4),
 }
-NUMBERS = {"hgru2": 8 * 4, "hgru2 with conv": 8 * 4 + 3 * 24, "hgru1": 2 * 8, "hgru1_real": 8}
+NUMBERS = {
+    "hgru2": 8 * 4, "hgru2 with conv": 8 * 4 + 3 * 24, "hgru1": 2 * 8, "hgru1_real": 8, "gla": 8 * 4,
+    "attention": 0, "attention with conv": 3 * 24,
+}  # fmt: skip
 
 
 def zeros(name: str, batch: int = 3, dtype: torch.dtype = torch.float32) -> ModelState:
@@ -28,7 +40,16 @@ def zeros(name: str, batch: int = 3, dtype: torch.dtype = torch.float32) -> Mode
 
 def filled(name: str, batch: int = 3, seed: int = 0) -> ModelState:
     generator = torch.Generator().manual_seed(seed)
-    return zeros(name, batch).map(lambda x: torch.randn(x.shape, generator=generator, dtype=x.dtype))
+    state = zeros(name, batch)
+    if name.startswith("attention"):
+        state = ModelState(tuple(read(layer, 5) for layer in state.layers))
+    return state.map(lambda x: torch.randn(x.shape, generator=generator, dtype=x.dtype))
+
+
+def read(state: KeyValues, tokens: int) -> KeyValues:
+    """The state after so many zeros more."""
+    new = state.buffer.new_zeros(state.batch, tokens, *state.buffer.shape[2:])
+    return with_conv(state.append(new, state.places(tokens, None), None), state.conv)
 
 
 def each(states: list[ModelState], check: Callable[..., None]) -> None:
@@ -102,7 +123,8 @@ def check_meta(moved: Tensor, original: Tensor) -> None:
 def test_flat_names_round_trip(name: str) -> None:
     state = filled(name)
     named = state.tensors()
-    parts = ("recurrent", "conv") if "conv" in name else ("recurrent",)
+    first = "keys_values" if name.startswith("attention") else "recurrent"
+    parts = (first, "conv") if "conv" in name else (first,)
     assert set(named) == {f"{layer}.{part}" for layer in range(2) for part in parts}
     back = ModelState.from_tensors(dict(reversed(named.items())), zeros(name, batch=1))
     assert back.batch == 3
@@ -138,7 +160,7 @@ def test_a_state_updated_in_place_is_the_new_one(tokens: int) -> None:
     torch.manual_seed(0)
     for config in (
         MixerConfig(head_size=8), MixerConfig(head_size=8, conv_width=4), MixerConfig(kind="hgru1"),
-        MixerConfig(kind="hgru1_real"),
+        MixerConfig(kind="hgru1_real"), MixerConfig(kind="gla", head_size=8, conv_width=3),
     ):  # fmt: skip
         mixer = token_mixer(16, config)
         for parameter in mixer.parameters():
@@ -166,3 +188,87 @@ def test_a_narrow_state_stays_narrow() -> None:
     for tokens in (1, 3):
         _, state = mixer(torch.randn(2, tokens, 16), None, state, inplace=True)
         assert state.recurrent.dtype == torch.bfloat16
+
+
+# --- keys and values, which grow
+
+
+def test_keys_and_values_take_the_bytes_that_the_count_says() -> None:
+    config = ModelConfig(vocab_size=7, width=8, layers=2, glu_width=8, mixer=CONFIGS["attention"], lower_bound="none")
+    for dtype in (torch.float32, torch.bfloat16, torch.float64):
+        model = LanguageModel(config).to(dtype)
+        _, state = model(torch.zeros(3, 5, dtype=torch.long))
+        assert state.nbytes == 3 * state_bytes(config, str(dtype), tokens=5)
+        assert model(torch.zeros(3, 1, dtype=torch.long), state)[1].nbytes == 3 * state_bytes(
+            config, str(dtype), tokens=6
+        )
+
+
+@torch.no_grad()
+def test_a_buffer_is_made_seldom_and_earlier_states_stay() -> None:
+    state = token_mixer(WIDTH, CONFIGS["attention"]).zeros(2)
+    kept, places = [], set()
+    for t in range(3 * SMALLEST):
+        new = torch.full((2, 1, 2, 2, 4), float(t))
+        state = state.append(new, state.places(1, None), None)
+        kept.append(state)
+        places.add(state.buffer.data_ptr())
+    assert len(places) == 3  # 64, 128 and 256 tokens
+    for t, old in enumerate(kept):
+        assert old.lengths == (t + 1, t + 1)
+        assert torch.equal(old.seen[:, :, 0, 0, 0], torch.arange(t + 1.0).expand(2, -1))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("how", [lambda s: s, copy.copy, copy.deepcopy, lambda s: s.map(lambda x: x)])
+def test_forks_do_not_overwrite_each_other(how: Callable) -> None:
+    state = filled("attention", batch=2).layers[0]
+    state = read(state, 1)  # now with space left in the buffer
+    one, two = (go_on(each, value) for each, value in ((state, 1.0), (how(state), 2.0)))
+    for found, value in ((one, 1.0), (two, 2.0)):
+        assert (found.seen[:, -1] == value).all()
+        assert torch.equal(found.seen[:, :-1], state.seen)
+        assert (go_on(found, 3.0).seen[:, -2] == value).all()
+
+
+def go_on(state: KeyValues, value: float) -> KeyValues:
+    new = state.buffer.new_full((state.batch, 1, *state.buffer.shape[2:]), value)
+    return state.append(new, state.places(1, None), None)
+
+
+def test_one_of_many_threads_appends_in_place() -> None:
+    state = read(zeros("attention").layers[0], 1)
+    with ThreadPoolExecutor(8) as pool, torch.no_grad():
+        found = list(pool.map(lambda n: go_on(state, float(n)), range(32)))
+    assert sum(one.buffer.data_ptr() == state.buffer.data_ptr() for one in found) <= 1
+    assert all((one.seen[:, -1] == n).all() for n, one in enumerate(found))
+
+
+def test_a_state_made_while_reading_goes_on_in_training() -> None:
+    with torch.inference_mode():
+        state = read(zeros("attention").layers[0], 3)
+    new = torch.ones(3, 1, 2, 2, 4, requires_grad=True)
+    after = state.append(new, state.places(1, None), None)
+    after.seen.sum().backward()
+    assert after.lengths == (4, 4, 4)
+    assert torch.equal(new.grad, torch.ones_like(new))
+    with torch.no_grad():
+        assert go_on(state, 1.0).lengths == (4, 4, 4)
+
+
+def test_lengths_are_saved_where_they_differ() -> None:
+    like, state = zeros("attention"), filled("attention")
+    layers = [KeyValues(layer.buffer, (2, 5, 0)) for layer in state.layers]
+    named = ModelState(tuple(layers)).tensors()
+    assert named["1.lengths"].tolist() == [2, 5, 0]
+    assert not named["0.keys_values"][0, 2:].any()
+    back = ModelState.from_tensors(named, like)
+    assert [layer.lengths for layer in back.layers] == [(2, 5, 0)] * 2
+    each([back, ModelState(tuple(layers))], equal)
+    chosen = back.select([1, 0]).insert([0], back.select([2]))
+    assert chosen.layers[1].lengths == (0, 2)
+    for wrong in (torch.tensor([2, 6, 0]), torch.tensor([2, -1, 0]), torch.tensor([2, 5]), torch.zeros(3)):
+        with pytest.raises(UserError, match=r"1.lengths does not fit 1.keys_values"):
+            ModelState.from_tensors(named | {"1.lengths": wrong}, like)
+    with pytest.raises(UserError, match=r"0.keys_values is float32 \[B,5,2,2,3\], this model needs"):
+        ModelState.from_tensors(named | {"0.keys_values": torch.zeros(3, 5, 2, 2, 3)}, like)

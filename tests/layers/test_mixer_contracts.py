@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from hgrn2.layers.block import token_mixer
 from hgrn2.layers.config import MixerConfig
-from hgrn2.layers.state import LayerState
+from hgrn2.layers.key_values import KeyValues
+from hgrn2.layers.mixer import Mixer
+from hgrn2.layers.state import MixerState
 
 WIDTH, TOKENS = 16, 37
 CONFIGS = {
@@ -22,8 +24,14 @@ CONFIGS = {
     "hgru2 conv 2": MixerConfig(head_size=8, conv_width=2),
     "hgru1": MixerConfig(kind="hgru1", input_activation="silu", norm="layer", bias=True),
     "hgru1_real": MixerConfig(kind="hgru1_real", input_activation="silu"),
+    "gla": MixerConfig(kind="gla", head_size=8, scale_scores=True, bias=True),
+    "gla conv": MixerConfig(kind="gla", head_size=4, conv_width=4),
+    "attention": MixerConfig(kind="attention", head_size=8, bias=True),
+    "attention conv": MixerConfig(kind="attention", head_size=4, conv_width=3),
+    "attention without rotation": MixerConfig(kind="attention", head_size=16, rotary=False),
 }
 every = pytest.mark.parametrize("name", CONFIGS)
+bounded = pytest.mark.parametrize("name", [name for name in CONFIGS if name.startswith("hgru")])
 
 
 @pytest.fixture
@@ -31,21 +39,51 @@ def mixer(name: str, randomised: Callable) -> Any:
     return randomised(token_mixer(WIDTH, CONFIGS[name]))
 
 
-def inputs(batch: int = 2, tokens: int = TOKENS) -> tuple[Tensor, Tensor]:
+def inputs(name: str, batch: int = 2, tokens: int = TOKENS) -> tuple[Tensor, Tensor | None]:
+    """Tokens, and the bound of kinds that have one."""
     generator = torch.Generator().manual_seed(7)
     x = torch.randn(batch, tokens, WIDTH, generator=generator, dtype=torch.float64)
-    return x, torch.rand(WIDTH, generator=generator, dtype=torch.float64)
+    return x, torch.rand(WIDTH, generator=generator, dtype=torch.float64) if name.startswith("hgru") else None
 
 
-def tensors(state: LayerState) -> list[Tensor]:
-    return [state.recurrent] if state.conv is None else [state.recurrent, state.conv]
+def tensors(state: MixerState) -> list[Tensor]:
+    return list(state.tensors().values())
 
 
-def start(mixer: nn.Module, batch: int) -> LayerState:
-    """A state that is nowhere zero, as after earlier tokens."""
+def stored(state: MixerState) -> list[Tensor]:
+    """The tensors that gradients flow from."""
+    first = state.buffer if isinstance(state, KeyValues) else state.recurrent  # type: ignore[attr-defined]
+    return [first] if state.conv is None else [first, state.conv]
+
+
+def start(mixer: nn.Module, batch: int) -> Any:
+    """A state that is nowhere zero, as after earlier tokens; of attention with 5 tokens, 4, 3 and so on."""
     generator = torch.Generator().manual_seed(8)
     zeros = mixer.zeros(batch, None, torch.float64)
+    if isinstance(zeros, KeyValues):
+        shape = (batch, max(5, batch), *zeros.buffer.shape[2:])
+        lengths = tuple(max(0, 5 - row) for row in range(batch))
+        zeros = KeyValues(zeros.buffer.new_zeros(shape)[:, :5], lengths, zeros.conv)
     return zeros.map(lambda x: torch.randn(x.shape, generator=generator, dtype=x.dtype))
+
+
+def both(found: MixerState, truth: MixerState, same: Callable) -> None:
+    """Two states are the same."""
+    assert type(found) is type(truth)
+    for mine, theirs in zip(tensors(found), tensors(truth), strict=True):
+        same(mine, theirs)
+
+
+@every
+def test_meets_the_protocol(name: str, mixer: Any) -> None:
+    assert isinstance(mixer, Mixer)
+    assert mixer.state_dtype(torch.float64) == torch.float64
+    x, gamma = inputs(name)
+    found = mixer.log_forget(x, gamma)
+    assert (found is None) == name.startswith("attention")
+    if found is not None:
+        assert found.shape == x.shape
+        assert (found < 0).all()
 
 
 @every
@@ -53,7 +91,7 @@ def start(mixer: nn.Module, batch: int) -> LayerState:
 @pytest.mark.parametrize("grad", [False, True], ids=["inference", "training"])
 def test_step_by_step_is_the_whole(name: str, grad: bool, begun: bool, mixer: Any, same: Callable) -> None:
     """One token at a time: the step operators without gradients, scans of one token with them."""
-    x, gamma = inputs()
+    x, gamma = inputs(name)
     state = start(mixer, 2) if begun else None
     truth, final = mixer(x, gamma, state)
     outputs = []
@@ -63,28 +101,26 @@ def test_step_by_step_is_the_whole(name: str, grad: bool, begun: bool, mixer: An
             y, state = mixer(token, gamma, state)
             outputs.append(y)
     same(torch.cat(outputs, 1), truth)
-    for mine, theirs in zip(tensors(state), tensors(final), strict=True):
-        same(mine, theirs)
+    both(state, final, same)
 
 
 @every
 @pytest.mark.parametrize("at", [1, 2, 3, 17, 36])
 def test_split_anywhere_is_the_whole(name: str, at: int, mixer: Any, same: Callable) -> None:
-    x, gamma = inputs()
+    x, gamma = inputs(name)
     truth, final = mixer(x, gamma, start(mixer, 2))
     left, middle = mixer(x[:, :at], gamma, start(mixer, 2))
     right, state = mixer(x[:, at:], gamma, middle)
     same(torch.cat((left, right), 1), truth)
-    for mine, theirs in zip(tensors(state), tensors(final), strict=True):
-        same(mine, theirs)
+    both(state, final, same)
 
 
 @every
 def test_gradients_flow_through_the_state_between_parts(name: str, mixer: Any, same: Callable) -> None:
-    x, gamma = inputs()
-    leaves = [x.requires_grad_(), gamma.requires_grad_(), *mixer.parameters()]
+    x, gamma = inputs(name)
+    leaves = [x.requires_grad_(), *([] if gamma is None else [gamma.requires_grad_()]), *mixer.parameters()]
     begin = start(mixer, 2).map(lambda y: y.requires_grad_())
-    leaves += tensors(begin)
+    leaves += stored(begin)
     weights = torch.randn(x.shape, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
     truth = torch.autograd.grad((mixer(x, gamma, begin)[0] * weights).sum(), leaves)
     left, middle = mixer(x[:, :15], gamma, begin)
@@ -98,21 +134,20 @@ def test_gradients_flow_through_the_state_between_parts(name: str, mixer: Any, s
 @every
 def test_packed_documents_are_separate_ones(name: str, mixer: Any, same: Callable) -> None:
     """Documents shorter than the convolution, of one token and of none; each begins with a state of its own."""
-    x, gamma = inputs(batch=1)
+    x, gamma = inputs(name, batch=1)
     ends = [0, 9, 9, 10, 12, 30, 37]
     begin = start(mixer, len(ends) - 1)
     packed, finals = mixer(x, gamma, begin, cu_seqlens=torch.tensor(ends))
     for n, (a, b) in enumerate(pairwise(ends)):
-        own = begin.map(lambda y, n=n: y[n : n + 1])
+        own = begin.select([n])
         alone, final = mixer(x[:, a:b], gamma, own) if b > a else (packed[:, a:b], own)
         same(packed[:, a:b], alone)
-        for mine, theirs in zip(tensors(finals), tensors(final), strict=True):
-            same(mine[n : n + 1], theirs)
+        both(finals.select([n]), final, same)
 
 
 @every
 def test_states_given_are_left_alone(name: str, mixer: Any) -> None:
-    x, gamma = inputs()
+    x, gamma = inputs(name)
     begin = start(mixer, 2)
     for tokens in (1, TOKENS):
         with torch.no_grad():
@@ -122,7 +157,7 @@ def test_states_given_are_left_alone(name: str, mixer: Any) -> None:
 
 @every
 def test_no_state_when_none_is_asked_for(name: str, mixer: Any, same: Callable) -> None:
-    x, gamma = inputs()
+    x, gamma = inputs(name)
     y, state = mixer(x, gamma, output_state=False)
     assert state is None
     same(y, mixer(x, gamma)[0])
@@ -130,10 +165,10 @@ def test_no_state_when_none_is_asked_for(name: str, mixer: Any, same: Callable) 
         assert mixer(x[:, :1], gamma, start(mixer, 2), output_state=False)[1] is None
 
 
-@every
+@bounded
 def test_a_gate_held_open_remembers_and_one_held_shut_forgets(name: str, mixer: Any, same: Callable) -> None:
     """γ near 1 keeps the state whatever the input; weights that shut the gate leave only the last token's trace."""
-    x, gamma = inputs()
+    x, gamma = inputs(name)
     begin = start(mixer, 2)
     kept = mixer(x, torch.ones_like(gamma), begin)[1].recurrent
     if name == "hgru1":
@@ -152,10 +187,10 @@ def test_a_gate_held_open_remembers_and_one_held_shut_forgets(name: str, mixer: 
     same(whole, mixer(shut[:, -4:], None, None)[1].recurrent)
 
 
-@every
+@bounded
 def test_float32_keeps_what_a_nearly_open_gate_lets_in(name: str, mixer: Any) -> None:
     """At a gate of 1 - 1e-11, 1 - f is zero in float32; the complement (1-γ)σ(-x) keeps all its digits."""
-    x, _ = inputs(tokens=6)
+    x, _ = inputs(name, tokens=6)
     gamma = torch.full((WIDTH,), 0.25, dtype=torch.float64)
     with torch.no_grad():
         mixer.in_proj.weight[-WIDTH:] = 0

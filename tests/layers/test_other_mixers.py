@@ -71,8 +71,8 @@ def test_attention_split_anywhere_is_the_whole(name: str, at: int, attention: An
     left, middle = attention(x[:, :at], None, attention.zeros(2, None, torch.float64))
     right, state = attention(x[:, at:], None, middle)
     same(torch.cat((left, right), 1), truth)
-    same(state.recurrent, final.recurrent)
-    assert state.recurrent.shape[1] == 19
+    same(state.seen, final.seen)
+    assert state.lengths == (19, 19)
 
 
 @every
@@ -195,18 +195,40 @@ def test_scores_depend_on_distances_only() -> None:
     assert (near - far).abs().max() < 1e-10
 
 
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        ({"cu_seqlens": torch.tensor([0, 19])}, "without packed documents"),
-        ({"inplace": True}, "cannot be overwritten in place"),
-        ({"keep": torch.ones(1, 19, dtype=torch.bool)}, "padding only where no state is carried"),
-    ],
-)
-def test_attention_refuses_what_it_cannot(options: dict[str, Any], said: str, randomised: Callable) -> None:
-    mixer = randomised(Attention(WIDTH, ATTENTION["one head"]))
-    with pytest.raises(UserError, match=said):
-        mixer(inputs(1), **options)
+def test_positions_count_the_tokens_of_their_own_document(randomised: Callable, same: Callable) -> None:
+    """Padding, packing and continued states, held to the definition that is written out token by token above."""
+    mixer, x = randomised(Attention(WIDTH, ATTENTION["heads"])), inputs(1)
+    q, k, v = (part.unflatten(-1, (4, 4))[0] for part in mixer.in_proj(x).split(WIDTH, -1))
+
+    def truth(seen: list[int]) -> Tensor:
+        """Of the last of these tokens, which are a document."""
+        at = torch.arange(len(seen)).unsqueeze(0)
+        turned, query = rotate(k[None, seen], at)[0], rotate(q[None, seen[-1:]], at[:, -1:])[0, 0]
+        weights = (torch.einsum("hn,shn->hs", query, turned) / 2).softmax(-1)
+        return mixer.out_proj(torch.einsum("hs,shn->hn", weights, v[seen]).flatten())
+
+    keep = torch.tensor([[True, False, True, True, False, True, True, True, False, True]])
+    cuts = torch.tensor([0, 4, 10])
+    _, state = mixer(x[:, :10], keep=keep, cu_seqlens=cuts)
+    assert state.lengths == (3, 4)
+    y, after = mixer(x[:, 10:], None, state.select([1]))
+    kept = [5, 6, 7, 9]
+    for t in range(10, 19):
+        same(y[0, t - 10], truth([*kept, *range(10, t + 1)]))
+    both, _ = mixer(x[:, :10], keep=keep, cu_seqlens=cuts, output_state=False)
+    for seen in ([0], [0, 2], [0, 2, 3], [5], [5, 6], kept):
+        same(both[0, seen[-1]], truth(seen))
+    assert after.lengths == (13,)
+
+
+def test_both_directions_read_packed_documents(randomised: Callable, same: Callable) -> None:
+    config = MixerConfig(kind="attention", head_size=8, direction="bidirectional")
+    mixer, x = randomised(Attention(WIDTH, config)), inputs(1)
+    keep = torch.rand(1, 19, generator=torch.Generator().manual_seed(2)) < 0.7
+    y, _ = mixer(x, cu_seqlens=torch.tensor([0, 7, 7, 19]), keep=keep, output_state=False)
+    for part in (slice(0, 7), slice(7, 19)):
+        mask = keep[:, part]
+        same(y[:, part][mask], mixer(x[:, part], keep=mask, output_state=False)[0][mask])
 
 
 @pytest.mark.parametrize(

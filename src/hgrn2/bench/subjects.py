@@ -132,13 +132,17 @@ def hgrn2(size: Size, layers: int | None = None, setup: Setup | None = None) -> 
         batch = prompt.shape[0]
         features, state = torch.empty(0), model.zeros(batch)
         for part in prompt.split(min(SEGMENT, max(1, SEGMENT_BATCH // batch)), 1):
-            features, _ = model.hidden(part, state, inplace=True)
+            features, after = model.hidden(part, state, inplace=True)
+            assert after is not None  # asked for, as `output_state` is by default
+            state = after
         if setup.state_dtype is not None:
             state = model.zeros(batch, setup.state_dtype).overwrite(state)
         return model.logits(features[:, -1]), state
 
     def step(token: Tensor, state: ModelState) -> tuple[Tensor, ModelState]:
-        return model(token, state, inplace=True)[0][:, -1], state
+        logits, after = model(token, state, inplace=True)
+        assert after is not None  # asked for, as `output_state` is by default
+        return logits[:, -1], after
 
     n = size.head_size
     scan, one = (

@@ -57,8 +57,8 @@ class GenerationConfig:
     graph: GraphUse = "auto"
     """Replay the one-token step as a CUDA graph: where it can be and pays, always (an error elsewhere), or never."""
     state_dtype: StateDtype = "float32"
-    """Of hgru2's states while tokens are made; bfloat16 halves what large batches move, and rounds after every token.
-    A float64 model keeps float64."""
+    """Of the states of hgru2, gla and attention while tokens are made; bfloat16 halves what large batches move, and
+    rounds after every token (keys and values of attention: once). A float64 model keeps float64."""
 
     def __post_init__(self) -> None:
         refuse(self.max_tokens < 0, f"max_tokens is {self.max_tokens}; it must not be negative")

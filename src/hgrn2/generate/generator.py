@@ -190,7 +190,9 @@ class Generator:
         pending = start.pending if start is not None and len(ids) == 1 else b""
         if config.max_tokens == 0:
             for sample in range(config.samples):
-                yield Piece(sample, None, "", "length", Snapshot(state, int(ids[-1]), tokens, pending))
+                with torch.inference_mode(False):  # whoever gets it may train from it
+                    own = state.map(torch.clone)
+                yield Piece(sample, None, "", "length", Snapshot(own, int(ids[-1]), tokens, pending))
             return
         batch = self._begin(ids, state, config, pending)
         eot = self.tokenizer.eot if config.stop_at_eot else None
@@ -261,7 +263,8 @@ class Generator:
         return f"steps are {'replayed as a CUDA graph' if captured else 'run call by call'}: {why}"
 
     def _graph(self, config: GenerationConfig) -> tuple[bool, str]:
-        return choose_graph(self.model.embedding.weight.device, config.graph, config.max_tokens)
+        device, grows = self.model.embedding.weight.device, self.model.config.grows
+        return choose_graph(device, config.graph, config.max_tokens, grows=grows)
 
     def _is_double(self) -> bool:
         return self.model.embedding.weight.dtype == torch.float64

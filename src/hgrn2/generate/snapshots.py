@@ -7,6 +7,7 @@ token is ever read twice or left out, be it the last one of the prompt or one th
     file: safetensors with the state's tensors; metadata {format, model_hash, tokenizer_hash, tokens, last, dtype,
     batch, checksum}, and `pending` in hexadecimal where a character is unfinished. Two numbers and hashes: nothing in
     it grows with the text, and nothing of the text can be read but the bytes of such a character.
+    Of attention the tensors hold keys and values of tokens - 1 tokens, and grow with the text.
 """
 
 import hashlib
@@ -84,12 +85,13 @@ def load_snapshot(path: str | Path, model: LanguageModel, tokenizer: Tokenizer) 
         refuse(bool(lacking), f"{path} is damaged: it lacks {', '.join(lacking)}")
         _check_origin(path, metadata, model, tokenizer)
         # Shapes first: a file that fits is as small as the state, and any other is not read.
-        wanted = {name: list(_plain(tensor).shape) for name, tensor in like.tensors().items()}
+        last, tokens = _whole(path, metadata, "last"), _whole(path, metadata, "tokens")
+        pairs = {name: [2] if tensor.is_complex() else [] for name, tensor in like.tensors().items()}
+        wanted = {name: shape + pairs[name] for name, shape in like.shapes(tokens - 1).items()}
         stored = {name: file.get_slice(name).get_shape() for name in list(file.keys())}
         refuse(stored != wanted, f"{path} is damaged: its tensors are not those of this model's state")
         tensors = {name: file.get_tensor(name) for name in stored}
     refuse(_checksum(tensors, metadata) != metadata["checksum"], f"{path} is damaged: its checksum differs")
-    last, tokens = _whole(path, metadata, "last"), _whole(path, metadata, "tokens")
     model.check_tokens(torch.tensor([last]))
     named = {name: _like(tensors[name], tensor) for name, tensor in like.tensors().items()}
     return Snapshot(ModelState.from_tensors(named, like), last, tokens, _pending(path, metadata))

@@ -18,15 +18,21 @@ from hgrn2.generate.config import GraphUse, SamplingConfig
 from hgrn2.layers.state import ModelState
 from hgrn2.models.language import LanguageModel
 from hgrn2.models.modes import reading
+from hgrn2.settings import refuse
 
 WARM_UP = 3  # steps before the capture: kernels are compiled and workspaces made, which a graph cannot record
+GROWS = "its state grows with every token, and a graph needs tensors that stay where they are"
 WORTHWHILE = 16  # tokens from which on a capture, which costs some steps itself, pays
 
 
-def choose_graph(device: torch.device, use: GraphUse, tokens: int = WORTHWHILE) -> tuple[bool, str]:
+def choose_graph(
+    device: torch.device, use: GraphUse, tokens: int = WORTHWHILE, *, grows: bool = False
+) -> tuple[bool, str]:
     """Whether steps are captured as a CUDA graph, and why: "on" where it cannot be is a `UserError`."""
     why = ""
-    if device.type != "cuda":
+    if grows:
+        why = GROWS
+    elif device.type != "cuda":
         why = f"CUDA graphs need a CUDA device, the model is on {device.type}"
     elif use == "off":
         why = "turned off"
@@ -72,6 +78,8 @@ class Steps:
         if config.repetition_penalty != 1:
             self.seen = torch.zeros(rows, self.vocabulary, dtype=torch.bool, device=device)
         self.state = model.zeros(rows, state_dtype)
+        self.grows = model.config.grows
+        refuse(graph and self.grows, f"a step of {model.config.mixer.kind} cannot be captured as a CUDA graph: {GROWS}")
         self._sent = torch.zeros(rows, dtype=torch.float64, pin_memory=device.type == "cuda")
         self._call = torch.compile(self._step, fullgraph=True, dynamic=False) if compile else self._step
         self._graph = self._capture() if graph else None
@@ -93,8 +101,7 @@ class Steps:
             self.tokens.copy_(torch.as_tensor(last))
             if self.seen is not None:
                 self.seen.copy_(torch.zeros_like(self.seen) if seen is None else seen)
-            for mine, theirs in zip(self.state.tensors().values(), state.tensors().values(), strict=True):
-                mine.copy_(theirs)  # one sequence is repeated
+            self.state = self.state.overwrite(state)  # one sequence is repeated
 
     def choose(self, generators: Sequence[torch.Generator] = ()) -> list[int]:
         """One step: the next token of every row. `generators`, one a row, are needed unless greedy.
@@ -123,7 +130,7 @@ class Steps:
     def snapshot(self, row: int) -> ModelState:
         """A copy of the state of one row, in the dtype that saved states have."""
         like = self.model.zeros(1)
-        with torch.inference_mode():
+        with torch.inference_mode(False):  # whoever gets it may train from it
             return like.overwrite(self.state.select([row]))
 
     def keep(self, rows: list[int]) -> list[int]:
@@ -139,7 +146,10 @@ class Steps:
         return list(range(len(rows)))
 
     def _step(self) -> None:
-        features, _ = self.model.hidden(self.tokens, self.state, inplace=True)
+        features, state = self.model.hidden(self.tokens, self.state, inplace=True)
+        if self.grows:
+            assert state is not None  # asked for, as `output_state` is by default
+            self.state = state
         logits = self.model.logits(features[:, 0])[:, : self.vocabulary]
         self.chosen.copy_(sampling.pick(logits, self.config, self.uniforms, self.seen))
         self.tokens.copy_(self.chosen.clamp_min(0).unsqueeze(1))  # -1 tells the host of damage; no embedding has it

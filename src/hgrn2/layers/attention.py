@@ -4,8 +4,11 @@
 
 The sum runs over s ≤ t, or with direction bidirectional over all tokens. R_t is the rotary position (arXiv 2104.09864),
 which turns the pair of channels (j, j + n/2) of a head by the angle t / 10000^(2j/n), or nothing: then attention sees a
-set, and order only in what was added to its tokens.
+set, and order only in what was added to its tokens. t counts the tokens of the sequence or document itself: padding has
+no position, and a text goes on counting where its state stopped.
 """
+
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -13,14 +16,15 @@ from torch import Tensor, nn
 from hgrn2.errors import UserError
 from hgrn2.layers.config import MixerConfig
 from hgrn2.layers.directions import Shape, check_shape, no_state
+from hgrn2.layers.key_values import KeyValues, join, with_conv
 from hgrn2.layers.short_conv import short_conv
-from hgrn2.layers.state import LayerState
+from hgrn2.ops.sequences import check_cu_seqlens, offsets_of
 
 ROTARY_BASE = 10_000.0
 
 
 class Attention(nn.Module):
-    """D -> D, H = D / n heads of n; 4 D² weights. The state is every key and value so far, [B,S,2,H,n].
+    """D -> D, H = D / n heads of n; 4 D² weights. The state is every key and value so far (`KeyValues`).
 
     With direction bidirectional every token sees every other one, and no state can be carried. Pictures have no
     direction of their own here: a picture is its tokens, row by row, with positions that tell rows and columns.
@@ -35,85 +39,117 @@ class Attention(nn.Module):
         self.conv = nn.Parameter(torch.empty(3 * width, config.conv_width)) if config.conv_width else None
         self.out_proj = nn.Linear(width, width, bias=config.bias)
 
-    def zeros(self, batch: int, device: torch.device | None = None, dtype: torch.dtype = torch.float32) -> LayerState:
+    def zeros(self, batch: int, device: torch.device | None = None, dtype: torch.dtype = torch.float32) -> KeyValues:
         """The state before the first token: no key, no value."""
         n, taps = self.config.head_size, self.config.conv_width - 1
-        conv = torch.zeros(batch, taps, 3 * self.width, device=device, dtype=dtype) if taps > 0 else None
-        return LayerState(torch.zeros(batch, 0, 2, self.heads, n, device=device, dtype=dtype), conv)
+        conv_dtype = torch.float64 if dtype == torch.float64 else torch.float32
+        conv = torch.zeros(batch, taps, 3 * self.width, device=device, dtype=conv_dtype) if taps > 0 else None
+        return KeyValues(torch.zeros(batch, 0, 2, self.heads, n, device=device, dtype=dtype), (0,) * batch, conv)
+
+    def state_dtype(self, weights: torch.dtype) -> torch.dtype:
+        """That of the weights: keys and values are kept as they were computed, and nothing is added to them."""
+        return weights
+
+    def log_forget(self, x: Tensor, lower_bound: Tensor | None) -> None:
+        """None: there are no gates here."""
 
     def forward(
         self,
         x: Tensor,
         lower_bound: Tensor | None = None,
-        state: LayerState | None = None,
+        state: KeyValues | None = None,
         *,
         cu_seqlens: Tensor | None = None,
         keep: Tensor | None = None,
         shape: Shape | None = None,
         output_state: bool = True,
         inplace: bool = False,
-    ) -> tuple[Tensor, LayerState | None]:
-        """x [B,T,D], state with S tokens -> (y [B,T,D], state with S + T).
+    ) -> tuple[Tensor, KeyValues | None]:
+        """x [B,T,D], state of B (or N packed) sequences -> (y [B,T,D], state after the last token).
 
-        Tokens whose `keep` [B,T] is False are seen by nobody and counted by no position; their y means nothing.
+        Tokens whose `keep` [B,T] is False are seen by nobody and counted by no position; their y means nothing. The
+        state given stays valid, with `inplace` too: what is appended to its buffer lies behind it.
 
         Raises:
-            UserError: packed documents, a state that should stay as large as it is, padding together with a state, a
-                shape, as of every mixer that reads a line of tokens.
+            UserError: a state given or asked for where attention is bidirectional, a shape, as of every mixer that
+                reads a line of tokens.
         """
         check_shape(self.config, x.shape[1], shape)
-        self._check(lower_bound, state, cu_seqlens, keep, output_state, inplace)
-        past = None if state is None else state.conv
-        mixed, conv_state = short_conv(self.in_proj(x), self.conv, past, None, keep, output_state=output_state)
-        q, k, v = (part.unflatten(-1, (self.heads, -1)) for part in mixed.chunk(3, -1))
-        seen = 0 if state is None else state.recurrent.shape[1]
-        if self.config.rotary:
-            if keep is None:
-                positions = torch.arange(seen, seen + x.shape[1], device=x.device).unsqueeze(0)
-            else:
-                positions = (keep.cumsum(1) - 1).clamp_min(0)
-            q, k = rotate(q, positions), rotate(k, positions)
-        if state is not None:
-            before_k, before_v = state.recurrent.to(k.dtype).unbind(2)
-            k, v = torch.cat((before_k, k), 1), torch.cat((before_v, v), 1)
-        mask = self._visible(x.shape[1], seen, keep, x.device)
-        y = nn.functional.scaled_dot_product_attention(
-            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask,
-            is_causal=mask is None and self.causal and x.shape[1] > 1,
-        )  # fmt: skip
-        y = self.out_proj(y.transpose(1, 2).flatten(2))
-        return y, LayerState(torch.stack((k, v), 2), conv_state) if output_state else None
-
-    def _visible(self, length: int, seen: int, keep: Tensor | None, device: torch.device) -> Tensor | None:
-        """Who sees whom, [T,S+T], [B,1,T,T] or, the same for all who look, [B,1,1,T]; None where the operator's own
-        rule is enough."""
-        if keep is None and (seen == 0 or length == 1):
-            return None
-        if keep is not None and not self.causal:
-            # T² numbers a sequence would be a gigabyte for long ones. Of padding alone everything is seen: a row
-            # without any key has no softmax.
-            return (keep | ~keep.any(1, keepdim=True))[:, None, None]
-        rows = torch.arange(seen, seen + length, device=device).unsqueeze(1)
-        columns = torch.arange(seen + length, device=device)
-        visible = columns <= rows
-        if keep is None:
-            return visible
-        # Padding sees at least itself: a row without any key has no softmax.
-        return (visible & keep[:, None, None, :]) | (columns == rows)
-
-    def _check(
-        self, lower_bound: Tensor | None, state: LayerState | None, cu_seqlens: Tensor | None, keep: Tensor | None,
-        output_state: bool, inplace: bool,
-    ) -> None:  # fmt: skip
         assert lower_bound is None, "settings with bounds are refused for attention"
-        if cu_seqlens is not None:
-            raise UserError("attention is offered without packed documents; pad them and give keep")
-        if inplace:
-            raise UserError("the state of attention grows with every token and cannot be overwritten in place")
-        if keep is not None and (state is not None or output_state):
-            raise UserError("attention takes padding only where no state is carried")
         if not self.causal and (state is not None or output_state):
             raise UserError(no_state(self.config))
+        past = None if state is None else state.conv
+        mixed, conv = short_conv(self.in_proj(x), self.conv, past, cu_seqlens, keep, output_state=output_state)
+        qkv = mixed.unflatten(-1, (3, self.heads, -1))
+        if cu_seqlens is None:
+            y, final = self._attend(qkv, state, keep, output_state)
+        else:
+            y, final = self._documents(qkv, cu_seqlens, state, keep, output_state)
+        return self.out_proj(y.flatten(2)), None if final is None else with_conv(final, conv)
+
+    def _documents(
+        self, qkv: Tensor, cu_seqlens: Tensor, state: KeyValues | None, keep: Tensor | None, output_state: bool
+    ) -> tuple[Tensor, KeyValues | None]:
+        """Packed documents one by one: the cost is the sum of their own, however long the longest of them is."""
+        check_cu_seqlens(cu_seqlens, qkv.shape[0])
+        ends = offsets_of(cu_seqlens, 1, qkv.shape[1]).tolist()
+        outputs, finals = [], []
+        for n, (a, b) in enumerate(pairwise(ends)):
+            own = None if state is None else state.select([n])
+            y, final = self._attend(qkv[:, a:b], own, None if keep is None else keep[:, a:b], output_state)
+            outputs.append(y)
+            finals.append(final)
+        return torch.cat(outputs, 1), join(finals) if output_state else None
+
+    def _attend(
+        self, qkv: Tensor, state: KeyValues | None, keep: Tensor | None, output_state: bool
+    ) -> tuple[Tensor, KeyValues | None]:
+        """qkv [B,T,3,H,n] -> (outputs of the heads [B,T,H,n], state)."""
+        if not self.causal:
+            return self._both_ways(qkv, keep), None
+        batch, tokens = qkv.shape[:2]
+        fresh = state is None or state.longest == 0
+        if state is None:
+            state = KeyValues(qkv.new_zeros(batch, 0, 2, self.heads, qkv.shape[-1]), (0,) * batch)
+        places = state.places(tokens, keep)
+        q, k, v = self._turned(qkv, places)
+        final = None
+        if output_state or keep is not None or not fresh:
+            final = state.append(torch.stack((k, v), 2), places, keep)
+            k, v = final.seen.to(q.dtype).unbind(2)
+        if keep is None and not state.ragged:
+            mask = None if fresh or tokens == 1 else self._visible(places, k.shape[1])
+            y = scaled_dot_product(q, k, v, mask, causal=fresh and tokens > 1)
+        elif k.shape[1] == 0:  # padding alone
+            y = torch.zeros_like(q)
+        else:
+            y = scaled_dot_product(q, k, v, self._visible(places, k.shape[1]))
+        return y, final if output_state else None
+
+    def _both_ways(self, qkv: Tensor, keep: Tensor | None) -> Tensor:
+        if keep is None:
+            places, mask = torch.arange(qkv.shape[1], device=qkv.device).unsqueeze(0), None
+        else:
+            # T² numbers a sequence would be a gigabyte for long ones. Of padding alone everything is seen: a row
+            # without any key has no softmax.
+            places = (keep.cumsum(1) - 1).clamp_min(0)
+            mask = (keep | ~keep.any(1, keepdim=True))[:, None, None]
+        return scaled_dot_product(*self._turned(qkv, places), mask)
+
+    def _turned(self, qkv: Tensor, places: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = qkv.unbind(2)
+        return (rotate(q, places), rotate(k, places), v) if self.config.rotary else (q, k, v)
+
+    @staticmethod
+    def _visible(places: Tensor, size: int) -> Tensor:
+        """Who sees which of `size` keys: those up to its own place, [1 or B,1,T,S]."""
+        return (torch.arange(size, device=places.device) <= places.unsqueeze(-1)).unsqueeze(1)
+
+
+def scaled_dot_product(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, causal: bool = False) -> Tensor:
+    """Attention of q [B,T,H,n] over k, v [B,S,H,n] -> [B,T,H,n]; mask [1 or B,1,1 or T,S] is True where it looks."""
+    q, k, v = (part.transpose(1, 2) for part in (q, k, v))
+    return nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal).transpose(1, 2)
 
 
 def rotate(x: Tensor, positions: Tensor) -> Tensor:

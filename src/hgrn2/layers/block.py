@@ -15,7 +15,8 @@ from hgrn2.layers.glu import GLU
 from hgrn2.layers.hgru1 import HGRU1
 from hgrn2.layers.hgru2 import HGRU2
 from hgrn2.layers.norm import Norm
-from hgrn2.layers.state import LayerState
+from hgrn2.layers.reading import Dropout, DropPath
+from hgrn2.layers.state import MixerState
 
 
 def token_mixer(width: int, config: MixerConfig) -> HGRU2 | HGRU1 | Directional | GLA | Attention:
@@ -39,21 +40,21 @@ class Block(nn.Module):
         self.mixer = token_mixer(width, mixer)
         self.glu_norm = Norm(norm, width, norm_eps)
         self.glu = GLU(width, glu_width, glu_activation, bias=glu_bias)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.drop_path = DropPath(drop_path)
 
     def forward(
         self,
         x: Tensor,
         lower_bound: Tensor | None,
-        state: LayerState | None = None,
+        state: MixerState | None = None,
         *,
         cu_seqlens: Tensor | None = None,
         keep: Tensor | None = None,
         shape: Shape | None = None,
         output_state: bool = True,
         inplace: bool = False,
-    ) -> tuple[Tensor, LayerState | None]:
+    ) -> tuple[Tensor, MixerState | None]:
         """x [B,T,D] -> (x [B,T,D], state); `keep` [B,T] is False where a token must leave the state alone, `shape` is
         that of a picture, for mixers that read one."""
         picture = {} if shape is None else {"shape": shape}
@@ -73,22 +74,6 @@ class Block(nn.Module):
 
     def _channels(self, x: Tensor, keep: Tensor | None) -> Tensor:
         return self.drop_path(self.dropout(self.glu(self.glu_norm(x, keep))))
-
-
-class DropPath(nn.Module):
-    """Stochastic depth: in training, what a branch adds is left out for a random share `rate` of the rows of a batch,
-    and scaled by 1 / (1 - rate) in the others."""
-
-    def __init__(self, rate: float) -> None:
-        super().__init__()
-        self.rate = rate
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[B,...] -> [B,...]."""
-        if not self.training or self.rate == 0:
-            return x
-        shape = (x.shape[0], *([1] * (x.dim() - 1)))
-        return x * torch.empty(shape, device=x.device, dtype=x.dtype).bernoulli_(1 - self.rate).div_(1 - self.rate)
 
 
 def recomputed(function: Callable[..., Any], *arguments: Any, random: bool, **options: Any) -> Any:

@@ -1,16 +1,13 @@
 """Settings of the layers, as frozen values: no torch here, so that the command line starts quickly."""
 
-from typing import Literal
+from typing import Any, Literal
 
+from hgrn2.layers.kinds import GATE_RANK, KINDS, Direction, MixerKind
 from hgrn2.settings import refuse, settings
 
-MixerKind = Literal["hgru2", "hgru1", "hgru1_real", "gla", "attention"]
-HEADED: tuple[MixerKind, ...] = ("hgru2", "gla", "attention")
-"""Kinds whose width is cut into heads of `head_size`."""
-GATE_RANK = 16
-"""Width between the two matrices of gla's forget gate, as published."""
+__all__ = ["GATE_RANK", "KINDS", "Direction", "MixerConfig", "MixerKind"]
+
 NormKind = Literal["rms", "layer", "simple_rms", "head_rms", "batch"]
-Direction = Literal["causal", "bidirectional", "parallel_2d", "series_2d"]
 InputActivation = Literal["none", "silu"]
 OutputActivation = Literal["silu", "sigmoid"]
 OutputGate = Literal["none", "silu", "sigmoid"]
@@ -69,21 +66,19 @@ class MixerConfig:
         refuse(self.head_size < 1, f"head_size is {self.head_size}; it must be at least 1")
         refuse(self.norm_eps <= 0, f"norm_eps is {self.norm_eps}; it must be positive")
         refuse(self.conv_width < 0 or self.conv_width == 1, f"conv_width is {self.conv_width}; use 0 or at least 2")
-        headed = self.kind in HEADED
+        kind = KINDS[self.kind]
+        headed = kind.heads
         refuse(not headed and self.norm == "head_rms", f"norm head_rms needs heads, which {self.kind} has not")
-        refuse(not headed and self.conv_width > 0, f"conv_width is not offered for {self.kind}")
+        refuse(not kind.convolution and self.conv_width > 0, f"conv_width is not offered for {self.kind}")
         refuse(
-            self.kind not in ("hgru2", "gla") and self.scale_scores,
+            not kind.scale_scores and self.scale_scores,
             f"scale_scores is offered for hgru2 and gla, not for {self.kind}",
         )
         refuse(
-            self.kind in ("gla", "attention") and self.input_activation != "none",
+            not kind.input_activation and self.input_activation != "none",
             f"input_activation is not offered for {self.kind}",
         )
-        refuse(
-            (self.kind == "gla" and self.direction != "causal") or (self.kind == "attention" and self.is_2d),
-            f"direction {self.direction} is not offered for {self.kind}",
-        )
+        refuse(self.direction not in kind.directions, f"direction {self.direction} is not offered for {self.kind}")
         refuse(
             self.kind == "attention" and (self.separate_scans or self.count_once),
             "attention has no scans: separate_scans and count_once are not offered for it",
@@ -114,6 +109,33 @@ class MixerConfig:
             f"local_width {self.local_width} looks both ways; it needs hgru2 or hgru1 in a direction other than causal",
         )
         refuse(headed and not self.norm_first, f"norm_first=false is offered for hgru1, not for {self.kind}")
+
+    @staticmethod
+    def fitted(kind: MixerKind, values: dict[str, Any]) -> dict[str, Any]:
+        """Settings of another kind made to fit: those that `kind` does not offer take the value that leaves them out.
+        What would change which tokens see each other (direction, local_width) is left to be refused."""
+        known = KINDS[kind]
+        found = dict(values)
+        if not known.convolution:
+            found["conv_width"] = 0
+        if not known.input_activation:
+            found["input_activation"] = "none"
+        if not known.scale_scores:
+            found["scale_scores"] = False
+        if not known.heads and values.get("norm") == "head_rms":
+            found["norm"] = "rms"
+        if kind != "hgru2":
+            found["output_gate"] = "none"
+        if kind != "attention":
+            found["rotary"] = True
+        if known.heads:
+            found["norm_first"] = True
+        return found
+
+    @property
+    def grows(self) -> bool:
+        """Whether the state holds every token that was read, and grows with the text."""
+        return KINDS[self.kind].grows
 
     @property
     def scans(self) -> int:

@@ -122,6 +122,18 @@ class Directional(nn.Module):
         assert total is not None
         return unit.finish(total if total.is_complex() else total.to(dtype), gate)
 
+    def zeros(self, batch: int, device: torch.device | None = None, dtype: torch.dtype = torch.float32) -> LayerState:
+        """Refused: there is no state."""
+        raise UserError(no_state(self.config))
+
+    def state_dtype(self, weights: torch.dtype) -> torch.dtype:
+        """Of sums inside: float32, float64 for float64."""
+        return work_dtype(weights)
+
+    def log_forget(self, x: Tensor, lower_bound: Tensor | None) -> Tensor:
+        """ln f [B,T,D] of the first scan, float32."""
+        return self.unit.log_forget(x, lower_bound)
+
     def forget_logits(self, x: Tensor) -> Tensor:
         """x_f [B,T,D] of the first scan, the forget gates before bound and sigmoid."""
         return self.unit.forget_logits(x)

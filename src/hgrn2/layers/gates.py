@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hgrn2.layers.config import BoundKind
 from hgrn2.ops.backend import work_dtype
+from hgrn2.ops.hgru2.chunked import gates
 
 
 def lower_bounds(raw: Tensor, kind: BoundKind) -> Tensor:
@@ -25,3 +26,9 @@ def lower_bounds(raw: Tensor, kind: BoundKind) -> Tensor:
     used = share[1:] if kind == "inclusive" else share[:-1]
     below_one = 1 - torch.finfo(share.dtype).eps / 2
     return torch.cat((torch.zeros_like(share[:1]), used.cumsum(0).clamp(max=below_one)))
+
+
+def log_forget(logits: Tensor, bound: Tensor | None) -> Tensor:
+    """ln(γ + (1-γ) σ(logits)) [...,D] in float32; γ [D], or None for no bound."""
+    logits = logits.float()
+    return gates(logits, None if bound is None else bound.float()).log_forget

@@ -16,6 +16,7 @@ from hgrn2.layers.config import GATE_RANK, MixerConfig
 from hgrn2.layers.norm import Norm
 from hgrn2.layers.short_conv import short_conv
 from hgrn2.layers.state import LayerState
+from hgrn2.ops.backend import work_dtype
 
 GATE_ROOT = 16.0
 """The root that is taken of the sigmoid, as published."""
@@ -44,6 +45,15 @@ class GLA(nn.Module):
         conv = torch.zeros(batch, taps, 3 * self.width, device=device, dtype=conv_dtype) if taps > 0 else None
         return LayerState(torch.zeros(batch, self.heads, n, n, device=device, dtype=dtype), conv)
 
+    def state_dtype(self, weights: torch.dtype) -> torch.dtype:
+        """float32, float64 for float64: a state is a sum over a whole text."""
+        return work_dtype(weights)
+
+    def log_forget(self, x: Tensor, lower_bound: Tensor | None) -> Tensor:
+        """ln f [B,T,D], float32 (float64 for float64)."""
+        logits = self.gate_up(self.gate_down(x))
+        return nn.functional.logsigmoid(logits.to(work_dtype(logits.dtype))) / GATE_ROOT
+
     def forward(
         self,
         x: Tensor,
@@ -65,9 +75,7 @@ class GLA(nn.Module):
         mixed, gate = self.in_proj(x).split((3 * self.width, self.width), -1)
         mixed, conv_state = short_conv(mixed, self.conv, past, cu_seqlens, keep, output_state=output_state)
         q, k, v = (part.unflatten(-1, (self.heads, -1)) for part in mixed.chunk(3, -1))
-        logits = self.gate_up(self.gate_down(x))
-        work = torch.float64 if logits.dtype == torch.float64 else torch.float32
-        log_f = (nn.functional.logsigmoid(logits.to(work)) / GATE_ROOT).unflatten(-1, (self.heads, -1))
+        log_f = self.log_forget(x, None).unflatten(-1, (self.heads, -1))
         if keep is not None:
             skipped = ~keep[:, :, None, None]
             log_f, k, v = log_f.masked_fill(skipped, 0), k.masked_fill(skipped, 0), v.masked_fill(skipped, 0)

@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from hgrn2 import ops
 from hgrn2.errors import UserError
 from hgrn2.layers.config import MixerConfig
+from hgrn2.layers.gates import log_forget
 from hgrn2.layers.norm import Norm
 from hgrn2.layers.state import LayerState
+from hgrn2.ops.backend import work_dtype
 
 _ACTIVATIONS = {"none": nn.Identity, "silu": nn.SiLU, "sigmoid": nn.Sigmoid}
 
@@ -44,6 +46,10 @@ class HGRU1(nn.Module):
         return LayerState(
             torch.zeros(batch, self.width, device=device, dtype=complex_of[dtype] if self.complex else dtype)
         )
+
+    def state_dtype(self, weights: torch.dtype) -> torch.dtype:
+        """float32, float64 for float64: a state is a sum over a whole text."""
+        return work_dtype(weights)
 
     def forward(
         self,
@@ -121,6 +127,10 @@ class HGRU1(nn.Module):
         y = torch.cat((y.real, y.imag), -1) if self.complex else y
         y, opened = y.to(gate.dtype), self.output_activation(gate)
         return self.out_proj(self.norm(y) * opened if self.config.norm_first else self.norm(y * opened))
+
+    def log_forget(self, x: Tensor, lower_bound: Tensor | None) -> Tensor:
+        """ln f [B,T,D], float32, of sequences that start at x."""
+        return log_forget(self.forget_logits(x), lower_bound)
 
     def forget_logits(self, x: Tensor) -> Tensor:
         """x_f [B,T,D], the forget gates before bound and sigmoid."""

@@ -15,10 +15,12 @@ from torch import Tensor, nn
 
 from hgrn2 import ops
 from hgrn2.layers.config import MixerConfig
+from hgrn2.layers.gates import log_forget
 from hgrn2.layers.norm import Norm
 from hgrn2.layers.short_conv import short_conv
 from hgrn2.layers.small_heads import current, mix
 from hgrn2.layers.state import LayerState
+from hgrn2.ops.backend import work_dtype
 
 
 @torch.library.custom_op("hgrn2::hgru2_step_inplace", mutates_args=("state",))
@@ -81,6 +83,10 @@ class HGRU2(nn.Module):
         conv_dtype = torch.float64 if dtype == torch.float64 else torch.float32  # small: nothing is saved by rounding
         conv = torch.zeros(batch, taps, 3 * self.width, device=device, dtype=conv_dtype) if taps > 0 else None
         return LayerState(torch.zeros(batch, self.heads, n, n, device=device, dtype=dtype), conv)
+
+    def state_dtype(self, weights: torch.dtype) -> torch.dtype:
+        """float32, float64 for float64: a state is a sum over a whole text."""
+        return work_dtype(weights)
 
     def forward(
         self,
@@ -149,6 +155,10 @@ class HGRU2(nn.Module):
         """Read-out [B,T,D] and the gate on it, before its activation -> the mixer's output."""
         y = self.norm(y)
         return self.out_proj(y if self.gate is None or gate is None else y * self.gate(gate))
+
+    def log_forget(self, x: Tensor, lower_bound: Tensor | None) -> Tensor:
+        """ln f [B,T,D], float32, of sequences that start at x."""
+        return log_forget(self.forget_logits(x), lower_bound)
 
     def forget_logits(self, x: Tensor) -> Tensor:
         """x_f [B,T,D], the forget gates before bound and sigmoid, of sequences that start at x."""

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from hgrn2.layers.config import NormKind
+from hgrn2.layers.reading import learns
 from hgrn2.ops.backend import work_dtype
 
 MOMENTUM = 0.1
@@ -63,7 +64,7 @@ class Norm(nn.Module):
         assert self.running_var is not None
         work = work_dtype(x.dtype)
         mean, var = self.running_mean.to(work), self.running_var.to(work)
-        if self.training:
+        if learns(self):
             rows, kept = x.to(work).flatten(0, -2), None if keep is None else keep.flatten().unsqueeze(-1)
             if kept is None:
                 count = torch.full((), float(rows.shape[0]), dtype=work, device=x.device)

@@ -56,13 +56,13 @@ class Backbone(nn.Module):
             block.recompute_glu = what == "glu"  # pyright: ignore[reportArgumentType]
 
     def zeros(self, batch: int, dtype: torch.dtype | None = None) -> ModelState:
-        """The state of `batch` sequences before their first token, float32 (float64 for a float64 model) unless a
-        dtype is given."""
+        """The state of `batch` sequences before their first token: float32 (float64 for a float64 model), keys and
+        values of attention in the model's dtype, unless a dtype is given."""
         refuse(self.config.mixer.direction != "causal", no_state(self.config.mixer))
         mixers: list[Any] = [block.mixer for block in self.blocks if isinstance(block, Block)]
         weight = mixers[0].in_proj.weight
-        dtype = dtype or (torch.float64 if weight.dtype == torch.float64 else torch.float32)
-        return ModelState(tuple(mixer.zeros(batch, weight.device, dtype) for mixer in mixers))
+        made = [mixer.zeros(batch, weight.device, dtype or mixer.state_dtype(weight.dtype)) for mixer in mixers]
+        return ModelState(tuple(made))
 
     def forward(
         self,
@@ -83,7 +83,7 @@ class Backbone(nn.Module):
             shape: (height, width) of the pictures whose pixels or patches the tokens are, row by row; for mixers of a
                 2-D direction, and refused for others.
             output_state: directions other than causal have no state, and need False.
-            inplace: the new state overwrites the given one, in its dtype: nothing is allocated for it.
+            inplace: the new state may overwrite the given one, in its dtype: go on with the one returned.
             trace: a list that receives what each block is given and the result, L + 1 tensors.
 
         Raises:

@@ -5,9 +5,9 @@ A configuration that cannot work is refused when it is made, with one line that 
 """
 
 from dataclasses import field
-from typing import Literal
+from typing import Any, Literal
 
-from hgrn2.layers.config import HEADED, BoundKind, GLUActivation, MixerConfig, NormKind
+from hgrn2.layers.config import KINDS, BoundKind, GLUActivation, MixerConfig, NormKind
 from hgrn2.settings import refuse, settings
 
 InitKind = Literal["normal", "scaled_normal", "xavier_small"]
@@ -69,7 +69,7 @@ class StackConfig:
     def __post_init__(self) -> None:
         for name in ("width", "layers", "glu_width"):
             refuse(getattr(self, name) < 1, f"{name} is {getattr(self, name)}; it must be at least 1")
-        if self.mixer.kind in HEADED:
+        if KINDS[self.mixer.kind].heads:
             refuse(
                 self.width % self.mixer.head_size != 0,
                 f"width {self.width} does not divide into heads of head_size {self.mixer.head_size}",
@@ -80,9 +80,8 @@ class StackConfig:
             self.init.memory > 0 and self.mixer.kind.startswith("hgru") and not self.mixer.bias,
             "init.memory is the bias of the forget gates: mixer.bias must be true",
         )
-        unbounded = self.mixer.kind in ("gla", "attention")
         refuse(
-            unbounded and self.lower_bound != "none",
+            not KINDS[self.mixer.kind].bounds and self.lower_bound != "none",
             f"{self.mixer.kind} has no bounds: lower_bound {self.lower_bound} must be none",
         )
         refuse(self.norm == "head_rms", "norm head_rms is offered inside the mixer only")
@@ -91,7 +90,24 @@ class StackConfig:
     @property
     def heads(self) -> int:
         """H = D / n for kinds with heads; 1 for the vector states of HGRN1."""
-        return self.width // self.mixer.head_size if self.mixer.kind in HEADED else 1
+        return self.width // self.mixer.head_size if KINDS[self.mixer.kind].heads else 1
+
+    @staticmethod
+    def settled(values: dict[str, Any], given: set[str]) -> dict[str, Any]:
+        """What follows from the settings `given` by name: with another `mixer.kind` come the settings that it needs,
+        except those that are given too."""
+        kind = values["mixer"]["kind"]
+        if "mixer.kind" not in given or kind not in KINDS:
+            return values
+        fitted = MixerConfig.fitted(kind, values["mixer"])
+        own = {name: value for name, value in values["mixer"].items() if f"mixer.{name}" in given}
+        bounds = {} if KINDS[kind].bounds or "lower_bound" in given else {"lower_bound": "none"}
+        return values | bounds | {"mixer": fitted | own}
+
+    @property
+    def grows(self) -> bool:
+        """Whether the state grows with the text."""
+        return self.mixer.grows
 
     def drop_path_of(self, layer: int) -> float:
         """The rate of one block, 0 at the first and `drop_path` at the last."""

@@ -5,7 +5,7 @@ No torch here: the numbers are formulas, and tests hold them to the modules that
 
 from dataclasses import dataclass
 
-from hgrn2.layers.config import GATE_RANK, NormKind
+from hgrn2.layers.config import KINDS, NormKind
 from hgrn2.models.config import ClassifierConfig, ModelConfig, SequenceConfig, StackConfig, VisionConfig
 
 
@@ -82,32 +82,23 @@ def flops_per_token(config: ModelConfig, *, training: bool, tokens: int = 0) -> 
     """
     width, mixer = config.width, config.mixer
     matrices = config.layers * (_mixer_matrices(config) + 3 * width * config.glu_width) + config.vocab_size * width
-    outer = 5 * width * mixer.head_size
-    scans = {
-        "hgru2": outer,
-        "gla": outer,
-        "hgru1_real": 3 * width,
-        "hgru1": 10 * width,
-        "attention": 4 * width * tokens,
-    }
-    scan = scans[mixer.kind]
+    scan = KINDS[mixer.kind].scan(width, mixer.head_size, tokens)
     forward = 2 * matrices + config.layers * (scan + 2 * 3 * width * mixer.conv_width)
     return 3 * forward if training else forward
 
 
 def state_bytes(config: ModelConfig, dtype: str = "float32", *, tokens: int = 0) -> int:
-    """Bytes that one sequence's state occupies, however long the sequence: `LanguageModel.zeros(1).nbytes`.
+    """Bytes of one sequence's state: `LanguageModel.zeros(1).nbytes`, and after `tokens` of them for attention.
 
     A layer keeps D n numbers for hgru2 and gla, D for hgru1_real, 2 D for hgru1 (complex) and 2 D S for attention, the
     only one that asks for the S = `tokens` that were read; and 3 D (W-1) for a convolution of width W. `dtype` is the
-    model's ("float32", "bfloat16", …): states are float32 unless the model is float64.
+    model's ("float32", "bfloat16", …): states are float32 unless the model is float64, but keys and values of
+    attention have the model's dtype.
     """
-    width, mixer = config.width, config.mixer
-    outer = width * mixer.head_size
-    sizes = {"hgru2": outer, "gla": outer, "hgru1_real": width, "hgru1": 2 * width, "attention": 2 * width * tokens}
-    numbers = sizes[mixer.kind]
-    numbers += 3 * width * max(mixer.conv_width - 1, 0)
-    return config.layers * numbers * (8 if str(dtype).removeprefix("torch.") == "float64" else 4)
+    width, mixer, dtype = config.width, config.mixer, str(dtype).removeprefix("torch.")
+    kind, work = KINDS[mixer.kind], 8 if dtype == "float64" else 4
+    kept = kind.state(width, mixer.head_size, tokens) * (2 if kind.grows and "16" in dtype else work)
+    return config.layers * (kept + 3 * width * max(mixer.conv_width - 1, 0) * work)
 
 
 def _around(config: StackConfig) -> int:
@@ -128,22 +119,21 @@ def _around(config: StackConfig) -> int:
 
 
 def _mixer_matrices(config: StackConfig) -> int:
-    """Weights of a mixer's two matrices: into all its projections, and out."""
-    thin = 2 * GATE_RANK * config.width if config.mixer.kind == "gla" else 0
-    return {"hgru1": 7, "gla": 5}.get(config.mixer.kind, 4) * config.width**2 + thin
+    """Weights of a mixer's matrices: into all its projections, out, and of gates."""
+    kind = KINDS[config.mixer.kind]
+    return kind.matrices * config.width**2 + kind.thin * config.width
 
 
 def _mixer(config: StackConfig) -> int:
-    width, mixer = config.width, config.mixer
-    is_complex = mixer.kind == "hgru1"
-    biases = {"hgru1": 6, "gla": 5}.get(mixer.kind, 4) * width if mixer.bias else 0
-    extra = width if mixer.kind in ("hgru1", "gla") else 0  # phases; the bias of the forget gate
-    norm = 0 if mixer.kind == "attention" else _norm(mixer.norm, 2 * width if is_complex else width)
-    scan = {"hgru1_real": 2}.get(mixer.kind, 3) * width * (width + mixer.bias)  # input and gates of one more scan
+    width, mixer, kind = config.width, config.mixer, KINDS[config.mixer.kind]
+    biases = kind.biases * width if mixer.bias else 0
+    norm = _norm(mixer.norm, 2 * width if mixer.kind == "hgru1" else width) if kind.norm else 0
+    scan = kind.scanned * width * (width + mixer.bias)  # input and gates of one more scan
     more = (mixer.scans - 1) * scan if mixer.separate_scans else 0
     more += width * mixer.local_width ** (2 if mixer.is_2d else 1)
     more += width * (width + mixer.bias) if mixer.output_gate != "none" else 0
-    return _mixer_matrices(config) + biases + extra + norm + 3 * width * mixer.conv_width + more
+    convolution = 3 * width * mixer.conv_width
+    return _mixer_matrices(config) + biases + kind.vectors * width + norm + convolution + more
 
 
 def _norm(kind: NormKind, width: int) -> int:

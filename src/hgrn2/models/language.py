@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from hgrn2.errors import UserError
+from hgrn2.layers.reading import Dropout
 from hgrn2.layers.state import ModelState
 from hgrn2.models.backbone import Backbone
 from hgrn2.models.config import LossKind, ModelConfig
@@ -32,7 +33,7 @@ class LanguageModel(nn.Module):
         super().__init__()
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.width)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.backbone = Backbone(config)
         self.head = None if config.tie_embeddings else nn.Linear(config.width, config.vocab_size, bias=False)
         self.embedding_scale = config.width**0.5 if config.scale_embeddings else 1.0
@@ -91,7 +92,7 @@ class LanguageModel(nn.Module):
             cu_seqlens: offsets [N+1] of packed documents (B = 1): the state is reset at each; states are [N, ...].
             keep: [B,T] bool for texts of different lengths; False marks padding, wherever it stands: states, gradients
                 and the logits of other tokens are those of the text without it. Logits at padding mean nothing.
-            inplace: overwrite the state given with the new one, and return it.
+            inplace: the state given may be overwritten; go on with the one returned.
         """
         options = {"cu_seqlens": cu_seqlens, "keep": keep, "output_state": output_state, "inplace": inplace}
         features, state = self.hidden(tokens, state, **options)

@@ -8,6 +8,7 @@ from hgrn2.layers.directions import Shape
 from hgrn2.layers.embedding import Positions
 from hgrn2.layers.heads import PairHead, PoolHead
 from hgrn2.layers.norm import Norm
+from hgrn2.layers.reading import Dropout
 from hgrn2.models.backbone import Backbone
 from hgrn2.models.config import ClassifierConfig, SequenceConfig
 from hgrn2.models.init import initialise
@@ -35,7 +36,7 @@ class SequenceClassifier(nn.Module):
         self.embedding = nn.Embedding(config.vocab_size, config.width) if ids else None
         self.input = None if ids else nn.Linear(config.channels, config.width)
         self.positions = Positions(config.positions, config.width, (config.max_length,))
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.backbone = Backbone(config, final_norm=config.head_norm == "tokens")
         head = PairHead if config.pair else PoolHead
         self.head = head(config.width, config.classes, head_norm(config))

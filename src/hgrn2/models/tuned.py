@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from hgrn2.layers.state import LayerState, ModelState
 from hgrn2.models.language import LanguageModel
+from hgrn2.settings import refuse
 
 
 class StateTuned(LanguageModel):
@@ -44,6 +45,10 @@ class StateTuned(LanguageModel):
         nn.Module.__init__(self)
         base.check_tokens(torch.tensor([opening]))
         self.config, self.opening = base.config, opening
+        refuse(
+            base.config.grows,
+            f"a state of {base.config.mixer.kind} is the text itself and has no fixed size: it cannot be tuned",
+        )
         self._base = (base.requires_grad_(False).eval(),)  # in a tuple: no submodule, so not saved and not trained
         start = base.zeros(1)
         # Complex states (HGRN1) are kept as pairs of real numbers, which optimisers and files know.

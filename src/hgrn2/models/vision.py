@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from hgrn2.layers.embedding import PatchEmbedding, Positions
 from hgrn2.layers.heads import PoolHead
+from hgrn2.layers.reading import Dropout
 from hgrn2.models.backbone import Backbone
 from hgrn2.models.config import VisionConfig
 from hgrn2.models.init import initialise
@@ -29,7 +30,7 @@ class VisionClassifier(nn.Module):
         self.config = config
         self.patches = PatchEmbedding(config.channels, config.patch, config.width)
         self.positions = Positions(config.positions, config.width, (config.grid, config.grid))
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.backbone = Backbone(config, final_norm=config.head_norm == "tokens")
         self.head = PoolHead(config.width, config.classes, head_norm(config))
         if self.head.proj.weight.device.type != "meta":

@@ -1,7 +1,7 @@
 """The pictures of a run report: curves of the run, and the time scales of the forget gates by layer."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,6 +43,15 @@ class LayerGates:
         """-1 / log γ in tokens, [D]: no input makes the channel fade faster; 0 where γ = 0 guarantees nothing."""
         with np.errstate(divide="ignore"):
             return _time_scale(np.log(np.asarray(self.lower_bound, np.float64)))
+
+
+def layer_gates(statistics: Sequence[Any]) -> list[LayerGates] | None:
+    """The gates of a report from `hgrn2.models.gates.gate_statistics`; None for mixers that have none."""
+    found = [
+        LayerGates(lower_bound=one.lower_bound.numpy(), mean_log_forget=one.mean_log_forget.numpy())
+        for one in statistics
+    ]
+    return found or None
 
 
 def _time_scale(log_forget: np.ndarray) -> np.ndarray:

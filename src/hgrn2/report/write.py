@@ -14,11 +14,11 @@ import numpy as np
 from hgrn2.files import write_text
 from hgrn2.report import page
 from hgrn2.report.answers import Answer, answers
-from hgrn2.report.figures import LayerGates, draw
+from hgrn2.report.figures import LayerGates, draw, layer_gates
 from hgrn2.report.plotting import Picture
 from hgrn2.units import duration, number, short
 
-__all__ = ["LayerGates", "Sample", "write_report"]
+__all__ = ["LayerGates", "Sample", "layer_gates", "write_report"]
 
 # Settings shown first, where the configuration has them: the end of their name, and what they are called here.
 _SETTINGS = {

@@ -17,7 +17,7 @@ from hgrn2.models.gates import gate_statistics
 from hgrn2.models.language import LanguageModel
 from hgrn2.models.saved import usable_device
 from hgrn2.perplexity import Perplexity
-from hgrn2.report.write import LayerGates, Sample, write_report
+from hgrn2.report.write import Sample, layer_gates, write_report
 from hgrn2.settings import to_dict
 from hgrn2.tasks.lm.task import LanguageTask, open_corpora
 from hgrn2.train.config import RunConfig
@@ -95,8 +95,7 @@ def _finish(run: RunConfig, trainer: Trainer, task: LanguageTask, model: Languag
     }
     write_json(folder / "summary.json", summary)
     tokens = torch.from_numpy(valid.read(0, min(GATE_TOKENS, valid.n_tokens))).to(next(model.parameters()).device)
-    gates = [LayerGates(lower_bound=g.lower_bound.numpy(), mean_log_forget=g.mean_log_forget.numpy())
-             for g in gate_statistics(model, tokens[None])]  # fmt: skip
+    gates = layer_gates(gate_statistics(model, tokens[None]))
     write_report(
         folder, config=to_dict(run), environment=read_json(folder / "environment.json"),
         metrics=read_metrics(folder / "metrics.jsonl"), summary=summary, samples=list(samples), gates=gates,

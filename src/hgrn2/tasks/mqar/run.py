@@ -14,7 +14,7 @@ from hgrn2.models.count import state_bytes
 from hgrn2.models.gates import gate_statistics
 from hgrn2.models.language import LanguageModel
 from hgrn2.models.saved import usable_device
-from hgrn2.report.write import LayerGates, write_report
+from hgrn2.report.write import LayerGates, layer_gates, write_report
 from hgrn2.settings import to_dict
 from hgrn2.tasks.mqar.config import MQARRun
 from hgrn2.tasks.mqar.task import MQARTask, Recall
@@ -95,11 +95,8 @@ def _values(found: Recall) -> dict[str, Any]:
 
 
 def _gates(run: MQARRun, model: LanguageModel, task: MQARTask) -> list[LayerGates] | None:
-    """Forget gates on the longest test segment; None for mixers whose gates have no bound to compare them with."""
-    if run.model.mixer.kind in ("gla", "attention"):
-        return None
+    """Forget gates on the longest test segment; None for mixers without any."""
     segments = run.data.test_segments
     place = max(range(len(segments)), key=lambda n: segments[n].length)
     tokens = torch.from_numpy(task.examples.test(place).tokens[:GATE_SEQUENCES]).to(task.device)
-    return [LayerGates(lower_bound=g.lower_bound.numpy(), mean_log_forget=g.mean_log_forget.numpy())
-            for g in gate_statistics(model, tokens)]  # fmt: skip
+    return layer_gates(gate_statistics(model, tokens))
