@@ -4,12 +4,10 @@ import itertools
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from hgrn2 import console
 from hgrn2.rows import Row
-
-if TYPE_CHECKING:
-    from rich.table import Table as RichTable
 
 TITLES = {
     "ceilings": "Ceilings of the machine",
@@ -99,7 +97,7 @@ def markdown(rows: Iterable[Row], sweeps: Sequence[str] = ()) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def rich_tables(rows: Iterable[Row]) -> "list[RichTable]":
+def for_terminal(rows: Iterable[Row]) -> list[console.Columns]:
     """The same for a terminal, where details have a table of their own: lines of both would be too long for one."""
     made = []
     for table in tables(rows):
@@ -111,17 +109,10 @@ def rich_tables(rows: Iterable[Row]) -> "list[RichTable]":
     return made
 
 
-def _drawn(table: Table, columns: slice, title: str, caption: str) -> "RichTable":
-    from rich.table import Table as RichTable
-
-    drawn = RichTable(title=title or None, caption=caption or None, caption_justify="left")
-    for name in table.cases:
-        drawn.add_column(name, overflow="fold")
-    for name in (*table.cases, *table.speeds, *table.details)[columns]:
-        drawn.add_column(name, justify="right", overflow="fold")
-    for line in table.lines:
-        drawn.add_row(*line[: len(table.cases)], *line[columns])
-    return drawn
+def _drawn(table: Table, columns: slice, title: str, caption: str) -> console.Columns:
+    head = (*table.cases, *(*table.cases, *table.speeds, *table.details)[columns])
+    rows = [(*line[: len(table.cases)], *line[columns]) for line in table.lines]
+    return console.Columns(head, rows, text=(len(table.cases) - 1,), title=title, caption=caption)
 
 
 def _table(bench: str, machine: str, rows: list[Row]) -> Table:

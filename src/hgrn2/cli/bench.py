@@ -1,6 +1,5 @@
 """`hgrn2 bench ops | train | decode | onnx | table`: speed on this machine, beside others, as rows in results/."""
 
-import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from hgrn2 import console
 from hgrn2.bench.onnx_settings import OnnxBench
 from hgrn2.bench.settings import DecodeBench, OpsBench, TrainBench
 from hgrn2.cli.progress import Progress, progress_shown
@@ -202,7 +202,7 @@ def run_bench(measure: "Callable[[Callable[[Row], None], Progress], None]", out:
     with progress_shown() as progress:
         measure(record, progress)
     if as_json:
-        print(json.dumps([to_dict(row) for row in rows], indent=2, ensure_ascii=False))
+        console.print_json([to_dict(row) for row in rows])
     else:
         _show(rows)
         files = ", ".join(dict.fromkeys(f"{out / row.bench}.jsonl" for row in rows))
@@ -211,9 +211,6 @@ def run_bench(measure: "Callable[[Callable[[Row], None], Progress], None]", out:
 
 
 def _show(rows: "list[Row]") -> None:
-    from rich.console import Console
+    from hgrn2.bench.table import for_terminal
 
-    from hgrn2.bench.table import rich_tables
-
-    for table in rich_tables(rows):
-        Console().print(table)
+    console.show(*for_terminal(rows))

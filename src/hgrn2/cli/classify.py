@@ -1,6 +1,5 @@
 """`hgrn2 classify`: what a trained classifier takes pictures, or a text, for."""
 
-import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from hgrn2 import console
 from hgrn2.errors import UserError
 from hgrn2.settings import refuse
 
@@ -121,17 +121,12 @@ class Classify:
 
     def _show(self, answers: "list[tuple[str, Answer]]", names: tuple[str, ...], skipped: int) -> None:
         if self.json:
-            print(json.dumps(_values(answers, names, skipped), indent=2, ensure_ascii=False))
-            return
-        from rich.console import Console
-        from rich.table import Table
-
-        table = Table("input", "", "class", "chance", box=None, padding=(0, 2, 0, 0))
-        table.columns[3].justify = "right"
+            return console.print_json(_values(answers, names, skipped))
+        rows = []
         for source, answer in answers:
             for place, (number, chance) in enumerate(zip(answer.classes, answer.chances, strict=True), 1):
-                table.add_row(source if place == 1 else "", str(place), names[number], f"{chance:.1%}")
-        Console().print(table)
+                rows.append((source if place == 1 else "", str(place), names[number], f"{chance:.1%}"))
+        console.show(console.Columns(("input", "", "class", "probability"), rows, text=(0, 2), frame=False))
         if skipped:
             print(f"{skipped} of {skipped + len(answers)} pictures were left out")
 

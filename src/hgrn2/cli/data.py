@@ -1,13 +1,14 @@
 """`hgrn2 data prepare | info | verify`: text to token shards, and what is in them or in a folder of examples."""
 
 import contextlib
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
+
+from hgrn2 import console
 
 Flag = tyro.conf.FlagCreatePairsOff[bool]
 
@@ -132,7 +133,7 @@ class Verify:
 
 
 def _print_json(value: Any) -> None:
-    print(json.dumps(value, indent=2, ensure_ascii=False))
+    console.print_json(value)
 
 
 def _named(tokenizer: dict[str, Any]) -> str:
@@ -140,17 +141,10 @@ def _named(tokenizer: dict[str, Any]) -> str:
 
 
 def _print_splits(splits: dict[str, dict[str, Any]], title: str) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
     columns = ("documents", "tokens", "text_bytes", "shards")
-    table = Table("split", *(name.replace("_", " ") for name in columns))
-    for name, split in splits.items():
-        table.add_row(name, *(f"{split[column]:,}" for column in columns))
-    for column in table.columns[1:]:
-        column.justify = "right"
+    rows = [(name, *(f"{split[column]:,}" for column in columns)) for name, split in splits.items()]
     print(title)
-    Console().print(table)
+    console.show(console.Columns(("split", *(name.replace("_", " ") for name in columns)), rows))
 
 
 def _print_reading(text: dict[str, Any]) -> None:

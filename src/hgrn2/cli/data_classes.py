@@ -1,8 +1,9 @@
 """What `hgrn2 data info` and `hgrn2 data verify` say of a folder of labelled examples."""
 
-import json
 from pathlib import Path
 from typing import Any
+
+from hgrn2 import console
 
 
 def holds_examples(folder: Path) -> bool:
@@ -22,8 +23,7 @@ def show_examples(folder: Path, as_json: bool) -> None:
 
     info = class_info(open_examples(folder))
     if as_json:
-        print(json.dumps(info, indent=2, ensure_ascii=False))
-        return
+        return console.print_json(info)
     _print(folder, info)
 
 
@@ -37,26 +37,20 @@ def verify_examples(folder: Path, as_json: bool) -> None:
     total = sum(split["bytes"] for split in info["splits"].values())
     examples = sum(split["count"] for split in info["splits"].values())
     if as_json:
-        print(json.dumps({"files": checked, "bytes": total, "examples": examples}, indent=2))
-        return
+        return console.print_json({"files": checked, "bytes": total, "examples": examples})
     print(f"{folder}: {checked} files, {total:,} bytes, {examples:,} examples: good")
 
 
 def _print(folder: Path, info: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
     what = f"{len(info['classes'])} classes, token ids below {info['vocab_size']}, seed {info['seed']}"
     print(f"{folder}: {info['task']}, {info['origin']}\n{what}")
     if info["settings"]:
         print(", ".join(f"{name} {value}" for name, value in info["settings"].items()))
-    table = Table("split", "examples", "tokens: least", "median", "most", "MB")
-    for column in table.columns[1:]:
-        column.justify = "right"
+    rows = []
     for name, split in info["splits"].items():
         lengths = (f"{length:,}" for length in split["lengths"].values())
-        table.add_row(name, f"{split['count']:,}", *lengths, f"{split['bytes'] / 1e6:,.1f}")
-    Console().print(table)
+        rows.append((name, f"{split['count']:,}", *lengths, f"{split['bytes'] / 1e6:,.1f}"))
+    console.show(console.Columns(("split", "examples", "tokens: least", "median", "most", "MB"), rows))
     print(label_lines(info["classes"], {name: split["labels"] for name, split in info["splits"].items()}))
 
 

@@ -1,12 +1,12 @@
 """`hgrn2 data image NAME|PATH`: sets of images as one folder of arrays."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
+from hgrn2 import console
 from hgrn2.settings import refuse
 
 Flag = tyro.conf.FlagCreatePairsOff[bool]
@@ -62,8 +62,7 @@ class Image:
             progress(f"writing {self.out}", 0, 1)
             manifest = write_examples(self.out, described, splits)
         if self.json:
-            print(json.dumps(manifest, indent=2, ensure_ascii=False))
-            return
+            return console.print_json(manifest)
         print(f"{self.out}: {described.task}, {described.origin}")
         for split, examples in splits.items():
             _, height, width, channels = examples.a.shape

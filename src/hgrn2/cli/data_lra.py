@@ -1,12 +1,12 @@
 """`hgrn2 data lra TASK`: the data of the Long Range Arena, generated or read, as one folder."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
+from hgrn2 import console
 from hgrn2.settings import refuse, with_overrides
 
 Flag = tyro.conf.FlagCreatePairsOff[bool]
@@ -64,8 +64,7 @@ class Lra:
             manifest = write_examples(self.out, described, splits)
         shown = write_sheet(self.out) if self.task in PRESETS else None
         if self.json:
-            print(json.dumps(manifest, indent=2, ensure_ascii=False))
-            return
+            return console.print_json(manifest)
         info = class_info(open_examples(self.out))
         counts = ", ".join(f"{split['count']:,} {name}" for name, split in info["splits"].items())
         print(f"{self.out}: {described.task}, {described.origin}; {counts}")

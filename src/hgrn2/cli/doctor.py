@@ -1,12 +1,12 @@
 """`hgrn2 doctor`: does every kernel compute what it should on this machine?"""
 
-import json
 import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from hgrn2 import console
 from hgrn2.cli.progress import progress_shown
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class Doctor:
         with progress_shown() as progress:
             found = examine(devices, self.ops or OPS, progress)
         if self.json:
-            print(json.dumps(as_json(found, devices), indent=2, ensure_ascii=False))
+            console.print_json(as_json(found, devices))
         else:
             _print_choices(devices)
             _print_checks(found)
@@ -66,7 +66,7 @@ class Doctor:
 
         known = distrust.forget()
         if self.json:
-            print(json.dumps({"forgotten": known}))
+            console.print_json({"forgotten": known}, indent=None)
         else:
             print(f"{known} records of wrong kernels forgotten" if known else "no kernel was distrusted")
         return 0
@@ -98,12 +98,7 @@ def _print_choices(devices: "list[torch.device]") -> None:
 
 
 def _print_checks(found: "Examination") -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(
-        "operator", "device", "backend", "checks", "nearest to its limit", "s", box=None, padding=(0, 1, 0, 0)
-    )
+    rows = []
     groups: dict[tuple[str, str, str], list[Any]] = {}
     for outcome in found.outcomes:
         check = outcome.check
@@ -112,9 +107,10 @@ def _print_checks(found: "Examination") -> None:
         bad = [outcome for outcome in outcomes if not outcome.ok]
         shown = bad[0].what if bad else _nearest(outcomes)
         mark = f"{len(bad)} of {len(outcomes)} failed" if bad else f"{len(outcomes)} right"
-        table.add_row(*key, mark, shown, f"{sum(outcome.seconds for outcome in outcomes):.1f}")
+        rows.append((*key, mark, shown, f"{sum(outcome.seconds for outcome in outcomes):.1f}"))
     print()
-    Console().print(table)
+    head = ("operator", "device", "backend", "checks", "nearest to its limit", "s")
+    console.show(console.Columns(head, rows, text=range(5), frame=False))
     count, passed = len(found.outcomes), sum(outcome.ok for outcome in found.outcomes)
     what = f"all {count} checks passed" if found.healthy else f"{passed} of {count} checks passed"
     print(f"{what} in {found.seconds:.0f} s")

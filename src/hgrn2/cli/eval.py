@@ -2,8 +2,6 @@
 what cli/eval_standard.py shows: zero-shot tasks, WikiText, loss by position."""
 
 import contextlib
-import json
-import math
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -12,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from hgrn2 import console
 from hgrn2.errors import UserError
 from hgrn2.models.quantize.config import Quantization, QuantizeConfig
 from hgrn2.settings import refuse
@@ -119,8 +118,8 @@ class Eval:
         results = [self._measure(name, loaded, text) for name in self._methods()]
         if self.json:
             values = {"model": loaded.name, "data": corpus.name, "tokens": text.n_tokens}
-            values |= {"results": [{**_finite(asdict(result)), **self._settings(result.name)} for result in results]}
-            return print(json.dumps(values, indent=2, ensure_ascii=False))
+            values |= {"results": [{**asdict(result), **self._settings(result.name)} for result in results]}
+            return console.print_json(values)
         self._print(results, f"{loaded.name} on {corpus.name}: {text.n_tokens:,} tokens")
 
     def _methods(self) -> tuple[str, ...]:
@@ -166,20 +165,15 @@ class Eval:
         return corpus
 
     def _print(self, results: "list[Perplexity]", title: str) -> None:
-        from rich.console import Console
-        from rich.table import Table
-
         from hgrn2.perplexity import MEANING
 
-        table = Table("name", "nats/token", "perplexity", "bits/byte", "predicted tokens")
-        for column in table.columns[1:]:
-            column.justify = "right"
+        rows = []
         for result in results:
             bits = "-" if result.bits_per_byte is None else f"{result.bits_per_byte:.4f}"
             numbers = (f"{result.nats_per_token:.4f}", f"{result.perplexity:.3f}", bits, f"{result.tokens:,}")
-            table.add_row(result.name, *numbers)
+            rows.append((result.name, *numbers))
         print(title)
-        Console().print(table)
+        console.show(console.Columns(("name", "nats/token", "perplexity", "bits/byte", "predicted tokens"), rows))
         for result in results:
             meaning = MEANING[result.name].format(**self._settings(result.name))
             dropped = ", dropped at each document" if result.name == "carried" and self.reset_documents else ""
@@ -214,12 +208,6 @@ def _from_file(path: Path, loaded: "Loaded") -> "Corpus":
     from hgrn2.data.sources import Sources
 
     return Corpus.from_documents(Sources([path]).documents(), loaded.need_tokenizer(), name=str(path))
-
-
-def _finite(values: dict[str, Any]) -> dict[str, Any]:
-    """JSON has no NaN and no infinity: null stands for them."""
-    bad = [name for name, value in values.items() if isinstance(value, float) and not math.isfinite(value)]
-    return values | dict.fromkeys(bad)
 
 
 @contextlib.contextmanager

@@ -1,10 +1,10 @@
 """What `hgrn2 eval` shows of classifiers: share right, top five, loss, each class, and who is taken for whom."""
 
 import dataclasses
-import json
 import sys
 from typing import TYPE_CHECKING, Any
 
+from hgrn2 import console
 from hgrn2.settings import refuse
 
 if TYPE_CHECKING:
@@ -35,8 +35,7 @@ def show_classes(verb: "Eval") -> None:
         split, found = measure_on(loaded, verb.data, verb.split, lambda *done: progress("measuring", *done))
     data = str(verb.data or loaded.run.data.folder)
     if verb.json:
-        print(json.dumps(_values(loaded.name, data, split, found, names), indent=2, ensure_ascii=False))
-        return
+        return console.print_json(_values(loaded.name, data, split, found, names))
     print(f"{loaded.name} on {data}, split {split}: {found.examples:,} examples")
     _print(found, names)
 
@@ -53,45 +52,35 @@ def _values(model: str, data: str, split: str, found: "Measured", names: tuple[s
 
 
 def _print(found: "Measured", names: tuple[str, ...]) -> None:
-    from rich.console import Console
-
     marks = [f"{found.accuracy:.2%} right"] + ([f"{found.top5:.2%} among the first five"] if len(names) > 5 else [])
     print(", ".join([*marks, f"{found.loss:.4f} nats an example"]))
-    console = Console()
-    console.print(_by_class(found.confusion, names))
+    console.show(_by_class(found.confusion, names))
     if len(names) <= TABLE_CLASSES:
         print("\nRows: the class of the examples; columns: what they were taken for.")
-        console.print(_confusion(found.confusion, names))
+        console.show(_confusion(found.confusion, names))
     elif len(names) > SHOWN:
         print(f"The {SHOWN} classes that are right least often; --json has all.")
 
 
-def _by_class(confusion: "np.ndarray", names: tuple[str, ...]) -> Any:
-    from rich.table import Table
-
+def _by_class(confusion: "np.ndarray", names: tuple[str, ...]) -> console.Columns:
     counts, rights = confusion.sum(1), confusion.diagonal()
     shares = rights / counts.clip(1)
     order = range(len(names)) if len(names) <= SHOWN else shares.argsort(kind="stable")[:SHOWN].tolist()
-    table = Table("class", "examples", "right", "taken most often for", box=None, padding=(0, 2, 0, 0))
-    for column in table.columns[1:3]:
-        column.justify = "right"
+    rows = []
     for n in order:
         wrong = confusion[n].copy()
         wrong[n] = 0
         other = int(wrong.argmax())
         taken = f"{names[other]} ({wrong[other] / counts[n]:.1%})" if wrong[other] else "–"
-        table.add_row(names[n], f"{counts[n]:,}", f"{shares[n]:.1%}" if counts[n] else "–", taken)
-    return table
+        rows.append((names[n], f"{counts[n]:,}", f"{shares[n]:.1%}" if counts[n] else "–", taken))
+    head = ("class", "examples", "accuracy", "taken most often for")
+    return console.Columns(head, rows, text=(0, 3), frame=False)
 
 
-def _confusion(confusion: "np.ndarray", names: tuple[str, ...]) -> Any:
+def _confusion(confusion: "np.ndarray", names: tuple[str, ...]) -> console.Columns:
     """Rows are the classes that examples have, columns those that they were taken for."""
-    from rich.table import Table
-
-    table = Table(box=None)
-    table.add_column("")
-    for name in names:
-        table.add_column(name[:5], justify="right", no_wrap=True)
-    for name, row in zip(names, confusion.tolist(), strict=True):
-        table.add_row(name, *(str(count) if count else "·" for count in row))
-    return table
+    rows = [
+        (name, *(str(count) if count else "·" for count in row))
+        for name, row in zip(names, confusion.tolist(), strict=True)
+    ]
+    return console.Columns(("", *(name[:5] for name in names)), rows, frame=False)

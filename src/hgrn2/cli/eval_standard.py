@@ -1,6 +1,5 @@
 """What `hgrn2 eval` shows beside perplexity: zero-shot tasks beside the paper's table, WikiText, loss by position."""
 
-import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -8,12 +7,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hgrn2 import console
 from hgrn2.cli.progress import progress_shown
 from hgrn2.settings import refuse
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from hgrn2.cli.eval import Eval
     from hgrn2.eval.harness import HGRN2LM
     from hgrn2.eval.positions import Bucket
@@ -85,7 +83,7 @@ def show_tasks(verb: "Eval", loaded: "Loaded") -> None:
         _record(verb, loaded, case, rescoring["speed_up"], "times", rescoring)
     if verb.json:
         values = {"model": loaded.name, "results": [asdict(one) for one in results], "published": published()}
-        return _json(values | {"rescoring": rescoring})
+        return console.print_json(values | {"rescoring": rescoring})
     _print_tasks(loaded, results)
     if rescoring:
         print(
@@ -132,43 +130,37 @@ def _compare(lm: "HGRN2LM", progress: Callable[[str, int, int], None]) -> dict[s
 
 
 def _print_tasks(loaded: "Loaded", results: "Sequence[TaskResult]") -> None:
-    from rich.console import Console
-
     from hgrn2.eval.zero_shot import published
 
-    table = _table("task", "items", "accuracy", "acc_norm", "perplexity", "seconds")
+    table = console.Columns(("task", "items", "accuracy", "acc_norm", "perplexity", "seconds"))
     for one in results:
         part = f"{one.items:,}" if one.items == one.of else f"{one.items:,} of {one.of:,}"
         marks = [_per_cent(one.metrics.get(name), one.stderr.get(name)) for name in ("acc", "acc_norm")]
         perplexity = _power(one.metrics.get("perplexity"))
-        table.add_row(one.title, part, *marks, perplexity, f"{one.seconds:.1f}")
+        table.add(one.title, part, *marks, perplexity, f"{one.seconds:.1f}")
     print(f"{loaded.name}, zero-shot, prompts and metrics of lm-eval's tasks; accuracies in per cent, ± standard error")
-    Console().print(table)
+    console.show(table)
     if any(column["task"] == one.task for one in results for column in published()["columns"]):
         _print_published(loaded, results)
 
 
 def _print_published(loaded: "Loaded", results: "Sequence[TaskResult]") -> None:
     """The paper's table with our row below it."""
-    from rich.box import SIMPLE
-    from rich.console import Console
-
     from hgrn2.eval.zero_shot import average, published, table_scores
     from hgrn2.models.count import parameters
 
     source = published()
-    table = _table("model", "P", "T", *(column["short"] for column in source["columns"]), "mean")
-    table.box, table.padding = SIMPLE, (0, 0, 0, 1)  # or it would not fit into 80 columns
+    head = ("model", "P", "T", *(column["short"] for column in source["columns"]), "mean")
+    table = console.Columns(head, frame=False)
     for row in source["rows"]:
         tokens = "-" if row["tokens_b"] is None else str(row["tokens_b"])
         marks = (f"{score:.2f}" for score in row["scores"])
-        table.add_row(row["model"], f"{row['parameters_b']:.2f}", tokens, *marks, f"{row['average']:.2f}")
+        table.add(row["model"], f"{row['parameters_b']:.2f}", tokens, *marks, f"{row['average']:.2f}")
     scores = table_scores(results)
     size = parameters(loaded.model.config).total / 1e9
-    table.add_section()
-    table.add_row("this model", f"{size:.3f}", "", *(_number(one, 2) for one in scores), _number(average(scores), 2))
+    table.add("this model", f"{size:.3f}", "", *(_number(one, 2) for one in scores), _number(average(scores), 2))
     print(f"Published, in per cent: {source['setting']}.")
-    Console().print(table)
+    console.show(table)
     print(f"Source: {source['source']}. {source['metrics']}")
     if any(one.items != one.of for one in results):
         print("Tasks with fewer items than the whole set (see above) are not comparable to the digit.")
@@ -176,8 +168,6 @@ def _print_published(loaded: "Loaded", results: "Sequence[TaskResult]") -> None:
 
 def show_wikitext(verb: "Eval", loaded: "Loaded") -> None:
     """Perplexity of a WikiText file by words and by tokens."""
-    from rich.console import Console
-
     from hgrn2.eval.words import detokenised, read_pages, verbatim
     from hgrn2.eval.zero_shot import need_harness
 
@@ -194,22 +184,22 @@ def show_wikitext(verb: "Eval", loaded: "Loaded") -> None:
         _record(verb, loaded, case, one.word_perplexity, "word perplexity", asdict(one))
     if verb.json:
         results = [asdict(one) for one in found]
-        return _json({"model": loaded.name, "data": str(verb.wikitext), "results": results, "note": OUT_OF_DOMAIN})
-    table = _table("text", "pages", "words", "tokens", "word perplexity", "token perplexity", "bits/byte")
+        return console.print_json(
+            {"model": loaded.name, "data": str(verb.wikitext), "results": results, "note": OUT_OF_DOMAIN}
+        )
+    table = console.Columns(("text", "pages", "words", "tokens", "word perplexity", "token perplexity", "bits/byte"))
     for one in found:
         counts = (f"{one.pages:,}", f"{one.words:,}", f"{one.tokens:,}")
         marks = (_power(one.word_perplexity), _power(one.token_perplexity), f"{one.bits_per_byte:.4f}")
-        table.add_row(one.text, *counts, *marks)
+        table.add(one.text, *counts, *marks)
     print(f"{loaded.name} on {verb.wikitext}; the state is carried from the beginning of each page to its end")
-    Console().print(table)
+    console.show(table)
     print("detokenised: text and counts of lm-eval's task wikitext. verbatim: the file as it stands; line ends count.")
     print(OUT_OF_DOMAIN)
 
 
 def show_positions(verb: "Eval", loaded: "Loaded") -> None:
     """Loss by position, as a table and a picture."""
-    from rich.console import Console
-
     from hgrn2.eval.positions import by_position, draw, pieces
 
     corpus = verb.corpus(loaded)
@@ -229,13 +219,13 @@ def show_positions(verb: "Eval", loaded: "Loaded") -> None:
         _record(verb, loaded, case, one.nats_per_token, "nats a token", asdict(one))
     if verb.json:
         values = {"model": loaded.name, "data": corpus.name, "pieces": len(starts), "length": verb.length}
-        return _json(values | {"trained_on": trained_on, "buckets": [asdict(one) for one in found]})
-    table = _table("tokens before", "nats/token", "±", "perplexity", "predicted tokens")
+        return console.print_json(values | {"trained_on": trained_on, "buckets": [asdict(one) for one in found]})
+    table = console.Columns(("tokens before", "nats/token", "±", "perplexity", "predicted tokens"))
     for one in found:
         span = str(one.first) if one.stop == one.first + 1 else f"{one.first:,} to {one.stop - 1:,}"
-        table.add_row(span, f"{one.nats_per_token:.4f}", *_marks(one))
+        table.add(span, f"{one.nats_per_token:.4f}", *_marks(one))
     print(told)
-    Console().print(table)
+    console.show(table)
     print("Each piece begins with a zero state, which is carried to its end; ± is the standard error over pieces.")
     if trained_on is not None:
         print(f"The model was trained on sequences of {trained_on:,} tokens.")
@@ -262,30 +252,8 @@ def _record(
     from hgrn2.models.count import parameters
     from hgrn2.rows import append, measurement
 
-    known = {"model": loaded.name, "parameters": parameters(loaded.model.config).total} | _finite(details)
+    known = {"model": loaded.name, "parameters": parameters(loaded.model.config).total} | console.finite(details)
     append(verb.out, measurement("eval", case, "hgrn2", "auto", [value], unit, known))
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no NaN and no infinity: null stands for them, at any depth."""
-    if isinstance(value, Mapping):
-        return {name: _finite(one) for name, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(one) for one in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _json(values: dict[str, Any]) -> None:
-    print(json.dumps(_finite(values), indent=2, ensure_ascii=False, allow_nan=False))
-
-
-def _table(first: str, *others: str) -> "Table":
-    from rich.table import Table
-
-    table = Table(first, *others)
-    for column in table.columns[1:]:
-        column.justify = "right"
-    return table
 
 
 def _number(value: float | None, digits: int) -> str:

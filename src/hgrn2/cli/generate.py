@@ -2,8 +2,6 @@
 
 import contextlib
 import gc
-import io
-import json
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from hgrn2 import console
 from hgrn2.errors import UserError
 from hgrn2.generate.config import GraphUse, StateDtype
 from hgrn2.models.quantize.config import Quantization, QuantizeConfig
@@ -173,8 +172,6 @@ class _Report:
         self.began = time.perf_counter()
         self.first: float | None = None
         self.decoding = ""  # how tokens are made, as a sentence
-        if isinstance(sys.stdout, io.TextIOWrapper):
-            sys.stdout.reconfigure(errors="replace")  # a terminal that cannot show a character shows a mark instead
 
     def take(self, piece: "Piece") -> None:
         self.first = self.first or time.perf_counter()
@@ -206,7 +203,7 @@ class _Report:
                 "quantize": self.options.quantize,
                 "samples": self.samples,
             }
-            return print(json.dumps(result, indent=2, ensure_ascii=False))
+            return console.print_json(result)
         if len(self.samples) == 1 and tokens and sys.stdout.isatty():
             print()
         parts = [f"{self.prompt_tokens:,} prompt tokens in {reading:.2f} s", f"{tokens:,} new tokens"]

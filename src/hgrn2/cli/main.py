@@ -1,13 +1,15 @@
 """The command line: verbs parse, call and print. A verb's module is loaded when it is asked for, torch later still."""
 
-import os
+import contextlib
+import io
 import sys
-from collections.abc import Sequence
-from difflib import get_close_matches
+from collections.abc import Iterator, Sequence
 from importlib import import_module
 
-from hgrn2 import __version__
-from hgrn2.errors import UserError
+from hgrn2 import __version__, console
+from hgrn2.errors import UserError, unknown
+from hgrn2.memory import out_of_memory
+from hgrn2.settings import check
 
 # verb -> (one line, task -> module:class); verbs without tasks have the one task "".
 VERBS: dict[str, tuple[str, dict[str, str]]] = {
@@ -68,6 +70,8 @@ VERBS: dict[str, tuple[str, dict[str, str]]] = {
     "study": ("a controlled comparison: rows, a table and a picture", {"mqar": "study:StudyMQAR"}),
     "doctor": ("hold every kernel to the float64 reference on this machine", {"": "doctor:Doctor"}),
 }
+LONG = ("train", "tune", "study", "reproduce")
+"""Verbs that print while they work: their work is not done when nobody reads on."""
 EXAMPLES = """\
 examples:
   hgrn2 train lm demo --out runs/demo
@@ -79,22 +83,31 @@ examples:
 def entry(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code: 0, 2 for the user's mistakes, 130 after Ctrl-C.
 
-    Installed as `hgrn2`, whose exit code this is.
+    Installed as `hgrn2`, whose exit code this is. With --json every error is an object with the field `error` on
+    standard output, beside the line on standard error.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    try:
-        return _run(arguments)
-    except UserError as error:
-        return _fail(str(error))
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader left: nothing more to say
-        return 0
-    except OSError as error:
-        return _fail(f"{error.filename or 'file'}: {error.strerror or error}")
-    except KeyboardInterrupt:
-        return 130
-    except SystemExit as exit_:  # the argument parser: 0 after --help, 2 after a mistake
-        return exit_.code if isinstance(exit_.code, int) else 2
+    as_json = "--json" in arguments
+    with console.prepared_streams():
+        try:
+            code = _run(arguments)
+            sys.stdout.flush()
+            return code
+        except UserError as error:
+            return _fail(str(error), as_json)
+        except OSError as error:
+            return _failed_file(error, arguments, as_json)
+        except Exception as error:
+            message = out_of_memory(error)
+            if message is None:
+                raise
+            return _fail(message, as_json)
+        except KeyboardInterrupt:
+            if as_json:
+                console.print_json({"error": "interrupted"}, indent=None)
+            return 130
+        except SystemExit as exit_:  # the argument parser: 0 after --help, 2 after a mistake
+            return exit_.code if isinstance(exit_.code, int) else 2
 
 
 def _run(arguments: list[str]) -> int:
@@ -106,7 +119,7 @@ def _run(arguments: list[str]) -> int:
         return 0
     name, rest = arguments[0], arguments[1:]
     if name not in VERBS:
-        raise UserError(_unknown("verb", name, list(VERBS)))
+        raise unknown("verb", name, VERBS)
     _, tasks = VERBS[name]
     place, program = tasks.get(""), f"hgrn2 {name}"
     if place is None:
@@ -114,7 +127,7 @@ def _run(arguments: list[str]) -> int:
             print(_tasks(name))
             return 0
         if rest[0] not in tasks:
-            raise UserError(_unknown(f"task of hgrn2 {name}", rest[0], list(tasks)))
+            raise unknown(f"task of hgrn2 {name}", rest[0], tasks)
         place, program, rest = tasks[rest[0]], f"{program} {rest[0]}", rest[1:]
     return _call(place, program, rest)
 
@@ -124,7 +137,26 @@ def _call(place: str, program: str, arguments: list[str]) -> int:
 
     module, _, kind = place.partition(":")
     verb = getattr(import_module(f"hgrn2.cli.{module}"), kind)
-    return tyro.cli(verb, prog=program, args=arguments).run() or 0
+    with _told_as_json() if "--json" in arguments else contextlib.nullcontext():
+        made = tyro.cli(verb, prog=program, args=arguments)
+    check(made, lambda field: f"--{field.replace('_', '-')}")
+    return made.run() or 0
+
+
+@contextlib.contextmanager
+def _told_as_json() -> Iterator[None]:
+    """What the argument parser says on standard error before it exits goes to standard output too, as an object."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            yield
+    except SystemExit as exit_:
+        text = said.getvalue()
+        sys.stderr.write(text)
+        if exit_.code:
+            lines = (line.strip("│╭╮╰╯─|+- ") for line in text.splitlines())
+            console.print_json({"error": " ".join(filter(None, lines))}, indent=None)
+        raise
 
 
 def _overview() -> str:
@@ -154,12 +186,27 @@ def _tasks(name: str) -> str:
     )
 
 
-def _unknown(noun: str, name: str, known: list[str]) -> str:
-    near = get_close_matches(name, known, 1)
-    hint = f"; did you mean {near[0]}?" if near else ""
-    return f"there is no {noun} {name!r}{hint} (choose from {', '.join(known)})"
+def _failed_file(error: OSError, arguments: list[str], as_json: bool) -> int:
+    """What is said of a file that could not be read or written; standard output may be that file."""
+    broken = console.stdout_error()
+    if broken is not None or isinstance(error, BrokenPipeError):
+        console.abandon_stdout()
+    if isinstance(error, BrokenPipeError) or isinstance(broken, BrokenPipeError):  # the reader left: `| head -1`
+        if arguments[0] not in LONG:
+            return 0
+        return _fail("standard output was closed before the work was done; the same command goes on", False)
+    if broken is not None and error.filename is None:
+        return _fail(f"standard output: {broken.strerror or broken}", False)
+    return _fail(f"{error.filename or 'a file'}: {error.strerror or error}", as_json)
 
 
-def _fail(message: str) -> int:
-    print(f"hgrn2: error: {' '.join(message.split())}", file=sys.stderr)
+def _fail(message: str, as_json: bool = False) -> int:
+    """One line on standard error, whatever characters a name in it has; with --json an object on standard output."""
+    line = " ".join(message.split())
+    safe = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+    print(f"hgrn2: error: {safe}", file=sys.stderr)
+    if as_json:
+        with contextlib.suppress(OSError):
+            console.print_json({"error": line}, indent=None)
+            sys.stdout.flush()
     return 2

@@ -1,6 +1,5 @@
 """`hgrn2 reproduce`: the paper's tables, run from beginning to end, and the page that shows them."""
 
-import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from hgrn2 import console
 from hgrn2.settings import refuse
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class Reproduce:
 
         found = planned(plan, self.out, data)
         if self.json:
-            print(json.dumps([to_dict(one) for one in found], indent=2))
+            console.print_json([to_dict(one) for one in found])
         else:
             print_plan(found)
         return 0
@@ -96,7 +96,7 @@ class Reproduce:
             found = missing + run_all(jobs, view, recorder.add, parallel=self.parallel, quiet=self.json)
         changed = _update(self.page, self.results) if recorder.rows and self.page.exists() else False
         if self.json:
-            print(json.dumps(outcomes_as_json(found), indent=2))
+            console.print_json(outcomes_as_json(found))
         else:
             print_lines(recorder.of(plan), plan.table)
             print(f"{self.results / 'reproduce.jsonl'}" + (f", {self.page}" if changed else ""))

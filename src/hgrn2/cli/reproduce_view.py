@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.live import Live
-from rich.table import Table
+
+from hgrn2 import console
 
 if TYPE_CHECKING:
     from hgrn2.reproduce.cells import Job
@@ -73,18 +74,13 @@ class PlanView:
         self.console.print(text, soft_wrap=True, markup=False, highlight=False)
 
 
-def _running(told: list[tuple[str, ...]]) -> Table:
-    table = Table("under way", "step", "loss", "right, so far", box=None)
-    for cells in told:
-        table.add_row(*cells)
-    return table
+def _running(told: list[tuple[str, ...]]) -> console.Columns:
+    return console.Columns(("under way", "step", "loss", "accuracy, so far"), told, frame=False)
 
 
 def print_plan(plan: "Sequence[Planned]") -> None:
     """A dry run."""
-    table = Table(title=f"{len(plan)} runs", box=None)
-    for name in ("task", "model", "n", "seeds", "parameters", "steps", "batch", "budget", "state"):
-        table.add_column(name, justify="left" if name in ("task", "model", "state") else "right", no_wrap=True)
+    rows = []
     groups: dict[tuple[str, str, int | None], list[Planned]] = {}
     for one in plan:
         groups.setdefault((one.task, one.model, one.n), []).append(one)
@@ -94,12 +90,12 @@ def print_plan(plan: "Sequence[Planned]") -> None:
         counts = Counter(one.state for one in group)
         state = ", ".join(name if len(counts) == 1 else f"{count} {name}" for name, count in counts.items())
         numbers = (f"{one.parameters:,}", f"{one.steps:,}", f"{one.batch:,}", budget)
-        table.add_row(task, model, str(n or "–"), seeds, *numbers, state)
-    console = Console()
-    console.print(table)
+        rows.append((task, model, str(n or "–"), seeds, *numbers, state))
+    head = ("task", "model", "n", "seeds", "parameters", "steps", "batch", "budget", "state")
+    console.show(console.Columns(head, rows, text=(0, 1, 8), title=f"{len(plan)} runs", frame=False))
     for task in dict.fromkeys(one.task for one in plan):
         data = next(one.data for one in plan if one.task == task)
-        console.print(f"{task}: {data}", soft_wrap=True, markup=False, highlight=False)
+        console.show(f"{task}: {data}")
 
 
 def print_lines(rows: "Sequence[Row]", table: str) -> None:
@@ -109,15 +105,12 @@ def print_lines(rows: "Sequence[Row]", table: str) -> None:
     lines = lines_of(rows, table, all_of_it=False)
     if not lines:
         return
-    drawn = Table(title=f"{TITLES[table]}: per cent right on the test set")
     shown = [place for place, name in enumerate(HEAD) if name != "data"]
-    for place in shown:
-        drawn.add_column(HEAD[place], justify="left" if HEAD[place] in ("task", "model", "minutes a run") else "right")
-    for line in lines:
-        drawn.add_row(*(line.cells[place] for place in shown))
-    console = Console()
-    console.print(drawn)
+    head, text = [HEAD[place] for place in shown], ("task", "model", "minutes a run")
+    cells = [[line.cells[place] for place in shown] for line in lines]
+    places = [place for place, name in enumerate(head) if name in text]
+    console.show(console.Columns(head, cells, text=places, title=f"{TITLES[table]}: per cent right on the test set"))
     for line in lines:
         if line.published and line.rows:
             data = line.cells[HEAD.index("data")]
-            console.print(f"{line.task}: {data}", soft_wrap=True, markup=False, highlight=False)
+            console.show(f"{line.task}: {data}")

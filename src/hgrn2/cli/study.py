@@ -1,12 +1,12 @@
 """`hgrn2 study`: controlled comparisons, each with its rows, its table and its picture."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from hgrn2 import console
 from hgrn2.cli.bench import Folder, flat
 from hgrn2.cli.progress import progress_shown
 from hgrn2.reproduce.recall_settings import MQARStudy
@@ -63,7 +63,7 @@ class StudyMQAR(MQARStudy):
         write_text(self.out / "table.md", mqar.markdown(points))
         picture = draw(points, self.out)
         if self.json:
-            print(json.dumps({"complete": complete, "points": [to_dict(point) for point in points]}))
+            console.print_json({"complete": complete, "points": [to_dict(point) for point in points]}, indent=None)
             return 0 if complete else 130
         _show(points)
         hint = "" if picture else " (pictures need matplotlib: pip install 'hgrn2[plot]')"
@@ -74,14 +74,8 @@ class StudyMQAR(MQARStudy):
 
 
 def _show(points: "list[Point]") -> None:
-    from rich.console import Console
-    from rich.table import Table
-
     from hgrn2.reproduce.recall import cells
 
-    table = Table(title="Share of right answers by tokens x pairs, mean over seeds", box=None)
-    for column in ("model", "D", "n", "state", "weights", "lr", "seeds", *(points[0].accuracy if points else ())):
-        table.add_column(column, justify="left" if column == "model" else "right", no_wrap=column == "model")
-    for point in points:
-        table.add_row(*cells(point))
-    Console().print(table)
+    head = ("model", "D", "n", "state", "weights", "lr", "seeds", *(points[0].accuracy if points else ()))
+    title = "Accuracy by tokens x pairs, mean over seeds"
+    console.show(console.Columns(head, [cells(point) for point in points], title=title, frame=False))

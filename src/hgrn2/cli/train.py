@@ -1,12 +1,13 @@
 """`hgrn2 train`: start or go on with a run."""
 
-import json
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
+
+from hgrn2 import console
+from hgrn2.cli.trained import ended, next_steps, own_prompt, settings_of
 
 if TYPE_CHECKING:
     from hgrn2.tasks.lm.run import RunResult
@@ -59,38 +60,34 @@ class TrainLM:
         if not any(text.startswith("model.vocab_size=") for text in self.set):
             run = fit_vocabulary(run)
         result = train_language(run, self.out, device=self.device, restart=self.restart, quiet=self.json)
-        if self.json:
-            print(json.dumps({"folder": str(result.folder), "interrupted": result.interrupted, **result.summary}))
-        elif result.interrupted:
-            print(f"stopped at step {result.step}; the same command, without --restart, goes on from there")
-        else:
-            _show(result)
-        return 130 if result.interrupted else 0
+        return ended(result, self.json, _show)
 
 
 def _show(result: "RunResult") -> None:
-    from rich.console import Console
-    from rich.table import Table
     from rich.text import Text
 
-    console = Console()
-    table = Table(
-        title=f"Held-out text after {result.step:,} steps, {result.summary['train_seconds']:.0f} s of training"
-    )
-    for column in ("measured with", "nats a token", "bits a byte", "perplexity", "tokens"):
-        table.add_column(column, justify="left" if column == "measured with" else "right")
+    rows = []
     for name, row in result.summary["held_out"].items():
         bits = "" if row["bits_per_byte"] is None else f"{row['bits_per_byte']:.4f}"
-        table.add_row(name, f"{row['nats_per_token']:.4f}", bits, f"{row['perplexity']:.3f}", f"{row['tokens']:,}")
-    console.print(table)
+        rows.append((name, f"{row['nats_per_token']:.4f}", bits, f"{row['perplexity']:.3f}", f"{row['tokens']:,}"))
+    title = f"Held-out text after {result.step:,} steps, {result.summary['train_seconds']:.0f} s of training"
+    head = ("measured with", "nats/token", "bits/byte", "perplexity", "tokens")
+    console.show(console.Columns(head, rows, title=title))
     for sample in result.samples[:1]:
-        console.print(Text.assemble((sample.prompt, "dim"), sample.text), soft_wrap=True)
-    folder = result.folder
-    program = sys.argv[0] if Path(sys.argv[0]).name == "hgrn2" else "hgrn2"
-    console.print(Text.assemble(
-        "\nNext:\n",
-        f"  {folder / 'report.html'}   curves, samples and gate time scales, for a browser\n",
-        f"  {program} generate {folder} --prompt 'ROMEO:' --max-tokens 400\n",
-        f"  {program} eval {folder} --method all\n",
-        f"  {program} train lm demo --out runs/longer --set train.budget_s=1200\n",
-    ), soft_wrap=True)  # fmt: skip
+        console.show(Text.assemble((sample.prompt, "dim"), sample.text))
+    next_steps(result.folder, "curves, samples and gate time scales", *_commands(result))
+
+
+def _commands(result: "RunResult") -> list[tuple[str | Path, ...]]:
+    """What fits this run: a prompt from its own text, and a longer run of the demo after the demo alone."""
+    run, folder = settings_of(result.folder), result.folder
+    demo = run.get("data", {}).get("source") == "shakespeare"
+    prompt = "ROMEO:" if demo else own_prompt(result.samples[0].prompt if result.samples else "")
+    asked = ("--prompt", prompt) if prompt else ("--prompt-file", "TEXT_FILE")
+    commands: list[tuple[str | Path, ...]] = [
+        ("generate", folder, *asked, "--max-tokens", "400"),
+        ("eval", folder, "--method", "all"),
+    ]
+    if demo:
+        commands.append(("train", "lm", "demo", "--out", "runs/longer", "--set", "train.budget_s=1200"))
+    return commands

@@ -1,12 +1,13 @@
 """`hgrn2 train lra` and `hgrn2 train image`: classifiers of sequences and of pictures."""
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from hgrn2 import console
+from hgrn2.cli.trained import ended, next_steps, settings_of
 from hgrn2.errors import unknown
 from hgrn2.settings import refuse, with_overrides
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 Flag = tyro.conf.FlagCreatePairsOff[bool]
 Folder = Annotated[Path, tyro.conf.arg(metavar="FOLDER")]
 Settings = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE")]
+TEXT_IDS = 257  # of the 256 bytes and padding
 
 
 @dataclass(frozen=True)
@@ -111,25 +113,29 @@ def _train(
 
     run = fit_to_data(with_overrides(replace(run, data=replace(run.data, folder=str(data))), assignments))
     result = train_classifier(run, out, device=device, restart=restart, quiet=quiet)
-    if quiet:
-        print(json.dumps({"folder": str(result.folder), "interrupted": result.interrupted, **result.summary}))
-    elif result.interrupted:
-        print(f"stopped at step {result.step}; the same command, without --restart, goes on from there")
-    else:
-        _show(result)
-    return 130 if result.interrupted else 0
+    return ended(result, quiet, _show)
 
 
 def _show(result: "ClassifyResult") -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    console, summary = Console(), result.summary
+    summary = result.summary
     title = f"{summary['task']} after {summary['epochs']:g} epochs, {summary['train_seconds']:.0f} s of training"
-    table = Table(title=title, caption=f"{summary['parameters']:,} parameters. Data: {summary['origin']}")
-    for column in ("split", "examples", "right", "nats"):
-        table.add_column(column, justify="right" if column != "split" else "left")
-    for name, row in summary["held_out"].items():
-        table.add_row(name, f"{row['examples']:,}", f"{row['accuracy']:.2%}", f"{row['loss']:.4f}")
-    console.print(table)
-    console.print(f"{result.folder / 'report.html'}   curves and settings, for a browser", soft_wrap=True)
+    rows = [
+        (name, f"{row['examples']:,}", f"{row['accuracy']:.2%}", f"{row['loss']:.4f}")
+        for name, row in summary["held_out"].items()
+    ]
+    caption = f"{summary['parameters']:,} parameters. Data: {summary['origin']}"
+    head = ("split", "examples", "accuracy", "nats/example")
+    console.show(console.Columns(head, rows, title=title, caption=caption))
+    next_steps(result.folder, "curves and settings", ("eval", result.folder), *_classify(result.folder))
+
+
+def _classify(folder: Path) -> list[tuple[str | Path, ...]]:
+    """The command that names classes, for what this model reads: pictures, texts, or what no file holds."""
+    model = settings_of(folder).get("model", {})
+    if "image_size" in model:
+        return [("classify", folder, "PICTURE.png")]
+    return (
+        [("classify", folder, "--text", "A text.")]
+        if model.get("vocab_size") == TEXT_IDS and not model.get("pair")
+        else []
+    )

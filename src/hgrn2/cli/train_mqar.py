@@ -1,11 +1,13 @@
 """`hgrn2 train mqar`: multi-query associative recall."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
+
+from hgrn2 import console
+from hgrn2.cli.trained import ended, next_steps
 
 if TYPE_CHECKING:
     from hgrn2.tasks.mqar.run import MQARResult
@@ -54,26 +56,17 @@ class TrainMQAR:
         from hgrn2.tasks.mqar.run import train_mqar
 
         result = train_mqar(run, self.out, device=self.device, restart=self.restart, quiet=self.json)
-        if self.json:
-            print(json.dumps({"folder": str(result.folder), "interrupted": result.interrupted, **result.summary}))
-        elif result.interrupted:
-            print(f"stopped at step {result.step}; the same command, without --restart, goes on from there")
-        else:
-            _show(result)
-        return 130 if result.interrupted else 0
+        return ended(result, self.json, _show)
 
 
 def _show(result: "MQARResult") -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    console, summary = Console(), result.summary
+    summary = result.summary
     title = f"Recall after {result.step:,} steps, {summary['train_seconds']:.0f} s of training"
-    table = Table(title=title, caption=f"{summary['parameters']:,} parameters, state of {summary['state_numbers']:,}")
-    for column in ("tokens", "pairs", "queries", "right", "nats a query"):
-        table.add_column(column, justify="right")
+    rows = []
     for row in summary["held_out"].values():
         cells = (f"{row['length']:,}", f"{row['pairs']:,}", f"{row['queries']:,}")
-        table.add_row(*cells, f"{row['accuracy']:.1%}", f"{row['loss']:.4f}")
-    console.print(table)
-    console.print(f"{result.folder / 'report.html'}   curves and gate time scales, for a browser", soft_wrap=True)
+        rows.append((*cells, f"{row['accuracy']:.1%}", f"{row['loss']:.4f}"))
+    caption = f"{summary['parameters']:,} parameters, state of {summary['state_numbers']:,}"
+    head = ("tokens", "pairs", "queries", "accuracy", "nats/query")
+    console.show(console.Columns(head, rows, text=(), title=title, caption=caption))
+    next_steps(result.folder, "curves and gate time scales")

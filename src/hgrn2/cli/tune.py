@@ -1,12 +1,14 @@
 """`hgrn2 tune`: adapt a trained model without touching its weights."""
 
-import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
+
+from hgrn2 import console
+from hgrn2.cli.trained import ended, next_steps
 
 if TYPE_CHECKING:
     from hgrn2.tasks.tune.run import TuneResult
@@ -52,26 +54,15 @@ class TuneState:
         loaded = load(self.model, self.device, warn=lambda text: print(f"warning: {text}", file=sys.stderr))
         settings = with_data(settings, self.data)
         result = tune_state(loaded, settings, self.out, restart=self.restart, quiet=self.json)
-        if self.json:
-            found = {"folder": str(result.folder), "interrupted": result.interrupted, "state": str(result.state)}
-            print(json.dumps({**found, **result.summary}))
-        elif result.interrupted:
-            print(f"stopped at step {result.step}; the same command, without --restart, goes on from there")
-        else:
-            _show(result, self.model)
-        return 130 if result.interrupted else 0
+        return ended(result, self.json, lambda found: _show(found, self.model), state=str(result.state))
 
 
 def _show(result: "TuneResult", model: Path) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    summary, console = result.summary, Console()
+    summary = result.summary
     title = f"Held-out text, {summary['trained_numbers']:,} trained numbers, {result.step:,} steps"
-    table = Table("measured with", "nats a token", "bits a byte", title=title)
+    rows = []
     for name, row in summary["held_out"].items():
         bits = "" if row["bits_per_byte"] is None else f"{row['bits_per_byte']:.4f}"
-        table.add_row(name, f"{row['nats_per_token']:.4f}", bits)
-    console.print(table)
-    console.print(Text(f"\nNext:\n  hgrn2 generate {model} --state {result.state}\n"), soft_wrap=True)
+        rows.append((name, f"{row['nats_per_token']:.4f}", bits))
+    console.show(console.Columns(("measured with", "nats/token", "bits/byte"), rows, title=title))
+    next_steps(result.folder, "curves", ("generate", model, "--state", result.state))

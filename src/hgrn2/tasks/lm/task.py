@@ -33,6 +33,8 @@ class LanguageTask:
         self.run, self.train, self.valid, self.device = run, train, valid, device
         if train.vocab_size > run.model.vocab_size:
             raise UserError(f"the data has {train.vocab_size} token ids, the model only {run.model.vocab_size}")
+        if valid.n_tokens < 2:
+            raise UserError(f"{valid.name} has {valid.n_tokens} held-out tokens; a measurement takes at least 2")
         self.tokens_per_step = run.train.tokens_per_step
         plan = BatchPlan(
             sequence_length=run.train.sequence_length,
