@@ -57,6 +57,8 @@ def test_a_run_that_breaks_keeps_the_last_good_checkpoint(
     folder, sound, calls = tmp_path / "run", LanguageTask.loss, []
 
     def breaks(self: LanguageTask, model: LanguageModel, batch: tuple) -> torch.Tensor:  # type: ignore[type-arg]
+        if not model.training:
+            return sound(self, model, batch)
         calls.append(1)
         return sound(self, model, batch) * (math.nan if len(calls) == 8 else 1.0)
 
@@ -108,3 +110,20 @@ def test_impossible_settings_are_refused(wrong: dict) -> None:  # type: ignore[t
     with pytest.raises(UserError) as error:
         TrainConfig(**wrong)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("step", "progress", "share"),
+    [
+        (0, 0.0, 0.05 * 1.0),
+        (4, 0.01, 0.25 * 0.99),  # a fast machine: by steps
+        (1, 0.02, 0.4 * 0.98),  # a slow one: by the clock
+        (2, 0.05, 0.95),
+        (3, 0.5, 0.5),
+        (4, 1.0, 0.0),
+    ],
+)
+def test_warm_up_ends_in_time_where_the_clock_decides(step: int, progress: float, share: float) -> None:
+    config = OptimConfig(schedule="linear", warmup_steps=20, warmup_share=0.05, final_lr_ratio=0.0)
+    assert lr_share(config, step, progress, by_clock=True) == pytest.approx(share, abs=1e-9)
+    assert lr_share(config, step, progress) == pytest.approx((step + 1) / 20 * (1 - progress))

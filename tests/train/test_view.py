@@ -3,14 +3,18 @@
 import io
 import math
 import sys
+import threading
 from typing import Any
 
 import pytest
 from rich.console import Console
 
 from hgrn2.train import view as view_module
+from hgrn2.train.chart import chart
 from hgrn2.train.progress import History, Progress
-from hgrn2.train.view import TrainView, sparkline
+from hgrn2.train.view import TrainView
+
+BEAT = TrainView._beat
 
 
 class Clock:
@@ -25,8 +29,10 @@ class Clock:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """With it nothing happens by itself: tests call `beat`, which a thread calls twice a second."""
     clock = Clock()
     monkeypatch.setattr(view_module.time, "monotonic", clock)
+    monkeypatch.setattr(view_module.TrainView, "_beat", lambda self: None)
     return clock
 
 
@@ -52,13 +58,13 @@ def plain() -> Console:
 
 def shown(view: TrainView) -> str:
     """The panel as plain text."""
-    console = Console(record=True, width=view.console.width, file=io.StringIO())
+    console = Console(record=True, width=view.console.width, height=view.console.height, file=io.StringIO())
     console.print(view.panel())
     return console.export_text()
 
 
 @pytest.mark.parametrize("width", [60, 76, 80, 100, 120])
-def test_the_panel_fits_and_shows_the_numbers(width: int) -> None:
+def test_the_panel_fits_and_shows_the_numbers(width: int, clock: Clock) -> None:
     with TrainView("run [bold]seven", total_steps=1000, console=terminal(width)) as view:
         for step in range(1, 301):
             view.update(step_record(step))
@@ -70,7 +76,7 @@ def test_the_panel_fits_and_shows_the_numbers(width: int) -> None:
     assert {len(line) for line in lines} == {min(width, 100)}
     for part in ("run [bold]seven", "step 300 of 1,000", "30.0%", "1:15 elapsed", "2:55 left", "12.3k tokens/s"):
         assert part in text
-    for part in ("1.750", "1.700", "at step 100", "3.00e-04", "0.81", "checkpoint saved", "█"):
+    for part in ("1.750", "1.700", "at step 100", "3.00e-04", "0.81", "checkpoint saved", "●"):
         assert part in text
     assert "…" not in text, "nothing may be cut off"
 
@@ -88,34 +94,118 @@ def test_terminals_without_unicode_get_ascii() -> None:
     view = TrainView("run", console=terminal(encoding="ascii"))
     for step in range(1, 50):
         view.update(step_record(step))
-    assert not set(shown(view)) & set(view_module._BARS)
+    view.update(eval_record(40, 2.0))
+    curve = [line for line in shown(view).splitlines() if "|" in line]
+    assert len(curve) == 14
+    assert all(line.strip("│ ").isascii() for line in curve)
+    assert sum(line.count("o") for line in curve) == 1
 
 
-def test_redraws_are_at_most_four_a_second(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("height", "rows"), [(12, 18), (24, 23), (30, 28), (60, 28)])
+def test_the_panel_uses_the_height_of_the_terminal(height: int, rows: int) -> None:
+    console = terminal()
+    console.height = height
+    view = TrainView("run", console=console, parameters=1_810_000, epochs=lambda steps: steps / 400)
+    for step in range(1, 101):
+        view.update(step_record(step))
+    text = shown(view)
+    assert len(text.splitlines()) == rows
+    assert "1.81M" in text
+    assert "410k" in text
+    assert "0.25 passes" in text
+
+
+def test_the_chart_has_the_curve_and_marks_for_what_was_measured() -> None:
+    falling = [(float(step), 4 / step) for step in range(1, 101)]
+    lines = chart(falling, [(50.0, 0.5), (100.0, 0.1)], width=60, height=12).plain.splitlines()
+    assert len(lines) == 12
+    assert all(len(line) <= 60 for line in lines)
+    assert lines[0].startswith("     4 ┤")
+    assert lines[9].startswith("  0.04 ┤")
+    marked = [(row, line.index("●")) for row, line in enumerate(lines[:10]) if "●" in line]
+    assert [column for _, column in marked] == [34, 59]
+    assert marked[0][0] < marked[1][0], "a lower loss is lower down"
+    assert "held-out" in lines[-1]
+    assert lines[-1].endswith("step 100")
+
+
+def test_a_chart_of_losses_that_are_negative_equal_or_few() -> None:
+    assert "●" in chart([(1.0, -1.0), (2.0, 1.0)], [(2.0, 0.0)], width=40, height=6).plain
+    assert chart([(1.0, 2.0), (2.0, 2.0)], [], width=40, height=6).plain.count("\n") == 5
+    assert "follows" in chart([(1.0, 2.0)], [], width=40, height=6).plain
+
+
+def test_the_loss_shown_says_of_how_many_steps_it_is_the_mean(clock: Clock) -> None:
+    view = TrainView("run", total_steps=100, console=plain())
+    view.update(step_record(10, loss=2.0))
+    assert "2.000 nats  of one step" in shown(view)
+    view.update(step_record(20, loss=9.0), recent=(2.5, 20))
+    assert "2.500 nats  mean of 20 steps" in shown(view)
+    view.step(step=23, tokens=1, elapsed_s=9.0, loss=1.5, steps=20, tokens_per_s=10.0)
+    assert "1.500 nats  mean of 20 steps" in shown(view)
+    assert "step 23 of 100" in shown(view)
+
+
+def test_the_clock_goes_on_while_a_step_takes_long(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    with TrainView("run", budget_s=100.0, console=terminal()) as view:
+        view.update(step_record(20))
+        clock.now += 40
+        assert "0:45 elapsed · 0:55 left" in shown(view)
+        drawn: list[float] = []
+        monkeypatch.setattr(view._live, "refresh", lambda: drawn.append(clock.now))
+        view.beat()
+        assert drawn == [clock.now]
+
+
+def test_steps_between_records_are_wanted_twice_a_second(clock: Clock) -> None:
+    view = TrainView("run", console=plain())
+    assert view.wants_step()
+    view.update(step_record(1))
+    assert not view.wants_step()
+    clock.now += 0.6
+    assert view.wants_step()
+    assert not TrainView("run", console=plain(), quiet=True).wants_step()
+
+
+def test_the_panel_is_redrawn_by_the_clock_alone() -> None:
     with TrainView("run", total_steps=4000, console=terminal()) as view:
-        draws = []
-        monkeypatch.setattr(view._live, "refresh", lambda: draws.append(clock.now))
-        for step in range(1, 1001):
-            clock.now += 0.01
-            view.update(step_record(step))
-    assert 30 <= len(draws) <= 41, "in ten seconds"
+        drawn = threading.Event()
+        view._live.refresh = drawn.set  # type: ignore[union-attr, method-assign]
+        assert drawn.wait(20), "nothing was fed to it"
 
 
-def test_a_slow_terminal_is_drawn_less_often(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slow_terminal_is_drawn_less_often(clock: Clock) -> None:
     with TrainView("run", total_steps=4000, console=terminal()) as view:
-        spent = []
+        waits: list[float] = []
+
+        def wait(seconds: float) -> bool:
+            waits.append(seconds)
+            return len(waits) == 3
 
         def slow() -> None:
             clock.now += 0.05
-            spent.append(0.05)
 
-        monkeypatch.setattr(view._live, "refresh", slow)
-        begin = clock.now
-        for step in range(1, 6001):
-            clock.now += 0.01
-            view.update(step_record(step))
-    assert sum(spent) <= 0.012 * (clock.now - begin) + 0.05
-    assert len(spent) > 5
+        view._live.refresh = slow  # type: ignore[union-attr, method-assign]
+        view._draw_cost_s = 0.0
+        view._ended.wait = wait  # type: ignore[method-assign]
+        BEAT(view)
+        view._ended = threading.Event()
+    assert waits == pytest.approx([0.5, 5.0, 5.0]), "1 % of the time"
+
+
+def test_a_terminal_that_is_gone_stops_the_run(clock: Clock) -> None:
+    view = TrainView("run", console=plain())
+    view.update(step_record(1))
+    clock.now += 60
+
+    def broken(line: str) -> None:
+        raise BrokenPipeError
+
+    view._say = broken  # type: ignore[method-assign]
+    view._ended.wait = lambda seconds: False  # type: ignore[method-assign]
+    BEAT(view)
+    with pytest.raises(BrokenPipeError):
+        view.update(step_record(2))
 
 
 def test_the_terminal_is_left_clean_after_an_error() -> None:
@@ -149,7 +239,7 @@ def test_plain_output_has_no_control_codes_and_few_lines(clock: Clock) -> None:
     ]
     assert "saved [red]x[/red]" in lines
     assert lines[-1] == "trained  step 1,000  4:10 elapsed  best held-out loss 1.0000 at step 1,000"
-    assert lines[1].startswith("step 81/1,000  8.1%  loss ")
+    assert lines[1].startswith("step 81/1,000  8.1%  train loss 2.979 (of one step)")
     assert "lr 3.00e-04  grad 0.81  12.3k tokens/s  0:20 elapsed  3:49 left" in lines[1]
 
 
@@ -211,18 +301,8 @@ def test_time_left_after_a_resume_counts_this_sessions_pace() -> None:
 def test_history_keeps_its_mean_in_bounded_memory() -> None:
     history = History(8)
     for value in range(1024):
-        history.add(float(value))
+        history.add(value, 2.0 * value)
         assert len(history.points) < 16
     assert history.points == sorted(history.points)
-    assert sum(history.points) / len(history.points) == pytest.approx(511.5)
-
-
-def test_sparkline_follows_the_curve() -> None:
-    assert sparkline([1, 2, 3, 4, 5, 6, 7, 8.0], 8) == sparkline([10, 20, 30, 40, 50, 60, 70, 80.0], 8)
-    falling = sparkline([8.0 / (1 + n) for n in range(100)], 20)
-    assert len(falling) == 20
-    assert falling[0] == "█"
-    assert falling[-1] == "▁"
-    assert list(falling) == sorted(falling, reverse=True)
-    assert sparkline([2.0, 2.0], 5) == "▁▁"
-    assert sparkline([-1.0, 1.0], 2) == "▁█"
+    assert sum(x for x, _ in history.points) / len(history.points) == pytest.approx(511.5)
+    assert sum(y for _, y in history.points) / len(history.points) == pytest.approx(1023)

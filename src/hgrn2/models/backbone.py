@@ -22,7 +22,10 @@ class Backbone(nn.Module):
         super().__init__()
         self.config = config
         learned = config.lower_bound != "none"
-        self.lower_bounds = nn.Parameter(torch.empty(config.layers, config.width)) if learned else None
+        # The first layer's bound is zero by definition: with one layer there is nothing to learn, though the tensor
+        # stays where checkpoints and other implementations have it.
+        raw = nn.Parameter(torch.empty(config.layers, config.width), requires_grad=config.layers > 1)
+        self.lower_bounds = raw if learned else None
         self.blocks = nn.ModuleList(
             Block(
                 config.width,

@@ -6,23 +6,20 @@ The rising d_t lets the mean forget the first steps soon. Statistics of batch no
 such as their step counters, are copied. Source of the rule: the moving averages of TensorFlow and timm.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-RAW = "raw/"
+from hgrn2.train.weights import OtherWeights
 
 
-class WeightAverage:
+class WeightAverage(OtherWeights):
     """Averages the weights of `model`, and takes their place while it is measured or saved."""
 
+    prefix = "raw"
+
     def __init__(self, model: nn.Module, decay: float) -> None:
+        super().__init__(model)
         self.decay = decay
-        # The model's own tensors, which every update changes in place; listing them anew would cost more than the mean.
-        self.own = model.state_dict()
-        self.values = {name: value.detach().clone() for name, value in self.own.items()}
 
     @torch.no_grad()
     def update(self, step: int) -> None:
@@ -33,28 +30,3 @@ class WeightAverage:
         for name, value in own.items():
             if not value.is_floating_point():
                 self.values[name].copy_(value)
-
-    @torch.no_grad()
-    def swap(self) -> None:
-        """Exchange the model's weights and the mean."""
-        for name, value in self.own.items():
-            kept = value.clone()
-            value.copy_(self.values[name])
-            self.values[name].copy_(kept)
-
-    @contextmanager
-    def in_place(self) -> Iterator[dict[str, Tensor]]:
-        """The model has the mean as its weights; what it had is told as tensors by name, to be saved beside them."""
-        self.swap()
-        try:
-            yield {RAW + name: value for name, value in self.values.items()}
-        finally:
-            self.swap()
-
-    @torch.no_grad()
-    def load(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The model holds a saved mean: put the weights behind it back; returns the tensors that are not theirs."""
-        for name, value in self.own.items():
-            self.values[name].copy_(value)
-            value.copy_(tensors[RAW + name])
-        return {name: value for name, value in tensors.items() if not name.startswith(RAW)}

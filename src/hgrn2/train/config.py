@@ -22,6 +22,8 @@ class OptimConfig:
     schedule: ScheduleKind = "cosine"
     warmup_steps: int = 100
     """Steps of linear rise from 0."""
+    warmup_share: float = 0.05
+    """Of a time budget, after which the rise is over whatever the machine; step-counted runs do not ask for it."""
     final_lr_ratio: float = 0.1
     """Where cosine and linear end, as a share of the peak."""
     weight_decay: float = 0.1
@@ -41,6 +43,7 @@ class OptimConfig:
             refuse(getattr(self, name) < 0, f"{name} is {getattr(self, name)}; it must not be negative")
         for name in ("beta1", "beta2", "momentum"):
             refuse(not 0 <= getattr(self, name) < 1, f"{name} is {getattr(self, name)}; it must be in [0, 1)")
+        refuse(not 0 <= self.warmup_share <= 1, f"warmup_share is {self.warmup_share}; it must be in [0, 1]")
         refuse(not 0 <= self.final_lr_ratio <= 1, f"final_lr_ratio is {self.final_lr_ratio}; it must be in [0, 1]")
 
 
@@ -65,6 +68,13 @@ class TrainConfig:
     budget_s: float = 0.0
     """Seconds of training; the schedule then follows the clock and the run ends on time whatever the machine, but is no
     longer reproducible to the bit. 0: `steps` alone decide."""
+    epochs: float = 0.0
+    """Passes over the training data after which the run ends, if that is sooner; the schedule then ends there too. 0:
+    as many as the steps or the budget take."""
+    patience: int = 0
+    """Held-out measurements in a row without a new best one after which the run ends; needs `keep_best`. 0: never."""
+    keep_best: bool = False
+    """Save, and end with, the weights that had the lowest held-out loss, rather than the last ones."""
     sequence_length: int = 512
     batch_size: int = 16
     """Sequences of one optimiser step, over all accumulation parts and devices."""
@@ -91,7 +101,8 @@ class TrainConfig:
     seed: int = 0
     log_every: int = 10
     eval_every: int = 250
-    """Steps between measurements on held-out text; 0 leaves only the last one."""
+    """Steps between measurements on held-out text, fewer where a run would have less than five; 0 leaves only the last
+    one."""
     eval_tokens: int = 100_000
     """Held-out tokens of a measurement during training; the last one takes all."""
     save_every: int = 500
@@ -104,8 +115,9 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ("steps", "sequence_length", "batch_size", "accumulate", "log_every", "keep", "eval_tokens"):
             refuse(getattr(self, name) < 1, f"{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("budget_s", "seed", "eval_every", "save_every", "spike"):
+        for name in ("budget_s", "epochs", "patience", "seed", "eval_every", "save_every", "spike"):
             refuse(getattr(self, name) < 0, f"{name} is {getattr(self, name)}; it must not be negative")
+        refuse(self.patience > 0 and not self.keep_best, "train.patience needs train.keep_best=true")
         refuse(self.compile and self.compile_blocks, "compile and compile_blocks: choose one of them")
         refuse(not 0 <= self.average < 1, f"average is {self.average}; it must be in [0, 1)")
         refuse(

@@ -3,6 +3,9 @@
 import math
 from collections import deque
 
+import torch
+from torch import Tensor
+
 from hgrn2.errors import UserError
 
 
@@ -46,3 +49,22 @@ class LossGuard:
         """Take back what `state` gave."""
         self.accepted.extend(state["accepted"])
         self.high = state["high"]
+
+
+def check_tensors(step: int, weights: dict[str, Tensor], states: dict[str, Tensor], last_good: str) -> None:
+    """Raise `UserError` where a step left a number that is not finite in the weights or in an optimiser's states, or
+    weights so large that their squares, which norms and gradients take, are not."""
+    found = {
+        name: value.float().square().sum().isfinite() for name, value in weights.items() if value.is_floating_point()
+    }
+    found |= {name: value.isfinite().all() for name, value in states.items() if value.is_floating_point()}
+    for device in {flag.device for flag in found.values()}:  # one wait for each, whatever the number of tensors
+        here = [name for name, flag in found.items() if flag.device == device]
+        fine = torch.stack([found[name] for name in here]).tolist()
+        bad = [name for name, one in zip(here, fine, strict=True) if not one]
+        if bad:
+            more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
+            raise UserError(
+                f"the update of step {step} left numbers that are too large or not finite in {bad[0]}{more}; "
+                f"{last_good}; try a lower learning rate"
+            )

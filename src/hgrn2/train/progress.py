@@ -2,7 +2,6 @@
 
 from typing import Any
 
-_SMOOTHING = 0.95  # of the running mean of the training loss, per record
 _HISTORY = 240  # points kept of the curve; twice as many are halved
 
 
@@ -18,7 +17,10 @@ class Progress:
         self.finished = False
         self.step = 0
         self.elapsed_s = 0.0
+        self.tokens = 0
         self.loss: float | None = None
+        """Training loss, the mean of the last `loss_steps` steps."""
+        self.loss_steps = 1
         self.loss_is_finite = True
         self.lr: float | None = None
         self.grad_norm: float | None = None
@@ -30,55 +32,59 @@ class Progress:
         self.best_step = 0
         self.last_event = ""
         self.history = History(_HISTORY)
+        self.evaluations = History(_HISTORY)
         self._start: tuple[int, float] | None = None
-        self._sum = self._weight = 0.0
 
-    def take(self, record: dict[str, Any]) -> None:
-        """Take in one record of any kind (hgrn2.train.metrics)."""
+    def take(self, record: dict[str, Any], recent: tuple[float, int] | None = None) -> None:
+        """Take in one record of any kind (hgrn2.train.metrics); `recent` is (mean loss, of how many last steps), which
+        says more than the loss of the record's one step."""
         self.step = max(self.step, record["step"])
+        self.tokens = max(self.tokens, record.get("tokens", 0))
         if record["elapsed_s"] is not None:
             self.elapsed_s = max(self.elapsed_s, record["elapsed_s"])
         if record["kind"] == "step":
-            self._take_step(record)
+            self.lr, self.grad_norm = record["lr"], record["grad_norm"]
+            loss, steps = recent if recent is not None and record["loss"] is not None else (record["loss"], 1)
+            self.take_step(loss, steps, record["tokens_per_s"])
         elif record["kind"] == "eval":
             self.eval_loss, self.eval_bits_per_byte = record["loss"], record["bits_per_byte"]
             self.eval_accuracy = record.get("accuracy")  # files of earlier versions have none
             if self.eval_loss is not None and (self.best_loss is None or self.eval_loss < self.best_loss):
                 self.best_loss, self.best_step = self.eval_loss, record["step"]
+            if self.eval_loss is not None:
+                self.evaluations.add(record["step"], self.eval_loss)
         else:
             self.last_event = record["text"]
 
-    def _take_step(self, record: dict[str, Any]) -> None:
+    def take_step(self, loss: float | None, steps: int, tokens_per_s: float | None) -> None:
+        """The training loss after the step at hand, a mean of the last `steps`; None stands for not finite."""
         if self._start is None:
-            self._start = (record["step"], self.elapsed_s)
-        self.lr, self.grad_norm, self.tokens_per_s = record["lr"], record["grad_norm"], record["tokens_per_s"]
-        loss = record["loss"]
+            self._start = (self.step, self.elapsed_s)
+        self.tokens_per_s, self.loss_steps = tokens_per_s, steps
         self.loss_is_finite = loss is not None
-        if loss is not None:  # null stands for not finite, which would spoil the mean for good
-            # Divided by the weights so far, the running mean is unbiased from the first step on.
-            self._sum = _SMOOTHING * self._sum + loss
-            self._weight = _SMOOTHING * self._weight + 1
-            mean = self._sum / self._weight
-            self.loss = mean
-            self.history.add(mean)
+        if loss is not None:
+            self.loss = loss
+            self.history.add(self.step, loss)
 
-    def fraction(self) -> float:
-        """How much of the run is done, 0 to 1."""
+    def fraction(self, elapsed_s: float | None = None) -> float:
+        """How much of the run is done, 0 to 1; after so many seconds, or those of the last record."""
+        elapsed_s = self.elapsed_s if elapsed_s is None else elapsed_s
         shares = [0.0]
         if self.total_steps:
             shares.append(self.step / self.total_steps)
         if self.budget_s:
-            shares.append(self.elapsed_s / self.budget_s)
+            shares.append(elapsed_s / self.budget_s)
         return min(max(shares), 1.0)
 
-    def seconds_left(self) -> float | None:
+    def seconds_left(self, elapsed_s: float | None = None) -> float | None:
         """Training seconds until the run ends at the pace of this session; None while that cannot be told."""
+        elapsed_s = self.elapsed_s if elapsed_s is None else elapsed_s
         estimates = []
         if self.total_steps and self._start is not None and self.step > self._start[0]:
             pace = (self.elapsed_s - self._start[1]) / (self.step - self._start[0])
-            estimates.append((self.total_steps - self.step) * pace)
+            estimates.append((self.total_steps - self.step) * pace - (elapsed_s - self.elapsed_s))
         if self.budget_s:
-            estimates.append(self.budget_s - self.elapsed_s)
+            estimates.append(self.budget_s - elapsed_s)
         return max(min(estimates), 0.0) if estimates else None
 
 
@@ -87,19 +93,22 @@ class History:
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self.points: list[float] = []
+        self.points: list[tuple[float, float]] = []
         self._every = 1
-        self._sum = 0.0
-        self._count = 0
+        self._waiting: list[tuple[float, float]] = []
 
-    def add(self, value: float) -> None:
-        """Append a value; the list stays below twice `size` points."""
-        self._sum += value
-        self._count += 1
-        if self._count < self._every:
+    def add(self, x: float, y: float) -> None:
+        """Append a point; the list stays below twice `size` points."""
+        self._waiting.append((x, y))
+        if len(self._waiting) < self._every:
             return
-        self.points.append(self._sum / self._count)
-        self._sum, self._count = 0.0, 0
-        if len(self.points) >= 2 * self.size:
-            self.points = [(a + b) / 2 for a, b in zip(self.points[::2], self.points[1::2], strict=True)]
+        points = [*self.points, _mean(self._waiting)]
+        self._waiting = []
+        if len(points) >= 2 * self.size:
+            points = [_mean(list(pair)) for pair in zip(points[::2], points[1::2], strict=True)]
             self._every *= 2
+        self.points = points  # a new list: one that draws it meanwhile, in another thread, has the old one
+
+
+def _mean(points: list[tuple[float, float]]) -> tuple[float, float]:
+    return sum(x for x, _ in points) / len(points), sum(y for _, y in points) / len(points)

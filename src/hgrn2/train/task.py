@@ -15,6 +15,10 @@ class Task(Protocol):
         """The tensors of one accumulation part of a step, on the run's device."""
         ...
 
+    def epochs(self, steps: int) -> float:
+        """How often so many steps go through the training data."""
+        ...
+
     def loss(self, model: Any, batch: Any) -> Tensor:
         """Mean loss of a part, in nats where it is a likelihood."""
         ...

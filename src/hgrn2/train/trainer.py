@@ -1,13 +1,17 @@
 """The training loop: one step, and what happens between steps. Readable from top to bottom.
 
-Resuming is exact: the data of a step depends on (seed, step) only, and weights, optimiser states, random generators and
-the guard come back bit for bit. With a time budget the schedule follows the clock, and runs are not comparable so.
+Resuming is exact: the data of a step depends on (seed, step) only, and weights (the best and averaged ones too),
+optimiser states, random generators and the guard come back bit for bit. With a time budget the schedule follows the
+clock, and runs are not comparable so.
 """
 
+import math
 import signal
 import time
+from bisect import bisect_left
+from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
@@ -17,16 +21,23 @@ from torch import nn
 
 from hgrn2.errors import UserError
 from hgrn2.models.saved import Model
+from hgrn2.settings import refuse
 from hgrn2.train import checkpoint
 from hgrn2.train.average import WeightAverage
+from hgrn2.train.best import BestWeights
 from hgrn2.train.config import Run
 from hgrn2.train.graphs import StepGraphs
-from hgrn2.train.guard import LossGuard
+from hgrn2.train.guard import LossGuard, check_tensors
 from hgrn2.train.metrics import MetricsWriter
 from hgrn2.train.optim import Optimizers
 from hgrn2.train.schedule import lr_share
 from hgrn2.train.task import Task
 from hgrn2.train.view import TrainView
+
+MEASUREMENTS = 5
+"""On held-out data, at least so many in a run, unless `eval_every` is 0."""
+SHOWN_STEPS = 20
+"""Steps whose mean loss is shown while a run goes."""
 
 
 class _Step(NamedTuple):
@@ -45,6 +56,8 @@ class Trainer:
         self.optimizers = Optimizers(model, run.optim)
         self.guard = LossGuard(run.train.spike)
         self.average = WeightAverage(model, run.train.average) if run.train.average else None
+        self.best = BestWeights(model) if run.train.keep_best else None
+        self.total_steps = _total_steps(run, task)
         self.step = 0
         self.elapsed_s = 0.0
         self.interrupted = False
@@ -52,6 +65,8 @@ class Trainer:
         self._saved: Path | None = None
         self._now: _Step | None = None  # the step just taken; None before the first of this process
         self._mark = (0, 0.0)  # step and seconds of the last record
+        self._measured = (0, 0.0)  # step and progress of the last measurement
+        self._recent: deque[torch.Tensor] = deque(maxlen=SHOWN_STEPS)  # losses, to be shown
         self._loss = torch.compile(task.loss) if run.train.compile else task.loss
         if run.train.compile_blocks:
             compile_blocks(model)
@@ -63,12 +78,24 @@ class Trainer:
     def resume(self, folder: Path) -> None:
         """Continue from a checkpoint folder."""
         tensors, values = checkpoint.load(folder, self.model)
+        if self.best is not None:
+            self.best.load_state(values["best"])
+            tensors = self.best.load(tensors)
         if self.average is not None:
             tensors = self.average.load(tensors)
         self.optimizers.load_tensors(tensors)
         self.guard.load(values["guard"])
         self.step, self.elapsed_s, self._saved = values["step"], values["elapsed_s"], folder
         self._mark = (self.step, self.elapsed_s)
+        self._measured = (self.step, self._progress())
+
+    def view(self, quiet: bool = False) -> TrainView:
+        """What shows this run in the terminal."""
+        config = self.run.train
+        return TrainView(
+            f"hgrn2 {self.folder.name}", total_steps=self.total_steps, budget_s=config.budget_s or None,
+            parameters=sum(p.numel() for p in self.model.parameters()), epochs=self.task.epochs, quiet=quiet,
+        )  # fmt: skip
 
     def fit(self, view: TrainView) -> None:
         """Train to the end, or to Ctrl-C: then a checkpoint is written and `interrupted` is set."""
@@ -80,27 +107,36 @@ class Trainer:
                 self._train_step()
                 if self._due(config.log_every) or self.finished:
                     self._log(writer, view)
-                if self._due(config.eval_every) and not self.finished:
+                elif view.wants_step():
+                    self._show(view)
+                if self._measurement_due() and not self.finished:
                     self._evaluate(writer, view)
                 if self._due(config.save_every) and not self.finished:
                     self.save()
-            self.save()
-            if not self.interrupted and self._now is not None:
+            if not self.interrupted and self._now is not None and self._measured[0] != self.step:
                 self._evaluate(writer, view)
+            self.save()
+        if not self.interrupted:
+            self._hand_over()
 
     @property
     def finished(self) -> bool:
-        """Whether the steps or the time budget are used up."""
-        budget = self.run.train.budget_s
-        return self.step >= self.run.train.steps or bool(budget and self.elapsed_s >= budget)
+        """Whether steps, passes over the data or the time budget are used up, or nothing better has come for long."""
+        config = self.run.train
+        late = bool(config.budget_s) and self.elapsed_s >= config.budget_s
+        waited = self.best.waited if self.best is not None else 0
+        return self.step >= self.total_steps or late or bool(config.patience and waited >= config.patience)
 
     def save(self) -> None:
         """Write a checkpoint of this moment, unless the run has gone wrong, and drop the oldest."""
-        if self._now is not None:
-            self.guard.check_finite(self.step, float(self._now.loss), float(self._now.grad_norm), self._last_good())
-        values = {"elapsed_s": self.elapsed_s, "guard": self.guard.state()}
-        with self._averaged() as behind:
-            tensors = self.optimizers.tensors() | behind
+        self._check_good()
+        values: dict[str, Any] = {"elapsed_s": self.elapsed_s, "guard": self.guard.state()}
+        if self.best is not None:
+            values["best"] = self.best.state()
+        with ExitStack() as stack:
+            tensors = self.optimizers.tensors() | stack.enter_context(self._averaged())
+            if self.best is not None:
+                tensors |= stack.enter_context(self.best.in_place())
             self._saved = checkpoint.save(self.folder, self.step, self.model, tensors, values)
         checkpoint.retain(self.folder, self.run.train.keep)
 
@@ -108,12 +144,42 @@ class Trainer:
     def evaluating(self) -> Iterator[None]:
         """Evaluation mode, with the averaged weights where there are some, in the precision that the steps have:
         float32 would build and run other kernels."""
-        self.model.eval()
-        precision = self._precision(next(self.model.parameters()).device.type)
-        # Measuring takes uncompiled blocks: compiling them a second time, for evaluation, takes longer than it saves.
-        with torch.inference_mode(), precision, self._averaged(), torch.compiler.set_stance("force_eager"):
+        with self._averaged(), self._reading():
             yield
-        self.model.train()
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        precision = self._precision(next(self.model.parameters()).device.type)
+        self.model.eval()
+        try:
+            # Takes uncompiled blocks: compiling them a second time, for evaluation, takes longer than it saves.
+            with torch.inference_mode(), precision, torch.compiler.set_stance("force_eager"):
+                yield
+        finally:
+            self.model.train()
+
+    def _check_good(self) -> None:
+        """Raise `UserError` where the step just taken left anything that is not finite: the loss before its update,
+        weights and optimiser states after it, or the loss that these weights have on the data of the next step."""
+        if self._now is None:
+            return
+        last_good = self._last_good()
+        self.guard.check_finite(self.step, float(self._now.loss), float(self._now.grad_norm), last_good)
+        check_tensors(self.step, self.model.state_dict(), self.optimizers.tensors(), last_good)
+        with self._reading():
+            loss = float(self.task.loss(self.model, self.task.batch(self.step, 0, self.run.train.accumulate)))
+        refuse(
+            not math.isfinite(loss),
+            f"the loss after the update of step {self.step} is {loss}; {last_good}; try a lower learning rate",
+        )
+
+    @torch.no_grad()
+    def _hand_over(self) -> None:
+        """At the end the model has the weights that were saved as its own."""
+        for other in (self.average, self.best if self.best is not None and self.best.step else None):
+            if other is not None:
+                self.model.load_state_dict(other.values)
+        self.average = None
 
     def _averaged(self) -> AbstractContextManager[dict[str, torch.Tensor]]:
         return nullcontext({}) if self.average is None else self.average.in_place()
@@ -121,8 +187,15 @@ class Trainer:
     def _due(self, every: int) -> bool:
         return every > 0 and self.step % every == 0
 
+    def _measurement_due(self) -> bool:
+        """Every `eval_every` steps, and sooner where a run would end with fewer than five measurements."""
+        every, (_, progress) = self.run.train.eval_every, self._measured
+        if every and self.run.train.budget_s and self._progress() - progress >= 1 / MEASUREMENTS:
+            return True
+        return every > 0 and self.step % min(every, max(1, self.total_steps // MEASUREMENTS)) == 0
+
     def _progress(self) -> float:
-        by_steps = self.step / self.run.train.steps
+        by_steps = self.step / self.total_steps
         budget = self.run.train.budget_s
         return max(by_steps, self.elapsed_s / budget) if budget else by_steps
 
@@ -139,7 +212,7 @@ class Trainer:
     def _train_step(self) -> None:
         """One optimiser step over all accumulation parts."""
         config = self.run
-        share = lr_share(config.optim, self.step, self._progress())
+        share = lr_share(config.optim, self.step, self._progress(), by_clock=bool(config.train.budget_s))
         self.optimizers.set_share(share)
         parts, total = config.train.accumulate, torch.zeros(())
         for part in range(parts):
@@ -153,25 +226,44 @@ class Trainer:
             self.average.update(self.step)
         self.elapsed_s = time.perf_counter() - self._clock
         self._now = _Step(total, norm, share)
+        self._recent.append(total)
 
-    def _log(self, writer: MetricsWriter, view: TrainView) -> None:
-        """Record the step at hand; speed is the mean since the last record, pauses for measuring left out."""
-        assert self._now is not None
-        self.guard.check(self.step, float(self._now.loss), float(self._now.grad_norm), self._last_good())
+    def _show(self, view: TrainView) -> None:
+        """A step that is not recorded, so that a slow machine's display does not wait for the next record."""
+        view.step(
+            step=self.step, tokens=self.step * self.task.tokens_per_step, elapsed_s=self.elapsed_s,
+            loss=self._recent_loss(), steps=len(self._recent), tokens_per_s=self._speed(),
+        )  # fmt: skip
+
+    def _recent_loss(self) -> float:
+        return float(torch.stack(list(self._recent)).mean())
+
+    def _speed(self) -> float:
+        """Tokens a second since the last record, pauses for measuring left out."""
         since_step, since_s = self._mark
         seconds = max(time.perf_counter() - self._clock - since_s, 1e-9)
-        tokens = self.task.tokens_per_step
-        view.update(writer.step(
-            step=self.step, tokens=self.step * tokens, loss=self._now.loss, grad_norm=self._now.grad_norm,
-            lr=self._now.lr_share * self.run.optim.lr, tokens_per_s=(self.step - since_step) * tokens / seconds,
+        return (self.step - since_step) * self.task.tokens_per_step / seconds
+
+    def _log(self, writer: MetricsWriter, view: TrainView) -> None:
+        """Record the step at hand."""
+        assert self._now is not None
+        self.guard.check(self.step, float(self._now.loss), float(self._now.grad_norm), self._last_good())
+        record = writer.step(
+            step=self.step, tokens=self.step * self.task.tokens_per_step, loss=self._now.loss,
+            grad_norm=self._now.grad_norm, lr=self._now.lr_share * self.run.optim.lr, tokens_per_s=self._speed(),
             elapsed_s=self.elapsed_s,
-        ))  # fmt: skip
+        )  # fmt: skip
+        view.update(record, recent=(self._recent_loss(), len(self._recent)))
         self._mark = (self.step, time.perf_counter() - self._clock)
 
     def _evaluate(self, writer: MetricsWriter, view: TrainView) -> None:
         began = time.perf_counter()
         with self.evaluating():
             found: dict[str, Any] = self.task.evaluate(self.model)
+        if self.best is not None:
+            with self._averaged():
+                self.best.measured(self.step, found["loss"])
+        self._measured = (self.step, self._progress())
         self.elapsed_s = time.perf_counter() - self._clock
         tokens = self.step * self.task.tokens_per_step
         view.update(writer.eval(step=self.step, tokens=tokens, elapsed_s=self.elapsed_s, **found))
@@ -180,6 +272,12 @@ class Trainer:
 
     def _last_good(self) -> str:
         return "nothing was saved yet" if self._saved is None else f"the last good checkpoint is {self._saved.name}"
+
+
+def _total_steps(run: Run, task: Task) -> int:
+    """Steps after which a run has ended in any case: `steps`, or those that go through the data `epochs` times."""
+    steps, limit = run.train.steps, run.train.epochs
+    return bisect_left(range(1, steps), limit, key=task.epochs) + 1 if limit else steps
 
 
 def compile_blocks(model: nn.Module) -> None:

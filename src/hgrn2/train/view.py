@@ -2,8 +2,9 @@
 
 import math
 import sys
+import threading
 import time
-from itertools import pairwise
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
@@ -14,25 +15,28 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from hgrn2.train.chart import chart
 from hgrn2.train.progress import Progress
-from hgrn2.units import duration, number, rate
+from hgrn2.units import duration, number, rate, short
 
-_REFRESH_S = 0.25  # at most four redraws a second,
-_DRAW_SHARE = 0.01  # and never more than this share of the time, however slow the terminal
+_BEAT_S = 0.5  # between redraws of the panel,
+_DRAW_SHARE = 0.01  # which never take more than this share of the time, however slow the terminal
 _PLAIN_S = 10.0  # without a terminal: seconds between lines
 _MAX_WIDTH = 100
-_BARS = "▁▂▃▄▅▆▇█"
-_BARS_ASCII = "_.-=*#"
+_CHART_ROWS = (6, 16)  # fewest and most
+_OTHER_ROWS = 13  # of the panel, beside the chart, with a line to spare
 
 
 class TrainView:
     """Context manager that shows a run as it goes; feed it the records that `MetricsWriter` returns.
 
     `total_steps` and `budget_s` (seconds of training) say where the run ends; with both, whichever comes first.
+    `parameters` and `epochs` (passes over the data after a number of steps) are shown where they are given.
     `quiet` shows nothing, for programs that read the output and for all ranks but the first.
-    Nothing runs in the background: the panel is redrawn inside `update`, for steps at most four times a second and for
-    about 1 % of the time, for evaluations and events at once. On leaving the block, by an error or Ctrl-C too, the last
-    panel stays on the screen.
+
+    The panel follows the clock: a thread redraws it twice a second, for about 1 % of the time, however long a step or a
+    measurement takes. Without a terminal there is a line every ten seconds. On leaving the block, by an error or
+    Ctrl-C too, the last panel stays on the screen.
     """
 
     def __init__(
@@ -41,6 +45,8 @@ class TrainView:
         *,
         total_steps: int | None = None,
         budget_s: float | None = None,
+        parameters: int | None = None,
+        epochs: Callable[[int], float] | None = None,
         console: Console | None = None,
         quiet: bool = False,
     ) -> None:
@@ -48,16 +54,26 @@ class TrainView:
         self.console = console or Console(force_terminal=sys.stdout.isatty())
         self.title = title
         self.quiet = quiet
+        self.parameters, self.epochs = parameters, epochs
         self.progress = Progress(total_steps, budget_s)
         self._redraws = self.console.is_terminal and not (self.console.is_dumb_terminal or self.console.is_jupyter)
         self._live: Live | None = None
         self._last_shown = -math.inf
+        self._last_taken: float | None = None
         self._draw_cost_s = 0.0
+        self._lock = threading.RLock()  # what is written is written whole
+        self._ended = threading.Event()
+        self._beating: threading.Thread | None = None
+        self._failure: Exception | None = None
 
     def __enter__(self) -> "TrainView":
-        if self._redraws and not self.quiet:
+        if self.quiet:
+            return self
+        if self._redraws:
             self._live = Live(get_renderable=self.panel, console=self.console, auto_refresh=False)
             self._live.start(refresh=True)
+        self._beating = threading.Thread(target=self._beat, name="view", daemon=True)
+        self._beating.start()
         return self
 
     def __exit__(
@@ -65,22 +81,69 @@ class TrainView:
     ) -> None:
         self._stop()
 
-    def update(self, record: dict[str, Any]) -> None:
-        """Take in a record of any kind (hgrn2.train.metrics) and show it if it is time."""
-        self.progress.take(record)
-        if self.quiet:
-            return
-        now = time.monotonic()
-        if self._live is not None:
-            if record["kind"] != "step" or now - self._last_shown >= max(_REFRESH_S, self._draw_cost_s / _DRAW_SHARE):
+    def wants_step(self) -> bool:
+        """Whether a step that is not recorded is worth `step`: it waits for the loss, on a GPU for the step itself."""
+        last = self._last_taken
+        return not self.quiet and (last is None or time.monotonic() - last >= _BEAT_S)
+
+    def step(
+        self, *, step: int, tokens: int, elapsed_s: float, loss: float, steps: int, tokens_per_s: float | None
+    ) -> None:
+        """Take in a step between records; `loss` is the mean of the last `steps` steps."""
+        progress = self.progress
+        progress.step, progress.tokens, progress.elapsed_s = step, tokens, elapsed_s
+        progress.take_step(loss if math.isfinite(loss) else None, steps, tokens_per_s)
+        self._taken()
+
+    def update(self, record: dict[str, Any], recent: tuple[float, int] | None = None) -> None:
+        """Take in a record of any kind (hgrn2.train.metrics), evaluations and events at once; `recent` as in
+        `Progress.take`."""
+        self.progress.take(record, recent)
+        if record["kind"] == "step":
+            self._taken()
+        else:
+            self._last_taken = time.monotonic()
+            if self._live is not None:
                 self._draw()
-        elif record["kind"] == "eval":
-            self._say(_eval_line(self.progress))
-        elif record["kind"] == "event":
-            self._say(record["text"])
-        elif now - self._last_shown >= _PLAIN_S:
-            self._last_shown = now
-            self._say(_step_line(self.progress))
+            elif record["kind"] == "eval":
+                self._say(_eval_line(self.progress))
+            else:
+                self._say(record["text"])
+
+    def _taken(self) -> None:
+        """The progress stands at a new step: without a terminal it may be time for a line."""
+        self._last_taken = time.monotonic()
+        if self._failure is not None:  # of writing, in the other thread
+            raise self._failure
+        self._line_if_due()
+
+    def _beat(self) -> None:
+        """Redraw, or say a line, by the clock, until the view ends."""
+        while not self._ended.wait(max(_BEAT_S, self._draw_cost_s / _DRAW_SHARE)):
+            try:
+                self.beat()
+            except Exception as error:  # such as a closed pipe: told where the trainer can be stopped by it
+                self._failure = error
+                return
+
+    def beat(self) -> None:
+        """What happens twice a second: the panel is redrawn, or a line said if the last one is long ago."""
+        if self._live is not None:
+            self._draw()
+        else:
+            self._line_if_due()
+
+    def _line_if_due(self) -> None:
+        with self._lock:
+            if self._live is None and self.progress.step and time.monotonic() - self._last_shown >= _PLAIN_S:
+                self._last_shown = time.monotonic()
+                self._say(_step_line(self.progress, self._elapsed_s()))
+
+    def _elapsed_s(self) -> float:
+        """Training time now: a long step or measurement does not stop the clock."""
+        if self._last_taken is None or self.progress.finished:
+            return self.progress.elapsed_s
+        return self.progress.elapsed_s + max(time.monotonic() - self._last_taken, 0.0)
 
     def event(self, text: str, *, step: int | None = None, elapsed_s: float | None = None) -> None:
         """Show one line about what just happened; it stays until the next one.
@@ -96,23 +159,28 @@ class TrainView:
             return
         self.progress.finished = True
         self.progress.last_event = text or self.progress.last_event
-        if self._live is not None:
-            self._stop()
-        elif not self.quiet:
+        panel = self._live is not None
+        self._stop()
+        if not panel:
             self._say(_finish_line(self.progress, text or "finished"))
 
     def panel(self) -> Panel:
-        """The whole picture, as wide as the console up to 100 columns."""
+        """The whole picture, as wide as the console up to 100 columns, as high as it up to 28 rows."""
         progress, width = self.progress, min(self.console.width, _MAX_WIDTH)
-        of = f" of {progress.total_steps:,}" if progress.total_steps else ""
+        of = f" of {progress.total_steps:,}" if progress.total_steps and not progress.budget_s else ""
+        low, high = _CHART_ROWS
         body = Group(
-            _bar(progress),
+            _bar(progress, self._elapsed_s()),
             Text(),
-            _numbers(progress, wide=width >= 80),
+            self._numbers(wide=width >= 80),
             Text(),
-            _curve(progress, width - 6, _BARS_ASCII if self.console.options.ascii_only else _BARS),
+            chart(
+                progress.history.points, progress.evaluations.points, width=width - 6,
+                height=min(max(self.console.height - _OTHER_ROWS, low), high),
+                ascii_only=self.console.options.ascii_only,
+            ),
             Text(progress.last_event, style="dim", no_wrap=True, overflow="ellipsis"),
-        )
+        )  # fmt: skip
         return Panel(
             body,
             title=Text(self.title, style="bold"),
@@ -124,99 +192,112 @@ class TrainView:
             width=width,
         )
 
+    def _numbers(self, wide: bool) -> Table:
+        """Two columns of names and values; narrow consoles get short names."""
+        progress = self.progress
+        lr = f"{progress.lr:.2e}" if progress.lr is not None else "–"
+        table = Table.grid(expand=True, padding=(0, 2, 0, 0))
+        table.add_column(style="dim", no_wrap=True)
+        table.add_column(no_wrap=True, ratio=1)
+        table.add_column(style="dim", no_wrap=True)
+        table.add_column(no_wrap=True, min_width=14)  # or the table shifts each time the speed changes its width
+        speed, norm = rate(progress.tokens_per_s), number(progress.grad_norm, 2)
+        table.add_row("train loss" if wide else "train", _train_loss(progress, wide), "speed", speed)
+        held_out, best = _held_out(progress, wide), _best(progress)
+        table.add_row("held-out loss" if wide else "held-out", held_out, "learning rate" if wide else "lr", lr)
+        table.add_row("best held-out" if wide else "best", best, "gradient norm" if wide else "grad", norm)
+        size = short(self.parameters) if self.parameters is not None else "–"
+        table.add_row("tokens seen" if wide else "tokens", self._tokens(), "parameters" if wide else "size", size)
+        return table
+
+    def _tokens(self) -> Text:
+        seen = Text(short(self.progress.tokens))
+        if self.epochs is not None:
+            seen.append(f"  {self.epochs(self.progress.step):.2f} passes", style="dim")
+        return seen
+
     def _draw(self) -> None:
-        if self._live is not None:
-            begin = time.monotonic()
-            self._live.refresh()
-            self._last_shown = time.monotonic()
-            self._draw_cost_s = self._last_shown - begin
+        with self._lock:
+            if self._live is not None:
+                begin = time.monotonic()
+                self._live.refresh()
+                self._last_shown = time.monotonic()
+                self._draw_cost_s = self._last_shown - begin
 
     def _stop(self) -> None:
-        if self._live is not None:
-            self._live.stop()  # draws once more, so that the panel that stays is up to date
-            self._live = None
+        self._ended.set()
+        if self._beating is not None:
+            self._beating.join(timeout=5)
+            self._beating = None
+        with self._lock:
+            if self._live is not None:
+                self._live.stop()  # draws once more, so that the panel that stays is up to date
+                self._live = None
 
     def _say(self, line: str) -> None:
-        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+        if not self.quiet:
+            with self._lock:
+                self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def _bar(progress: Progress) -> RenderableType:
-    left = progress.seconds_left()
-    times = f"{duration(progress.elapsed_s)} elapsed"
+def _bar(progress: Progress, elapsed_s: float) -> RenderableType:
+    left = progress.seconds_left(elapsed_s)
+    times = f"{duration(elapsed_s)} elapsed"
     if left is not None and not progress.finished:
         times += f" · {duration(left)} left"
     row = Table.grid(expand=True, padding=(0, 2, 0, 0))
     row.add_column(ratio=1)
     row.add_column(no_wrap=True)
     row.add_column(no_wrap=True)
-    fraction = progress.fraction()
+    fraction = progress.fraction(elapsed_s)
     bar = ProgressBar(total=1.0, completed=fraction, complete_style="cyan", finished_style="green")
     row.add_row(bar, f"{fraction:.1%}", Text(times, style="dim"))
     return row
 
 
-def _numbers(progress: Progress, wide: bool) -> Table:
-    """Two columns of names and values; narrow consoles get short names."""
-    train = Text(number(progress.loss), style="bold") if progress.loss_is_finite else Text("not finite", "bold red")
-    held_out = Text(number(progress.eval_loss), style="bold")
+def _train_loss(progress: Progress, wide: bool) -> Text:
+    if not progress.loss_is_finite:
+        return Text("not finite", "bold red")
+    text = Text(number(progress.loss), style="bold")
+    if progress.loss is not None:
+        text.append(" nats" if wide else "", style="not bold dim")
+        text.append(f"  {_of_steps(progress) if wide else f'of {progress.loss_steps}'}", style="not bold dim")
+    return text
+
+
+def _of_steps(progress: Progress) -> str:
+    return f"mean of {progress.loss_steps} steps" if progress.loss_steps > 1 else "of one step"
+
+
+def _held_out(progress: Progress, wide: bool) -> Text:
+    text, bits = Text(number(progress.eval_loss), style="bold"), progress.eval_bits_per_byte
     if wide:
-        bits = progress.eval_bits_per_byte
-        train.append(" nats" if progress.loss is not None and progress.loss_is_finite else "", style="not bold dim")
-        held_out.append(" nats" if progress.eval_loss is not None else "", style="not bold dim")
-        held_out.append(f"  {bits:.3f} bits/byte" if bits is not None else "", style="not bold dim")
+        text.append(" nats" if progress.eval_loss is not None else "", style="not bold dim")
+        text.append(f"  {bits:.3f} bits/byte" if bits is not None else "", style="not bold dim")
     if progress.eval_accuracy is not None:
-        held_out.append(f"  {progress.eval_accuracy:.1%} right")
+        text.append(f"  {progress.eval_accuracy:.1%} right")
+    return text
+
+
+def _best(progress: Progress) -> Text:
     best = Text(number(progress.best_loss))
     if progress.best_loss is not None:
         best.append(f"  at step {progress.best_step:,}", style="dim")
-    lr = f"{progress.lr:.2e}" if progress.lr is not None else "–"
-    norm = number(progress.grad_norm, 2)
-    table = Table.grid(expand=True, padding=(0, 2, 0, 0))
-    table.add_column(style="dim", no_wrap=True)
-    table.add_column(no_wrap=True, ratio=1)
-    table.add_column(style="dim", no_wrap=True)
-    table.add_column(no_wrap=True, min_width=14)  # or the table shifts each time the speed changes its width
-    table.add_row("train loss" if wide else "train", train, "speed", rate(progress.tokens_per_s))
-    table.add_row("held-out loss" if wide else "held-out", held_out, "learning rate" if wide else "lr", lr)
-    table.add_row("best held-out" if wide else "best", best, "gradient norm" if wide else "grad", norm)
-    return table
+    return best
 
 
-def _curve(progress: Progress, width: int, bars: str) -> Text:
-    points = progress.history.points
-    if len(points) < 2:
-        return Text("the loss curve follows", style="dim")
-    label = f"loss {points[0]:.2f} "
-    curve = sparkline(points, max(width - len(label), 1), bars)
-    return Text.assemble((label, "dim"), (curve, "cyan"), no_wrap=True)
-
-
-def sparkline(values: list[float], width: int, bars: str = _BARS) -> str:
-    """Means of up to `width` equal stretches of values as bars between the lowest and the highest mean.
-
-    On a log scale where all are positive: a loss falls fast and then slowly, and most of it would look flat.
-    """
-    width = min(width, len(values))
-    edges = [index * len(values) // width for index in range(width + 1)]
-    means = [sum(values[a:b]) / (b - a) for a, b in pairwise(edges)]
-    if min(means) > 0:
-        means = [math.log(value) for value in means]
-    low, high = min(means), max(means)
-    span = max(high - low, 1e-9)
-    return "".join(bars[min(int((value - low) / span * len(bars)), len(bars) - 1)] for value in means)
-
-
-def _step_line(progress: Progress) -> str:
-    of = f"/{progress.total_steps:,}" if progress.total_steps else ""
-    left = progress.seconds_left()
+def _step_line(progress: Progress, elapsed_s: float) -> str:
+    of = f"/{progress.total_steps:,}" if progress.total_steps and not progress.budget_s else ""
+    left = progress.seconds_left(elapsed_s)
+    loss = f"{number(progress.loss)} ({_of_steps(progress)})" if progress.loss_is_finite else "not finite"
     parts = [
         f"step {progress.step:,}{of}",
-        f"{progress.fraction():.1%}",
-        f"loss {number(progress.loss) if progress.loss_is_finite else 'not finite'}",
+        f"{progress.fraction(elapsed_s):.1%}",
+        f"train loss {loss}",
         f"lr {progress.lr:.2e}" if progress.lr is not None else "",
         f"grad {number(progress.grad_norm, 2)}" if progress.grad_norm is not None else "",
         rate(progress.tokens_per_s),
-        f"{duration(progress.elapsed_s)} elapsed",
+        f"{duration(elapsed_s)} elapsed",
         f"{duration(left)} left" if left is not None else "",
     ]
     return "  ".join(part for part in parts if part)

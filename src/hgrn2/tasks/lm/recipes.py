@@ -13,8 +13,8 @@ def demo() -> RunConfig:
     return RunConfig(
         model=preset("hgrn2_demo"),
         train=TrainConfig(
-            steps=100_000, budget_s=275, sequence_length=256, batch_size=8, eval_every=200, eval_tokens=16_385,
-            save_every=400, keep=1,
+            steps=100_000, budget_s=275, epochs=6, sequence_length=256, batch_size=8, eval_every=200,
+            eval_tokens=16_385, keep_best=True, patience=5, save_every=400, keep=1,
         ),
         optim=OptimConfig(
             optimizer="muon", lr=3e-3, matrix_lr=3e-3, schedule="linear", warmup_steps=20, final_lr_ratio=0.0,
@@ -29,8 +29,8 @@ def small() -> RunConfig:
     return RunConfig(
         model=model,
         train=TrainConfig(
-            steps=100_000, budget_s=600, sequence_length=256, batch_size=8, eval_every=200, eval_tokens=20_000,
-            save_every=500,
+            steps=100_000, budget_s=600, epochs=6, sequence_length=256, batch_size=8, eval_every=200,
+            eval_tokens=20_000, keep_best=True, patience=5, save_every=500,
         ),
         optim=OptimConfig(
             optimizer="muon", lr=2e-3, matrix_lr=3e-3, schedule="linear", warmup_steps=50, final_lr_ratio=0.0

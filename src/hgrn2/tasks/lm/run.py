@@ -25,7 +25,6 @@ from hgrn2.train.metrics import read_metrics
 from hgrn2.train.runs import prepare_folder
 from hgrn2.train.runs import train as train_to_end
 from hgrn2.train.trainer import Trainer, refuse_other_run
-from hgrn2.train.view import TrainView
 
 PROMPT_TOKENS = 48  # of held-out text, before each sample of the report
 GATE_TOKENS = 4096  # of held-out text, over which gates are averaged
@@ -65,11 +64,7 @@ def train_language(
     model = LanguageModel(run.model).to(place)
     model.backbone.set_recompute(run.train.recompute)
     trainer = Trainer(run, task, model, folder)
-    view = TrainView(
-        f"hgrn2 {folder.name}", total_steps=run.train.steps if not run.train.budget_s else None,
-        budget_s=run.train.budget_s or None, quiet=quiet,
-    )  # fmt: skip
-    train_to_end(trainer, view)
+    train_to_end(trainer, trainer.view(quiet))
     if trainer.interrupted:
         return RunResult(folder, True, trainer.step, {})
     return _finish(run, trainer, task, model)

@@ -53,6 +53,10 @@ class LanguageTask:
         cu_seqlens = torch.from_numpy(found.cu_seqlens).to(self.device)
         return inputs.view(1, -1).to(self.device), targets.view(1, -1).to(self.device), cu_seqlens
 
+    def epochs(self, steps: int) -> float:
+        """How often so many steps go through the training text."""
+        return self.batches.epochs(steps)
+
     def loss(self, model: LanguageModel, batch: tuple[Tensor, Tensor, Tensor | None]) -> Tensor:
         """Mean nats a token."""
         inputs, targets, cu_seqlens = batch

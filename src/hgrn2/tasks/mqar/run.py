@@ -22,7 +22,6 @@ from hgrn2.train.metrics import read_metrics
 from hgrn2.train.runs import prepare_folder
 from hgrn2.train.runs import train as train_to_end
 from hgrn2.train.trainer import Trainer, refuse_other_run
-from hgrn2.train.view import TrainView
 
 GATE_SEQUENCES = 16  # of the longest test segment, over which gates are averaged
 
@@ -51,9 +50,7 @@ def train_mqar(
     model = LanguageModel(run.model).to(place)
     model.backbone.set_recompute(run.train.recompute)
     trainer = Trainer(run, task, model, folder)
-    budget = run.train.budget_s
-    steps = None if budget else run.train.steps
-    train_to_end(trainer, TrainView(f"hgrn2 {folder.name}", total_steps=steps, budget_s=budget or None, quiet=quiet))
+    train_to_end(trainer, trainer.view(quiet))
     if trainer.interrupted:
         return MQARResult(folder, True, trainer.step, {})
     return _finish(run, trainer, task, model)

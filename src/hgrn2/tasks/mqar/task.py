@@ -42,6 +42,10 @@ class MQARTask:
         rows = slice(part * len(found.tokens) // parts, (part + 1) * len(found.tokens) // parts)
         return self._tensors(Sequences(*(array[rows] for array in found)))
 
+    def epochs(self, steps: int) -> float:
+        """How often so many steps go through the training sequences."""
+        return steps / len(self.examples.batches)
+
     def loss(self, model: LanguageModel, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
         """Mean nats a query."""
         tokens, positions, answers = batch

@@ -28,7 +28,6 @@ from hgrn2.train.metrics import read_metrics
 from hgrn2.train.runs import prepare_folder
 from hgrn2.train.runs import train as train_to_end
 from hgrn2.train.trainer import Trainer, refuse_other_run
-from hgrn2.train.view import TrainView
 
 STATE = "state.safetensors"
 
@@ -79,8 +78,7 @@ def tune_state(
     base.backbone.set_recompute(run.train.recompute)
     _begin(tuned, train, settings.start_tokens)
     trainer = Trainer(run, task, tuned, folder)
-    view = TrainView(f"hgrn2 {folder.name}", total_steps=run.train.steps, quiet=quiet)
-    train_to_end(trainer, view)
+    train_to_end(trainer, trainer.view(quiet))
     if trainer.interrupted:
         return TuneResult(folder, True, trainer.step, {})
     summary = _finish(config, trainer, task, tuned, base, tokenizer)
