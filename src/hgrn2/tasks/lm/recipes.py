@@ -13,7 +13,7 @@ def demo() -> RunConfig:
     return RunConfig(
         model=preset("hgrn2_demo"),
         train=TrainConfig(
-            steps=100_000, budget_s=275, epochs=6, sequence_length=256, batch_size=8, eval_every=200,
+            steps=100_000, budget_s=275, epochs=3, sequence_length=256, batch_size=8, eval_every=200,
             eval_tokens=16_385, keep_best=True, patience=5, save_every=400, keep=1,
         ),
         optim=OptimConfig(
