@@ -122,13 +122,14 @@ def _longest(texts: Sequence[str]) -> int:
 def show(*parts: Any) -> None:
     """Print tables, and texts as they are, to standard output."""
     from rich.console import Console
+    from rich.text import Text
 
     console = Console()
     for part in parts:
         if isinstance(part, str):
             console.print(part, markup=False, highlight=False, soft_wrap=True)
         else:
-            console.print(part, soft_wrap=not isinstance(part, Columns))
+            console.print(part, soft_wrap=isinstance(part, Text))
 
 
 def print_json(value: Any, *, indent: int | None = 2) -> None:

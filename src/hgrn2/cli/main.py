@@ -68,6 +68,7 @@ VERBS: dict[str, tuple[str, dict[str, str]]] = {
         },
     ),
     "study": ("a controlled comparison: rows, a table and a picture", {"mqar": "study:StudyMQAR"}),
+    "settings": ("every name that --set takes, with type, default and meaning", {"": "settings:Settings"}),
     "doctor": ("hold every kernel to the float64 reference on this machine", {"": "doctor:Doctor"}),
 }
 LONG = ("train", "tune", "study", "reproduce")

@@ -19,6 +19,8 @@ from hgrn2.generate.snapshots import Snapshot
 from hgrn2.generate.steps import Steps, choose_graph
 from hgrn2.generate.text import CONTEXT, StopFinder, TextStream
 from hgrn2.layers.state import ModelState
+from hgrn2.memory import refuse_too_big
+from hgrn2.models.count import state_bytes
 from hgrn2.models.language import LanguageModel
 from hgrn2.models.modes import reading
 from hgrn2.settings import refuse
@@ -139,10 +141,18 @@ class Generator:
                 generating, for logits that are not finite.
         """
         config = config or GenerationConfig()
+        self._check_size(config)
         self._graph(config)
         ids = self.prompt_ids(prompt, state)
         tokens = len(ids) if state is None else state.tokens + len(ids) - 1
         return self._run(ids, tokens, config, state, on_prompt)
+
+    def _check_size(self, config: GenerationConfig) -> None:
+        """Every sample has a state and logits of its own."""
+        settings, device = self.model.config, next(self.model.parameters()).device
+        each = state_bytes(settings, "bfloat16") // 2 + 4 * settings.vocab_size
+        what = f"{config.samples:,} samples need"
+        refuse_too_big(config.samples * each, what, "make samples smaller", device=device)
 
     def generate(
         self,

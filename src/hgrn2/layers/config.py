@@ -35,6 +35,7 @@ class MixerConfig:
     norm: NormKind = "rms"
     """Norm of the read-out over the full width (head_rms: each head by itself)."""
     norm_eps: float = 1e-5
+    """Added to the mean square (or variance) under the root of that norm."""
     norm_first: bool = True
     """HGRN1 only: normalise h before the product with the output gate (its code) or after it (its README)."""
     scale_scores: bool = False

@@ -25,6 +25,7 @@ class InitConfig:
     """normal: std everywhere; scaled_normal: projections that write to the residual stream divided by sqrt(2 layers);
     xavier_small: token mixers Xavier-uniform with gain 2^-2.5, the rest normal."""
     std: float = 0.02
+    """Standard deviation of normal weights."""
     input_std: float = 0.0
     """Of token embeddings, and of the map from real-valued steps of a sequence; 0: std. Sines beside them are of size
     0.7, and tokens of size 0.02 are hardly seen there."""
@@ -55,8 +56,11 @@ class StackConfig:
     glu_activation: GLUActivation = "silu"
     """silu: flash-linear-attention; none (a plain product): HGRN1 and the hgru2 language model."""
     glu_bias: bool = False
+    """Biases in the three matrices of the gated linear unit."""
     norm: NormKind = "rms"
+    """Before each mixer and gated linear unit, and after the last block."""
     norm_eps: float = 1e-6
+    """Added to the mean square (or variance) under the root of that norm."""
     dropout: float = 0.0
     """On the embedding and on what each mixer and GLU adds to the residual stream."""
     drop_path: float = 0.0
@@ -119,7 +123,9 @@ class ModelConfig(StackConfig):
     """A language model: the stack between a token embedding and a next-token head."""
 
     vocab_size: int
+    """V: token ids lie below it. hgrn2 train lm sets it to that of the data unless it is given."""
     tie_embeddings: bool = False
+    """The head has the weights of the embedding."""
     scale_embeddings: bool = False
     """Multiply embeddings by sqrt(width), as HGRN1's code base does."""
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from hgrn2.errors import UserError
 from hgrn2.layers.block import DropPath
 from hgrn2.models.config import DeiTConfig
+from hgrn2.models.fitting import check_model
 from hgrn2.models.sequence import cross_entropy
 from hgrn2.settings import refuse
 
@@ -36,6 +37,7 @@ class DeiT(nn.Module):
 
     def __init__(self, config: DeiTConfig) -> None:
         super().__init__()
+        check_model(config)
         self.config = config
         self.inner = _vit(config)
         for layer, block in enumerate(self.inner.vit.layers):

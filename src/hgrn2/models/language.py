@@ -8,6 +8,7 @@ from hgrn2.layers.reading import Dropout
 from hgrn2.layers.state import ModelState
 from hgrn2.models.backbone import Backbone
 from hgrn2.models.config import LossKind, ModelConfig
+from hgrn2.models.fitting import check_model
 from hgrn2.models.init import initialise
 from hgrn2.ops.backend import has_tangents
 from hgrn2.ops.linear_cross_entropy import linear_cross_entropy
@@ -31,6 +32,7 @@ class LanguageModel(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        check_model(config)
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.width)
         self.dropout = Dropout(config.dropout)

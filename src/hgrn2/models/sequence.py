@@ -11,6 +11,7 @@ from hgrn2.layers.norm import Norm
 from hgrn2.layers.reading import Dropout
 from hgrn2.models.backbone import Backbone
 from hgrn2.models.config import ClassifierConfig, SequenceConfig
+from hgrn2.models.fitting import check_model
 from hgrn2.models.init import initialise
 
 
@@ -31,6 +32,7 @@ class SequenceClassifier(nn.Module):
 
     def __init__(self, config: SequenceConfig) -> None:
         super().__init__()
+        check_model(config)
         self.config = config
         ids = config.vocab_size > 0
         self.embedding = nn.Embedding(config.vocab_size, config.width) if ids else None

@@ -8,6 +8,7 @@ from hgrn2.layers.heads import PoolHead
 from hgrn2.layers.reading import Dropout
 from hgrn2.models.backbone import Backbone
 from hgrn2.models.config import VisionConfig
+from hgrn2.models.fitting import check_model
 from hgrn2.models.init import initialise
 from hgrn2.models.sequence import cross_entropy, head_norm
 
@@ -27,6 +28,7 @@ class VisionClassifier(nn.Module):
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
+        check_model(config)
         self.config = config
         self.patches = PatchEmbedding(config.channels, config.patch, config.width)
         self.positions = Positions(config.positions, config.width, (config.grid, config.grid))

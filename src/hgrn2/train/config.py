@@ -20,6 +20,7 @@ class OptimConfig:
     matrix_lr: float = 3e-4
     """Peak learning rate of Muon, scaled to AdamW's step size (0.2 sqrt(max side))."""
     schedule: ScheduleKind = "cosine"
+    """How the learning rate falls from its peak after the warm-up."""
     warmup_steps: int = 100
     """Steps of linear rise from 0."""
     warmup_share: float = 0.05
@@ -29,8 +30,11 @@ class OptimConfig:
     weight_decay: float = 0.1
     """On matrices; never on norms, biases, bounds, phases and convolutions."""
     beta1: float = 0.9
+    """Decay of AdamW's mean of gradients."""
     beta2: float = 0.95
+    """Decay of AdamW's mean of squared gradients."""
     eps: float = 1e-8
+    """Added to AdamW's denominator."""
     momentum: float = 0.95
     """Of Muon."""
     clip: float = 1.0
@@ -54,7 +58,9 @@ class DataConfig:
     source: str = "shakespeare"
     """`shakespeare` (the embedded sample, characters) or the folder of a prepared corpus."""
     train_split: str = "train"
+    """Split of the corpus that is trained on."""
     valid_split: str = "valid"
+    """Split that is held out and measured on."""
     reset_at_documents: bool = True
     """Start states anew at each document inside a training sequence."""
 
@@ -76,6 +82,7 @@ class TrainConfig:
     keep_best: bool = False
     """Save, and end with, the weights that had the lowest held-out loss, rather than the last ones."""
     sequence_length: int = 512
+    """T, tokens of one training sequence."""
     batch_size: int = 16
     """Sequences of one optimiser step, over all accumulation parts and devices."""
     accumulate: int = 1
@@ -99,7 +106,9 @@ class TrainConfig:
     average: float = 0.0
     """Decay of a running mean of the weights, which is then what is measured and saved, such as 0.999; 0: none."""
     seed: int = 0
+    """Of the first weights, of dropout and of the order of batches."""
     log_every: int = 10
+    """Steps between records of loss, learning rate and speed."""
     eval_every: int = 250
     """Steps between measurements on held-out text, fewer where a run would have less than five; 0 leaves only the last
     one."""

@@ -36,12 +36,15 @@ class ListOps:
     """The published numbers; smaller ones make an easier task."""
 
     max_depth: int = 10
+    """Nested operators at most."""
     max_args: int = 10
+    """Arguments of an operator at most."""
     min_length: int = 500
     """Kept trees are longer than this."""
     max_length: int = 2000
     """Kept trees are shorter than this."""
     operator_chance: float = 0.25
+    """Probability that an argument is an operator rather than a digit."""
 
     def __post_init__(self) -> None:
         refuse(self.max_depth < 2, f"max_depth must be at least 2, not {self.max_depth}")

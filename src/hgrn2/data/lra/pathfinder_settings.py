@@ -10,20 +10,25 @@ class Pathfinder:
     """Lengths in pixels; the defaults are those of the published 32 x 32 set, its hard part."""
 
     size: int = 32
+    """Height and width of a picture."""
     padding: float = 1
     """Width of the border that stays empty."""
     dashes: int = 14
     """Dashes of each of the two curves."""
     dash: float = 2
+    """Length of a dash."""
     margins: tuple[float, ...] = (1.0,)
     """One is drawn for each picture. Dashes of a curve are two margins apart, other dashes at least as much."""
     thickness: float = 0.5
+    """Of a dash."""
     start_distance: float = 7
     """Between the beginnings of the two curves, the first of which lies at least twice that from the border."""
     continuity: float = 1.0
     """Curves turn by a with the weight cos(continuity * a)**2, up to where it is zero: smaller is curlier."""
     distractors: int = 5
+    """Curves that touch no dot."""
     distractor_dashes: int = 4
+    """Dashes of each of them."""
     dot: float = 1.5
     """Radius of the dots."""
     brightness: float = 1.5

@@ -34,9 +34,13 @@ class ClassifyData:
     """Which examples are learned from; the folder is one that `hgrn2 data lra` or `hgrn2 data image` made."""
 
     folder: str = ""
+    """Folder of examples; --data sets it."""
     train_split: str = "train"
+    """Split that is trained on."""
     valid_split: str = "valid"
+    """Split that is measured on during training."""
     test_split: str = "test"
+    """Split that is measured on at the end."""
     grey: bool = False
     """Turn colour into grey (ITU-R 601 weights), for models of one channel."""
     too_long: Literal["cut", "stop"] = "cut"

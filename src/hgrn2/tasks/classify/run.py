@@ -16,6 +16,7 @@ from hgrn2.report.write import write_report
 from hgrn2.settings import refuse, to_dict
 from hgrn2.tasks.classify.config import ClassifyRun
 from hgrn2.tasks.classify.task import ClassifyTask, Measured, ask, fitted, measure
+from hgrn2.train.fitting import check_run
 from hgrn2.train.metrics import read_metrics
 from hgrn2.train.runs import prepare_folder
 from hgrn2.train.runs import train as train_to_end
@@ -44,6 +45,7 @@ def train_classifier(
     place = usable_device(device)
     if place.type == "cpu":
         cpu.keep_freed_memory()
+    check_run(run.model, run.train, place, 1)
     described, splits = open_splits(run)
     task = ClassifyTask(run, described, splits, place)
     prepare_folder(folder, run, partial(refuse_other_run, folder, run), restart=restart)

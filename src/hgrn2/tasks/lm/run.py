@@ -21,6 +21,7 @@ from hgrn2.report.write import Sample, layer_gates, write_report
 from hgrn2.settings import to_dict
 from hgrn2.tasks.lm.task import LanguageTask, open_corpora
 from hgrn2.train.config import RunConfig
+from hgrn2.train.fitting import check_run
 from hgrn2.train.metrics import read_metrics
 from hgrn2.train.runs import prepare_folder
 from hgrn2.train.runs import train as train_to_end
@@ -56,6 +57,7 @@ def train_language(
     place = usable_device(device)
     if place.type == "cpu":
         cpu.keep_freed_memory()
+    check_run(run.model, run.train, place, run.train.sequence_length)
     train, valid = open_corpora(run.data)
     task = LanguageTask(run, train, valid, place)
     prepare_folder(folder, run, partial(refuse_other_run, folder, run), restart=restart, assets=("tokenizer",))

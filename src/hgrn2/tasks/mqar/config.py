@@ -60,6 +60,7 @@ class MQARData:
     test: tuple[str, ...] = (
         "64x4x1000", "64x8x1000", "64x16x1000", "128x32x1000", "256x64x1000", "512x128x1000", "1024x256x1000",
     )  # fmt: skip
+    """Segments that accuracy is measured on, each by itself."""
     power: float = 0.01
     """a: a query stands in place g = 1, 2, … behind the pairs with a weight of g^(a-1). 1: anywhere alike."""
     fill: Literal["random", "zero"] = "random"

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from hgrn2.memory import refuse_too_big
 from hgrn2.tasks.mqar.config import MQARData, Segment
 
 REDRAWN_FROM = 16
@@ -85,6 +86,7 @@ class Examples:
 
     def __init__(self, data: MQARData, vocab_size: int, batch_size: int) -> None:
         self.data, self.vocab_size, self.batch_size = data, vocab_size, batch_size
+        _check_sizes(data, batch_size)
         counts = [segment.examples // batch_size for segment in data.train_segments]
         self.batches = [(place, number) for place, count in enumerate(counts) for number in range(count)]
         """Training batches of an epoch, segment after segment; what is left of a segment's examples is not used."""
@@ -113,3 +115,11 @@ class Examples:
             rng = np.random.default_rng((self.data.seed, 1, place))
             self._tests[place] = sequences(rng, segment, segment.examples, self.vocab_size, self.data)
         return self._tests[place]
+
+
+def _check_sizes(data: MQARData, batch_size: int) -> None:
+    """Refuse more batches than their list, and test sequences than their ids, have room in memory."""
+    batches = sum(one.examples // batch_size for one in data.train_segments)
+    refuse_too_big(64 * batches, f"the list of {batches:,} training batches needs", "make data.train smaller")
+    for one in data.test_segments:
+        refuse_too_big(8 * one.length * one.examples, f"test segment {one} needs", "make data.test smaller")

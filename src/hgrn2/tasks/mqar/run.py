@@ -18,6 +18,7 @@ from hgrn2.report.write import LayerGates, layer_gates, write_report
 from hgrn2.settings import to_dict
 from hgrn2.tasks.mqar.config import MQARRun
 from hgrn2.tasks.mqar.task import MQARTask, Recall
+from hgrn2.train.fitting import check_run
 from hgrn2.train.metrics import read_metrics
 from hgrn2.train.runs import prepare_folder
 from hgrn2.train.runs import train as train_to_end
@@ -44,6 +45,7 @@ def train_mqar(
     place = usable_device(device)
     if place.type == "cpu":
         cpu.keep_freed_memory()
+    check_run(run.model, run.train, place, min(one.length for one in run.data.train_segments))
     task = MQARTask(run, place)
     prepare_folder(folder, run, partial(refuse_other_run, folder, run), restart=restart)
     torch.manual_seed(run.train.seed)

@@ -24,6 +24,7 @@ from hgrn2.settings import refuse, to_dict
 from hgrn2.tasks.lm.task import EMBEDDED, LanguageTask
 from hgrn2.tasks.tune.config import TuneConfig, TuneSettings
 from hgrn2.train.config import DataConfig
+from hgrn2.train.fitting import check_run
 from hgrn2.train.metrics import read_metrics
 from hgrn2.train.runs import prepare_folder
 from hgrn2.train.runs import train as train_to_end
@@ -71,6 +72,7 @@ def tune_state(
         settings=settings,
     )  # fmt: skip
     run = config.run
+    check_run(run.model, run.train, place, run.train.sequence_length, trained=False)
     task = LanguageTask(run, train, valid, place)
     prepare_folder(folder, config, partial(_refuse_other, folder, config), restart=restart, assets=(STATE,))
     torch.manual_seed(run.train.seed)
