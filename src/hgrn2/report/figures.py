@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_LATE_STEPS = 40  # from so many records on, a picture of the end of the curve shows more than the whole one
+_LATE_STEPS = 4  # from so many records on, the end of the curve by itself shows more than the whole one
 _TAU_LIMITS = (0.1, 1e7)  # tokens; float32 cannot tell longer time scales from never forgetting
 
 
@@ -114,7 +114,7 @@ def _loss_lines(axes: "Axes", steps: list[dict[str, Any]], evals: list[dict[str,
     if steps:
         tokens, loss = _column(steps, "tokens"), _column(steps, "loss")
         late, smoothed = tokens >= start, smooth(loss)
-        axes.plot(*thin(tokens[late], loss[late]), color=BLUE, alpha=RAW, linewidth=0.7, label="training, each step")
+        axes.plot(*thin(tokens[late], loss[late]), color=BLUE, alpha=RAW, linewidth=0.7, label="training, logged steps")
         axes.plot(*thin(tokens[late], smoothed[late]), color=BLUE, linewidth=1.6, label="training, smoothed")
     if evals:
         tokens, loss = _column(evals, "tokens"), _column(evals, "loss")

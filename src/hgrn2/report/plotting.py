@@ -131,6 +131,7 @@ def token_axis(axes: "Axes") -> None:
     axes.set_xlabel("tokens seen")
     last = axes.dataLim.x1
     axes.set_xlim(0, last * 1.02 if math.isfinite(last) and last > 0 else 1)
+    axes.locator_params(axis="x", nbins=6)  # more would touch each other: 1.25M is long
     axes.xaxis.set_major_formatter(lambda value, _: tick(value))
 
 
@@ -161,7 +162,7 @@ def log_ticks(low: float, high: float) -> list[float]:
         ticks = [round(step * 10.0**decade, 12) for decade in decades for step in steps]
         ticks = [tick for tick in ticks if low <= tick <= high]
         if len(ticks) >= 4:
-            return ticks[:: max(1, len(ticks) // 8)]
+            return ticks[:: math.ceil(len(ticks) / 9)]
     return [float(f"{value:.6g}") for value in np.geomspace(low, high, 4)]  # too narrow for round numbers
 
 

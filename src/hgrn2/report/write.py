@@ -149,7 +149,7 @@ def _card(name: str, value: dict[str, Any]) -> str:
     more = [f"{number(bits, 4)} bits per byte"] if bits is not None else []
     more.append(f"perplexity {number(perplexity, 3)}")
     big, unit = f"{number(loss, 4)}", "nats per token"
-    if "accuracy" in value:  # tasks with right and wrong answers: their share comes first
+    if value.get("accuracy") is not None:  # tasks with right and wrong answers: their share comes first
         more.insert(0, f"{big} nats")
         big, unit = f"{value['accuracy']:.1%}", "right"
     return (
