@@ -13,7 +13,7 @@ import torch
 
 from hgrn2 import ops
 from hgrn2.cli.main import entry
-from hgrn2.doctor import pool
+from hgrn2.doctor import pool, speed
 from hgrn2.doctor.checks import Check, planned
 from hgrn2.doctor.outcome import Outcome
 from hgrn2.ops import distrust
@@ -313,3 +313,35 @@ def test_gpu_a_wrong_kernel_is_avoided(capsys: pytest.CaptureFixture[str], monke
     assert "runs on chunked" in ops.explain("gated_scan", x, x)
     assert "1 records" in printed(capsys, ["doctor", "--forget"], 0)[0]
     assert "runs on triton" in ops.explain("gated_scan", x, x)
+
+
+def test_what_is_slow_here_is_said_with_its_reason(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    features = {"avx2": True}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: features)
+    monkeypatch.setattr(speed, "environment", lambda: {"cores": 64})
+    monkeypatch.setattr(speed, "_rate", lambda dtype: 3.0 if dtype == torch.bfloat16 else 100.0)
+    monkeypatch.setattr(build, "library", lambda: (object(), ""))
+    said = " ".join(speed.slow_parts([CPU]))
+    for part in ("of 64 cores", "no AVX-512", "3.0 GFLOP/s, 100 in float32", "train.precision=float32"):
+        assert part in said
+    monkeypatch.setattr(build, "library", lambda: (None, "no C++ compiler (g++, c++ or clang++) was found"))
+    assert "no C++ compiler" in " ".join(speed.slow_parts([CPU]))
+    monkeypatch.undo()
+    out, _ = printed(capsys, SCAN, 0)
+    found = json.loads(printed(capsys, [*SCAN, "--json"], 0)[0])["slow"]
+    assert ("slow on this processor:" in out) == bool(found)
+
+
+def test_a_processor_with_everything_is_not_called_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "avx512_f": True, "amx_bf16": True})
+    monkeypatch.setattr(speed, "environment", lambda: {"cores": torch.get_num_threads()})
+    monkeypatch.setattr(build, "library", lambda: (object(), ""))
+    assert speed.slow_parts([CPU]) == []
+    assert speed.slow_parts([torch.device("cuda")]) == []
+
+
+def test_rates_and_times_are_measured() -> None:
+    assert speed._rate(torch.float32) > 0
+    assert speed._scan_ms("chunked") > 0

@@ -56,6 +56,7 @@ class Doctor:
             console.print_json(as_json(found, devices))
         else:
             _print_choices(devices)
+            _print_slow(devices)
             _print_checks(found)
         for sentence in found.sentences:
             print(f"hgrn2: {sentence}", file=sys.stderr)
@@ -95,6 +96,16 @@ def _print_choices(devices: "list[torch.device]") -> None:
             together.setdefault((backend, ", ".join(kinds), why), []).append(op)
         for (backend, kinds, why), ops in together.items():
             print(f"  {', '.join(ops)} in {kinds}: {backend} ({why})")
+
+
+def _print_slow(devices: "list[torch.device]") -> None:
+    from hgrn2.doctor.speed import slow_parts
+
+    slow = slow_parts(devices)
+    if slow:
+        print("\nslow on this processor:")
+    for sentence in slow:
+        print(f"  {sentence}")
 
 
 def _print_checks(found: "Examination") -> None:

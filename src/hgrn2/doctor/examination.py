@@ -11,6 +11,7 @@ import torch
 from hgrn2.doctor import machine, pool
 from hgrn2.doctor.checks import OPS, Check, planned
 from hgrn2.doctor.outcome import Outcome, ThisProcess
+from hgrn2.doctor.speed import slow_parts
 from hgrn2.ops import distrust
 
 Progress = Callable[[str, int, int], None]
@@ -120,6 +121,7 @@ def as_json(examination: Examination, devices: list[torch.device]) -> dict[str, 
             {"device": str(device), "name": machine.name_of(device), "choices": machine.choices(device)}
             for device in devices
         ],
+        "slow": slow_parts(devices),
         "checks": [_row(outcome) for outcome in examination.outcomes],
         "sentences": examination.sentences,
         "seconds": round(examination.seconds, 1),
