@@ -55,10 +55,12 @@ class Classify:
     """Print the answers as JSON."""
 
     def run(self) -> None:
+        from hgrn2.data.image_decoding import LARGEST
+
         texts = (self.text is not None) + (self.text_file is not None)
         refuse(bool(texts) + bool(self.images) != 1 or texts > 1, "give pictures, or --text, or --text-file")
         refuse(self.top < 1, f"--top is {self.top}; it must be at least 1")
-        refuse(self.size is not None and self.size < 0, f"--size is {self.size}; it must not be negative")
+        refuse(not 0 <= (self.size or 0) <= LARGEST, f"--size is {self.size}; it must be from 0 to {LARGEST:,}")
         text = self._text() if texts else None
 
         from hgrn2.eval.classifier import ask_pictures, ask_text, is_classifier, load_run

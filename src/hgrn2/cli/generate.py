@@ -153,7 +153,9 @@ class Generate:
         report.prompt_tokens = len(generator.prompt_ids(prompt, start)) - (start is not None)
         snapshot = None
         with _reading_bar(report.prompt_tokens) as on_prompt:
-            for piece in generator.stream(prompt, config, start, on_prompt=on_prompt):
+            pieces = generator.stream(prompt, config, start, on_prompt=on_prompt)  # refuses what does not fit
+            report.samples = [{"text": "", "tokens": 0, "finished": None} for _ in range(config.samples)]
+            for piece in pieces:
                 report.take(piece)
                 snapshot = piece.snapshot or snapshot
         return snapshot
@@ -166,9 +168,7 @@ class _Report:
         self.options, self.model = options, model
         self.seed = None if options.greedy else config.sampling.seed
         self.prompt_tokens = 0
-        self.samples: list[dict[str, Any]] = [
-            {"text": "", "tokens": 0, "finished": None} for _ in range(config.samples)
-        ]
+        self.samples: list[dict[str, Any]] = []
         self.began = time.perf_counter()
         self.first: float | None = None
         self.decoding = ""  # how tokens are made, as a sentence

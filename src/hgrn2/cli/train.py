@@ -49,9 +49,9 @@ class TrainLM:
         from hgrn2.tasks.lm.recipes import recipe
 
         run = recipe(self.recipe)
-        if self.model:
+        if self.model is not None:
             run = replace(run, model=preset(self.model))
-        if self.data:
+        if self.data is not None:
             run = replace(run, data=replace(run.data, source=self.data))
         run = with_overrides(run, self.set)
 

@@ -20,6 +20,10 @@ from hgrn2.settings import refuse, settings
 Progress = Callable[[str, int, int], None]
 
 
+LARGEST = 16_384
+"""Pixels of a side that pictures are resized to, at most."""
+
+
 @settings
 class ImageConfig:
     """How a set of images is prepared."""
@@ -40,7 +44,7 @@ class ImageConfig:
     """Threads that decode."""
 
     def __post_init__(self) -> None:
-        refuse(self.size < 0, f"size must not be negative, not {self.size}")
+        refuse(not 0 <= self.size <= LARGEST, f"size must be from 0 to {LARGEST:,}, not {self.size}")
         refuse(self.valid < -1, f"valid must be a number of images, not {self.valid}")
         refuse(not 0.0 <= self.valid_share < 1.0, f"valid_share must lie in [0, 1), not {self.valid_share}")
         refuse(self.workers < 1, f"workers must be at least 1, not {self.workers}")

@@ -179,7 +179,6 @@ def test_the_published_amount_of_training() -> None:
         (["--set", "data.train=32x4x9"], "segment 32x4x9: fewer examples than the batch size of 64"),
         (["--set", "data.test=256x40x9"], "vocab_size 64 has 31 keys; 40 pairs need as many"),
         (["--set", "train.sequence_length=16"], "sequence_length is 16; the longest training segment has 32 tokens"),
-        (["--set", "model.mixer.kind=gla"], "lower_bound inclusive must be none"),
         (["--set", "model.mixer.bias=false"], "init.memory is the bias of the forget gates: mixer.bias must be true"),
         (["--set", "model.init.memory=2"], "init memory is 2.0; use 0, or 4 to 1e6"),
         (["--device", "abacus"], "device 'abacus' cannot be used"),

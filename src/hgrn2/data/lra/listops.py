@@ -104,7 +104,7 @@ def make_listops(
     """Generate the three splits, and one of `easy` shorter trees (`short`) where there are to be some; the first
     examples of a split do not depend on how many are asked for."""
     splits = {}
-    for split, wanted in counts_of(count, PUBLISHED_COUNTS, easy).items():
+    for split, wanted in counts_of(count, PUBLISHED_COUNTS, easy, settings.min_length).items():
         grown = short(settings) if split == EASY else settings
         blocks = iterate_blocks(
             partial(_grow_block, grown), seed=seed, split=split, blocks=-(-wanted // BLOCK), workers=workers,

@@ -11,6 +11,7 @@ import numpy as np
 
 from hgrn2.data.classes import Examples
 from hgrn2.errors import UserError
+from hgrn2.memory import refuse_too_big
 from hgrn2.settings import refuse
 
 Block = TypeVar("Block")
@@ -68,18 +69,26 @@ def _block(make: Callable[[np.random.Generator], Block], seed: int, split: str, 
     return make(random_of(seed, split, block))
 
 
-def counts_of(count: tuple[int, ...] | None, published: tuple[int, int, int], easy: int = 0) -> dict[str, int]:
+def counts_of(
+    count: tuple[int, ...] | None, published: tuple[int, int, int], easy: int = 0, each: int = 1
+) -> dict[str, int]:
     """Examples a split: as published, or as asked for: three numbers, or one for train (others in proportion). `easy`
-    is how many easier ones come with them."""
+    is how many easier ones come with them, `each` the bytes of an example at the least: more than memory is refused."""
     refuse(easy < 0, f"the number of easier examples must not be negative, not {easy}")
     more = {EASY: easy} if easy else {}
     if not count:
-        return dict(zip(SPLITS, published, strict=True)) | more
+        return _fitting(dict(zip(SPLITS, published, strict=True)) | more, each)
     refuse(min(count) < 1, f"counts must be at least 1, not {min(count)}")
     refuse(len(count) not in (1, 3), f"give one count or three (train valid test), not {len(count)}")
     if len(count) == 1:
         count = (count[0], *(max(1, round(count[0] * part / published[0])) for part in published[1:]))
-    return dict(zip(SPLITS, count, strict=True)) | more
+    return _fitting(dict(zip(SPLITS, count, strict=True)) | more, each)
+
+
+def _fitting(counts: dict[str, int], each: int) -> dict[str, int]:
+    total = sum(counts.values())
+    refuse_too_big(total * each, f"{total:,} examples need", "give a smaller count")
+    return counts
 
 
 def as_dict(splits: list[Examples]) -> dict[str, Examples]:

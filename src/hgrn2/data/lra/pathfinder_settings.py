@@ -4,6 +4,8 @@ from dataclasses import replace
 
 from hgrn2.settings import refuse, settings
 
+LARGEST = 4_096  # pixels of a side
+
 
 @settings
 class Pathfinder:
@@ -35,7 +37,7 @@ class Pathfinder:
     """Of a dash that covers a pixel, where a dot has 1; above 1 for dashes thinner than a pixel."""
 
     def __post_init__(self) -> None:
-        refuse(self.size < 16, f"size must be at least 16, not {self.size}")
+        refuse(not 16 <= self.size <= LARGEST, f"size must be from 16 to {LARGEST:,}, not {self.size}")
         refuse(self.dashes < 2, f"dashes must be at least 2, not {self.dashes}")
         refuse(self.distractors < 0, f"distractors must not be negative, not {self.distractors}")
         refuse(self.distractor_dashes < 1, f"distractor_dashes must be at least 1, not {self.distractor_dashes}")
@@ -43,6 +45,14 @@ class Pathfinder:
         refuse(self.padding < 0, f"padding must not be negative, not {self.padding}")
         for name in ("dash", "thickness", "start_distance", "continuity", "dot", "brightness"):
             refuse(not getattr(self, name) > 0, f"{name} must be above 0, not {getattr(self, name)}")
+        for name in ("padding", "dash", "thickness", "dot"):
+            refuse(
+                getattr(self, name) > self.size, f"{name} is {getattr(self, name)}; a picture has {self.size} pixels"
+            )
+        refuse(max(self.margins) > self.size, f"margins are {self.margins}; a picture has {self.size} pixels")
+        for name in ("dashes", "distractors", "distractor_dashes"):
+            most = self.size**2
+            refuse(getattr(self, name) > most, f"{name} is {getattr(self, name)}; a picture has {most:,} pixels")
         room = self.size - 4 * self.start_distance
         refuse(room <= 0, f"start_distance {self.start_distance} leaves no room to begin in {self.size} pixels")
 
