@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 RUN ?= runs/demo
 
-.PHONY: demo test test-full test-gpu check bench bench-gpu docs clean
+.PHONY: demo test test-full test-gpu check bench bench-gpu docs site clean
 
 # torch first and pinned: a later resolver step would otherwise swap in gigabytes of accelerator packages.
 $(VENV)/.base: constraints.txt pyproject.toml
@@ -63,6 +63,14 @@ bench-gpu: $(VENV)/.dev
 # docs/benchmarks.md is generated from the rows in results/.
 docs: $(VENV)/.dev
 	$(BIN)/hgrn2 bench table --out docs/benchmarks.md
+
+# The documentation as a site with an API reference, in site/; what leads nowhere is an error.
+$(VENV)/.site: $(VENV)/.base
+	$(PIP) install -q -c constraints.txt -e '.[site]'
+	touch $@
+
+site: $(VENV)/.site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 clean:
 	rm -rf $(VENV)
