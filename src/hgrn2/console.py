@@ -189,9 +189,14 @@ def abandon_stdout() -> None:
 
 
 def stdout_error() -> OSError | None:
-    """Why standard output cannot be written, where that is so."""
+    """Why standard output cannot be written, where that is so; where it can be, a line end is written."""
     try:
         sys.stdout.flush()
+        os.write(
+            sys.stdout.fileno(), b"\n"
+        )  # what could not be written is lost, and a second flush finds nothing to do
+    except (AttributeError, ValueError):  # not a file of the system
+        return None
     except OSError as error:
         return error
     return None

@@ -5,11 +5,12 @@ import io
 import sys
 from collections.abc import Iterator, Sequence
 from importlib import import_module
+from typing import Any
 
 from hgrn2 import __version__, console
 from hgrn2.errors import UserError, unknown
 from hgrn2.memory import out_of_memory
-from hgrn2.settings import check
+from hgrn2.settings import check, refuse
 
 # verb -> (one line, task -> module:class); verbs without tasks have the one task "".
 VERBS: dict[str, tuple[str, dict[str, str]]] = {
@@ -108,6 +109,8 @@ def entry(arguments: Sequence[str] | None = None) -> int:
                 console.print_json({"error": "interrupted"}, indent=None)
             return 130
         except SystemExit as exit_:  # the argument parser: 0 after --help, 2 after a mistake
+            if exit_.code == 1:  # rich, whose reader left
+                return _failed_file(BrokenPipeError(), arguments, as_json)
             return exit_.code if isinstance(exit_.code, int) else 2
 
 
@@ -141,7 +144,17 @@ def _call(place: str, program: str, arguments: list[str]) -> int:
     with _told_as_json() if "--json" in arguments else contextlib.nullcontext():
         made = tyro.cli(verb, prog=program, args=arguments)
     check(made, lambda field: f"--{field.replace('_', '-')}")
+    if not program.startswith("hgrn2 data"):
+        _check_names(made)
     return made.run() or 0
+
+
+def _check_names(verb: Any) -> None:
+    """Weights are not read from folders whose names are not UTF-8: said at once rather than after training."""
+    for name in ("model", "source", "out"):
+        value = str(getattr(verb, name, ""))
+        wrong = any("\ud800" <= character <= "\udfff" for character in value)
+        refuse(wrong, f"the name {value} is not UTF-8, which files of weights need: rename it")
 
 
 @contextlib.contextmanager
@@ -189,15 +202,15 @@ def _tasks(name: str) -> str:
 
 def _failed_file(error: OSError, arguments: list[str], as_json: bool) -> int:
     """What is said of a file that could not be read or written; standard output may be that file."""
-    broken = console.stdout_error()
-    if broken is not None or isinstance(error, BrokenPipeError):
+    if isinstance(error, BrokenPipeError):  # the reader left: `| head -1`
         console.abandon_stdout()
-    if isinstance(error, BrokenPipeError) or isinstance(broken, BrokenPipeError):  # the reader left: `| head -1`
         if arguments[0] not in LONG:
             return 0
-        return _fail("standard output was closed before the work was done; the same command goes on", False)
-    if broken is not None and error.filename is None:
-        return _fail(f"standard output: {broken.strerror or broken}", False)
+        return _fail("standard output was closed before the work was done; the same command goes on")
+    broken = console.stdout_error() if error.filename is None else None
+    if broken is not None:
+        console.abandon_stdout()
+        return _fail(f"standard output: {broken.strerror or broken}")
     return _fail(f"{error.filename or 'a file'}: {error.strerror or error}", as_json)
 
 
@@ -205,7 +218,8 @@ def _fail(message: str, as_json: bool = False) -> int:
     """One line on standard error, whatever characters a name in it has; with --json an object on standard output."""
     line = " ".join(message.split())
     safe = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
-    print(f"hgrn2: error: {safe}", file=sys.stderr)
+    with contextlib.suppress(OSError):  # a full disk, a reader that left
+        print(f"hgrn2: error: {safe}", file=sys.stderr)
     if as_json:
         with contextlib.suppress(OSError):
             console.print_json({"error": line}, indent=None)

@@ -43,9 +43,9 @@ class Settings:
         group = ""
         for one in found:
             above = one.name.rpartition(".")[0]
-            if above != group:
+            if above != group and group:
                 console.show("")
-                group = above
+            group = above
             _print(one.name, one.type, one.default, one.meaning)
 
 

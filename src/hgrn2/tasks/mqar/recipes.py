@@ -127,7 +127,7 @@ def changed(
     """
     if (model, head_size, width) != (None, None, None):
         conv = "-conv" if run.model.mixer.conv_width else ""
-        name = model or f"hgrn2{conv}"
+        name = f"hgrn2{conv}" if model is None else model
         size = run.model.mixer.head_size if head_size is None else head_size
         run = with_variant(run, name, head_size=size, width=run.model.width if width is None else width)
     data = with_overrides(run.data, tuple(text.strip()[5:] for text in assignments if text.strip().startswith("data.")))
