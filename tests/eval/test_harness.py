@@ -89,6 +89,20 @@ def test_whole_documents(adapter: Callable[..., Any]) -> None:
     assert lm.loglikelihood_rolling([Asked(text)])[0] == pytest.approx(wanted, rel=1e-5)
 
 
+def test_repeats_of_a_sampled_request_are_different_answers(adapter: Callable[..., Any]) -> None:
+    """In the same order in every evaluation, beside other requests, and however many are made at a time."""
+    drawn = Asked("Question: 1 + 1?", {"until": ["\n\n"], "do_sample": True, "max_gen_toks": 12})
+    greedy = Asked("Question: 1 + 1?", {"until": ["\n\n"], "max_gen_toks": 12})
+    answers = adapter(ByteTokenizer()).generate_until([drawn, greedy, drawn, drawn, greedy, drawn])
+    assert len({answers[n] for n in (0, 2, 3, 5)}) == 4
+    assert answers[1] == answers[4]
+    assert adapter(ByteTokenizer(), batch_size=3).generate_until([greedy, *[drawn] * 4]) == [
+        answers[n] for n in (1, 0, 2, 3, 5)
+    ]
+    with pytest.raises(UserError, match="num_beams=4 is not offered"):
+        adapter(ByteTokenizer()).generate_until([Asked("a", {"num_beams": 4})])
+
+
 def test_generation_stops_where_it_is_told(adapter: Callable[..., Any]) -> None:
     lm = adapter(ByteTokenizer(), max_gen_toks=12)
     (whole,) = lm.generate_until([Asked("once", {"until": []})])

@@ -10,8 +10,8 @@ from small_classifiers import PICTURES, SEQUENCES, sequence_config, vision_confi
 from torch import Tensor
 
 from hgrn2.errors import UserError
-from hgrn2.layers.block import DropPath
 from hgrn2.layers.config import MixerConfig
+from hgrn2.layers.reading import DropPath
 from hgrn2.models.backbone import Backbone
 from hgrn2.models.config import InitConfig, ModelConfig, SequenceConfig, StackConfig, VisionConfig
 from hgrn2.models.count import parameters
@@ -241,6 +241,43 @@ def test_drop_path_rises_with_depth_and_survives_recomputation() -> None:
         found.append([loss, *torch.autograd.grad(loss, list(model.parameters()))])
     for other in found[1:]:
         assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+
+
+@pytest.mark.parametrize("name", [n for n, one in (SEQUENCES | PICTURES).items() if one.get("norm") != "batch"])
+@pytest.mark.parametrize("what", ["glu", "block"])
+def test_recomputing_changes_no_bit_of_a_gradient(name: str, what: Any) -> None:
+    model = made(name, dropout=0.2).train()
+    if name in SEQUENCES:
+        x = inputs(model.config)
+    else:
+        side = model.config.image_size
+        x = torch.randn(4, model.config.channels, side, side, dtype=torch.float64)
+    options = {"shape": (3, 4)} if name == "2-D" else {}
+    labels = torch.tensor([0, 1, 2, 3])
+
+    def step() -> tuple[list[Tensor], int]:
+        """Gradients, and the bytes kept for them."""
+        kept: dict[int, int] = {}
+        own = {p.data_ptr() for p in model.parameters()}
+
+        def pack(x: Tensor) -> Tensor:
+            if x.data_ptr() not in own:
+                kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+            return x
+
+        torch.manual_seed(3)
+        model.zero_grad()
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+            loss = model.loss(x, labels, **options)
+        loss.backward()
+        return [p.grad.clone() for p in model.parameters() if p.grad is not None], sum(kept.values())
+
+    truth, everything = step()
+    model.set_recompute(what)
+    found, less = step()
+    assert len(found) == len(truth) > 0
+    assert all(torch.equal(a, b) for a, b in zip(found, truth, strict=True))
+    assert less < everything
 
 
 def test_batch_norm_is_not_recomputed() -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hgrn2.errors import UserError
-from hgrn2.layers.block import DropPath
+from hgrn2.layers.reading import DropPath
 from hgrn2.models.config import DeiTConfig, VisionConfig
 from hgrn2.models.deit import DeiT
 from hgrn2.models.presets import vision_names, vision_preset
@@ -195,3 +195,34 @@ def test_settings_need_nothing_and_the_model_says_what_it_needs() -> None:
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert found == "DeiT needs transformers, which is not installed: pip install 'hgrn2[hf]'\n"
+
+
+def test_recomputing_changes_no_bit_of_a_gradient() -> None:
+    torch.manual_seed(0)
+    model = DeiT(DeiTConfig(classes=3, image_size=8, patch=4, width=16, layers=2, head_size=8, drop_path=0.3))
+    model.train()
+    images, labels = torch.randn(4, 3, 8, 8), torch.tensor([0, 1, 2, 0])
+
+    def step() -> tuple[list[torch.Tensor], int]:
+        kept: dict[int, int] = {}
+
+        def pack(x: torch.Tensor) -> torch.Tensor:
+            kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+            return x
+
+        torch.manual_seed(3)
+        model.zero_grad()
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+            loss = model.loss(images, labels)
+        loss.backward()
+        return [p.grad.clone() for p in model.parameters()], sum(kept.values())
+
+    truth, everything = step()
+    model.set_recompute("block")
+    found, less = step()
+    assert all(torch.equal(a, b) for a, b in zip(found, truth, strict=True))
+    assert less < everything
+    model.set_recompute("none")
+    assert step()[1] == everything
+    with pytest.raises(UserError, match="recompute glu is for blocks of ours"):
+        model.set_recompute("glu")

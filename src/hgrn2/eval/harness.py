@@ -14,6 +14,7 @@ never cut to a maximal length, and a document's probability is measured with one
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,9 @@ from lm_eval.api.registry import register_model
 
 from hgrn2.data.tokenizer import Tokenizer
 from hgrn2.errors import UserError
+from hgrn2.eval.requests import generation, repeats, seed_of
 from hgrn2.eval.scoring import Progress, Request, Score, score
-from hgrn2.generate.config import GenerationConfig, SamplingConfig
+from hgrn2.generate.config import GenerationConfig
 from hgrn2.generate.generator import Generator
 from hgrn2.generate.loading import Loaded, load
 from hgrn2.settings import refuse
@@ -135,37 +137,36 @@ class HGRN2LM(TemplateLM):
         return answers
 
     def generate_until(self, requests: "list[Instance]", disable_tqdm: bool = False) -> list[str]:
-        """Continuations, greedy unless a request says `do_sample`, each up to the first of its stop texts."""
-        generator, answers = Generator(self.model, self.text), []
-        for number, request in enumerate(requests, start=1):
-            context, options = _pair(request)
-            config = self._generation(dict(options))
-            prompt = context if context else [self.eot_token_id]
-            answers.append(generator.generate(prompt, config)[0].text)
-            self.cache_hook.add_partial("generate_until", request.args, answers[-1])
+        """Continuations, greedy unless a request asks to sample, each up to the first of its stop texts.
+
+        A request that comes several times (`repeats` of a task, for pass@k) is answered by as many samples; a run of
+        the evaluation anew gives the same ones. Options that nothing here does are refused by name.
+        """
+        pairs = [_pair(request) for request in requests]
+        configs = [generation(dict(options), self.max_gen_toks) for _, options in pairs]
+        answers = [""] * len(requests)
+        done = 0
+        for (context, config), members in repeats([*zip((c for c, _ in pairs), configs, strict=True)]).items():
+            if config.sampling.greedy:
+                found = [self._answers(context, config)[0]] * len(members)
+            else:
+                seed = seed_of(context, config.sampling.seed or 0)
+                found = []
+                for first in range(0, len(members), self.batch_size):
+                    samples = min(self.batch_size, len(members) - first)
+                    sampling = replace(config.sampling, seed=seed + first)
+                    found += self._answers(context, replace(config, sampling=sampling, samples=samples))
+            for number, text in zip(members, found, strict=True):
+                answers[number] = text
+                self.cache_hook.add_partial("generate_until", requests[number].args, text)
+            done += len(members)
             if self._progress:
-                self._progress(number, len(requests))
+                self._progress(done, len(requests))
         return answers
 
-    def _generation(self, options: dict[str, Any]) -> GenerationConfig:
-        """lm-eval's generation settings as ours."""
-        until = options.get("until") or ()
-        stops = (until,) if isinstance(until, str) else tuple(until)
-        length = next((options[k] for k in ("max_gen_toks", "max_new_tokens", "max_tokens") if k in options), None)
-        temperature = float(options.get("temperature") or 0.0)
-        sampled = bool(options.get("do_sample", False)) and temperature > 0
-        sampling = SamplingConfig(
-            greedy=not sampled,
-            temperature=temperature if sampled else 1.0,
-            top_k=int(options.get("top_k") or 0),
-            top_p=float(options.get("top_p") or 1.0),
-            seed=options.get("seed", 0),
-        )
-        return GenerationConfig(
-            max_tokens=int(self.max_gen_toks if length is None else length),
-            stop=tuple(stop for stop in stops if stop),
-            sampling=sampling,
-        )
+    def _answers(self, context: str, config: GenerationConfig) -> list[str]:
+        prompt = context if context else [self.eot_token_id]
+        return [one.text for one in Generator(self.model, self.text).generate(prompt, config)]
 
     def _loglikelihood_tokens(
         self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **kwargs: Any

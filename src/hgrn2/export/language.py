@@ -32,7 +32,7 @@ def check_supported(config: ModelConfig) -> None:
     """Refuse what the operator cannot express."""
     kind = config.mixer.kind
     if kind != "hgru2":
-        raise UserError(f"the ONNX export is for hgru2; LinearAttention cannot express the vector states of {kind}")
+        raise UserError(f"the ONNX export is for hgru2, not for {kind}: LinearAttention is its recurrence")
 
 
 @dataclass(frozen=True)

@@ -5,14 +5,16 @@ in each layer through which both branches pass before they are added: our `DropP
 rising from 0 at the first block to `drop_path` at the last, as published.
 """
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from hgrn2.errors import UserError
-from hgrn2.layers.block import DropPath
-from hgrn2.models.config import DeiTConfig
+from hgrn2.layers.reading import DropPath
+from hgrn2.models.config import DeiTConfig, Recompute
 from hgrn2.models.fitting import check_model
 from hgrn2.models.sequence import cross_entropy
 from hgrn2.settings import refuse
@@ -42,6 +44,13 @@ class DeiT(nn.Module):
         self.inner = _vit(config)
         for layer, block in enumerate(self.inner.vit.layers):
             block.dropout = nn.Sequential(nn.Dropout(config.dropout), DropPath(config.drop_path_of(layer)))
+
+    def set_recompute(self, what: Recompute) -> None:
+        """As of `Backbone`; parts of a block are not told apart here, so that glu is refused."""
+        refuse(what == "glu", "recompute glu is for blocks of ours; DeiT takes none or block")
+        for block in self.inner.vit.layers:  # as the library's own switch does, whose name changes between versions
+            block.gradient_checkpointing = what == "block"
+            block._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits [B,classes]; positions are interpolated where the images are not of `image_size`.

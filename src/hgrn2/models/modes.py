@@ -10,8 +10,9 @@ from torch import nn
 
 from hgrn2.layers.reading import marked_as_reading
 
-_INERT = ("linear", "sparse", "container", "conv", "normalization")
-"""Files of torch.nn.modules whose classes do the same in both modes."""
+_INERT = ("linear", "sparse", "container", "conv", "normalization", "activation")
+"""Files of torch.nn.modules whose classes do the same in both modes, but for these two."""
+_EXCEPTIONS = (nn.RReLU, nn.MultiheadAttention)
 _LOCK = threading.Lock()
 _READERS: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
 """Modules of other packages that are held in evaluation mode, and how many readers need them so."""
@@ -57,4 +58,6 @@ def _release(held: list[nn.Module]) -> None:
 def _foreign(module: nn.Module) -> bool:
     """Whether a module may depend on its mode without asking `learns`."""
     home = type(module).__module__
+    if isinstance(module, _EXCEPTIONS):
+        return True
     return not home.startswith("hgrn2.") and not home.startswith(tuple(f"torch.nn.modules.{name}" for name in _INERT))

@@ -10,7 +10,7 @@ from hgrn2.layers.heads import PairHead, PoolHead
 from hgrn2.layers.norm import Norm
 from hgrn2.layers.reading import Dropout
 from hgrn2.models.backbone import Backbone
-from hgrn2.models.config import ClassifierConfig, SequenceConfig
+from hgrn2.models.config import ClassifierConfig, Recompute, SequenceConfig
 from hgrn2.models.fitting import check_model
 from hgrn2.models.init import initialise
 
@@ -44,6 +44,10 @@ class SequenceClassifier(nn.Module):
         self.head = head(config.width, config.classes, head_norm(config))
         if self.head.proj.weight.device.type != "meta":
             initialise(self, config.init)
+
+    def set_recompute(self, what: Recompute) -> None:
+        """Which activations a training step keeps; see `Backbone.set_recompute`."""
+        self.backbone.set_recompute(what)
 
     def hidden(self, inputs: Tensor, keep: Tensor | None = None, *, shape: Shape | None = None) -> Tensor:
         """Features [B,T,D] ([2B,T,D] for pairs: first and second of a pair side by side) before the head."""

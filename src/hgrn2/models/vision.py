@@ -7,7 +7,7 @@ from hgrn2.layers.embedding import PatchEmbedding, Positions
 from hgrn2.layers.heads import PoolHead
 from hgrn2.layers.reading import Dropout
 from hgrn2.models.backbone import Backbone
-from hgrn2.models.config import VisionConfig
+from hgrn2.models.config import Recompute, VisionConfig
 from hgrn2.models.fitting import check_model
 from hgrn2.models.init import initialise
 from hgrn2.models.sequence import cross_entropy, head_norm
@@ -37,6 +37,10 @@ class VisionClassifier(nn.Module):
         self.head = PoolHead(config.width, config.classes, head_norm(config))
         if self.head.proj.weight.device.type != "meta":
             initialise(self, config.init)
+
+    def set_recompute(self, what: Recompute) -> None:
+        """Which activations a training step keeps; see `Backbone.set_recompute`."""
+        self.backbone.set_recompute(what)
 
     def hidden(self, images: Tensor, *, trace: list[Tensor] | None = None) -> Tensor:
         """Features [B,h·w,D] of the patches, row by row, before the head; `trace` receives the input of each block and

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from hgrn2.errors import UserError
+from hgrn2.layers import block
 from hgrn2.models.saved import build_classifier
 from hgrn2.settings import with_overrides
 from hgrn2.tasks.classify.config import ClassifyRun
@@ -47,6 +48,21 @@ def test_it_learns_what_is_easy(data: str, request: pytest.FixtureRequest, tmp_p
     assert summary["epochs"] == 5.0
     page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     assert ("of these 24 held-out pictures are named right" in page) == (data == "pictures")
+
+
+def test_recomputation_is_read_and_changes_no_loss(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[Any] = []
+    inner = block.recomputed
+    monkeypatch.setattr(block, "recomputed", lambda *a, **k: calls.append(a) or inner(*a, **k))
+    found = []
+    for what in ("none", "glu"):
+        run = run_on(pictures, f"train.recompute={what}", "model.norm=layer", "train.steps=2", "train.save_every=0")
+        train_classifier(run, tmp_path / what, quiet=True)
+        found.append(losses(tmp_path / what))
+        assert len(calls) == (2 if what == "glu" else 0)
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize("average", [0.0, 0.9])

@@ -51,6 +51,7 @@ def train_classifier(
     prepare_folder(folder, run, partial(refuse_other_run, folder, run), restart=restart)
     torch.manual_seed(run.train.seed)
     model = build_classifier(run.model).to(place)
+    model.set_recompute(run.train.recompute)
     trainer = Trainer(run, task, model, folder)
     train_to_end(trainer, trainer.view(quiet))
     if trainer.interrupted:
