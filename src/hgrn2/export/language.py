@@ -32,7 +32,8 @@ def check_supported(config: ModelConfig) -> None:
     """Refuse what the operator cannot express."""
     kind = config.mixer.kind
     if kind != "hgru2":
-        raise UserError(f"the ONNX export is for hgru2, not for {kind}: LinearAttention is its recurrence")
+        why = f"; LinearAttention cannot express the vector states of {kind}" if kind.startswith("hgru1") else ""
+        raise UserError(f"the ONNX export is for hgru2, not for {kind}{why}")
 
 
 @dataclass(frozen=True)
