@@ -11,6 +11,7 @@ from typing import Any
 
 from hgrn2.environment import environment
 from hgrn2.errors import UserError
+from hgrn2.files import parse_json, read_text
 from hgrn2.settings import from_dict, refuse, to_dict
 
 
@@ -106,20 +107,11 @@ def append(folder: Path, row: Row) -> Path:
 
 def read_rows(path: Path) -> list[Row]:
     """The measurements in a file, oldest first; objects that do not name a bench belong to others and are left out."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is not UTF-8 text") from None
     rows = []
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(read_text(path).splitlines(), 1):
         if not line.strip():
             continue
-        try:
-            values = json.loads(line)
-        except json.JSONDecodeError:
-            raise UserError(f"{path}, line {number} is not JSON; remove it") from None
+        values = parse_json(line, f"{path}, line {number}")
         if isinstance(values, dict) and "bench" in values:
             rows.append(from_dict(Row, values, f"{path}, line {number}"))
     return rows

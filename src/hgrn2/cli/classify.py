@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from hgrn2 import console
-from hgrn2.errors import UserError
+from hgrn2.files import read_text
 from hgrn2.settings import refuse
 
 if TYPE_CHECKING:
@@ -78,10 +78,7 @@ class Classify:
     def _text(self) -> str:
         if self.text_file is None:
             return self.text or ""
-        try:
-            return self.text_file.read_text(encoding="utf-8")
-        except UnicodeDecodeError:
-            raise UserError(f"{self.text_file} is not UTF-8 text") from None
+        return read_text(self.text_file)
 
     def _pictures(self, loaded: "LoadedClassifier") -> "tuple[list[tuple[Path, np.ndarray]], int]":
         """What could be read, and how many could not."""

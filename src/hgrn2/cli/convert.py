@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from hgrn2.errors import UserError
-from hgrn2.settings import refuse
 
 if TYPE_CHECKING:
     from hgrn2.data.tokenizer import Tokenizer
@@ -79,10 +78,15 @@ class ToFla:
     """The folder to write; it must not exist yet."""
 
     def run(self) -> None:
+        from hgrn2.files import making
+
+        with making(self.out):
+            self._write()
+
+    def _write(self) -> None:
         from hgrn2.models.convert import write_fla
         from hgrn2.models.saved import load_model
 
-        _refuse_existing(self.out)
         model = load_model(self.source, warn=_warn)
         for note in write_fla(self.out, model):
             print(f"note: {note}")
@@ -109,11 +113,16 @@ class ToHf:
     """Largest size of one safetensors file, as in 500MB."""
 
     def run(self) -> None:
+        from hgrn2.files import making
+
+        with making(self.out):
+            self._write()
+
+    def _write(self) -> None:
         from hgrn2.data.tokenizer import load_tokenizer
         from hgrn2.models.hf.writing import write_hf, write_hf_image
         from hgrn2.models.saved import find_model, load_classifier, read_config, read_model
 
-        _refuse_existing(self.out)
         found = find_model(self.source, _warn)
         kind, _ = read_config(found.folder, ("language", "vision"))
         if kind == "vision":
@@ -136,19 +145,12 @@ def _convert(
 ) -> None:  # fmt: skip
     from hgrn2.files import atomic_folder
     from hgrn2.models.convert import read_published
-    from hgrn2.models.saved import reported, save_model
+    from hgrn2.models.saved import reported, write_model
 
-    _refuse_existing(out)
-    model = read_published(source, family=family, bounds=bounds, ignore=ignore)
-    tokenizer = _tokenizer(source, model.config.vocab_size)
     with reported(out), atomic_folder(out) as temporary:
-        save_model(temporary, model, tokenizer)
+        model = read_published(source, family=family, bounds=bounds, ignore=ignore)
+        write_model(temporary, model, _tokenizer(source, model.config.vocab_size))
     _report(model, out)
-
-
-def _refuse_existing(out: Path) -> None:
-    """Before gigabytes are read in vain."""
-    refuse(out.exists(), f"{out} already exists; it is not overwritten")
 
 
 def _tokenizer(source: Path, known: int) -> "Tokenizer | None":
@@ -176,8 +178,7 @@ def _class_names(run: Path | None, classes: int) -> tuple[str, ...] | None:
 
     if run is None or not (run / "config.json").is_file():
         return None
-    values = read_json(run / "config.json")
-    data = values.get("data") if isinstance(values, dict) else None
+    data = read_json(run / "config.json", dict).get("data")
     folder = data.get("folder") if isinstance(data, dict) else None
     if not isinstance(folder, str) or not (Path(folder) / "manifest.json").is_file():
         return None

@@ -9,11 +9,10 @@ from hgrn2 import console
 def holds_examples(folder: Path) -> bool:
     """Whether the folder's manifest is one of labelled examples."""
     from hgrn2.data.classes import FORMAT
-    from hgrn2.files import read_json
+    from hgrn2.files import read_json, restored
 
-    path = folder / "manifest.json"
-    values = read_json(path) if path.is_file() else None
-    return isinstance(values, dict) and values.get("format") == FORMAT
+    path = restored(folder) / "manifest.json"
+    return path.exists() and read_json(path, dict).get("format") == FORMAT
 
 
 def show_examples(folder: Path, as_json: bool) -> None:

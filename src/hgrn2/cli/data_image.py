@@ -46,21 +46,20 @@ class Image:
 
     def run(self) -> None:
         from hgrn2.cli.progress import progress_shown
-        from hgrn2.data.classes import write_examples
+        from hgrn2.data.classes import fill
         from hgrn2.data.image_decoding import ImageConfig
         from hgrn2.data.images import image_examples
+        from hgrn2.files import atomic_folder
 
         config = ImageConfig(
             size=self.size, channels=self.channels, valid=self.valid, corrupt=self.corrupt, seed=self.seed,
             workers=self.workers,
         )  # fmt: skip
-        refuse(self.out.exists(), f"{self.out} already exists; it is not overwritten")
         name, source = self._named()
-        scratch = next(folder for folder in self.out.absolute().parents if folder.is_dir())
-        with progress_shown() as progress:
-            described, splits = image_examples(name, source, config, scratch=scratch, progress=progress)
+        with progress_shown() as progress, atomic_folder(self.out) as folder:
+            described, splits = image_examples(name, source, config, scratch=folder, progress=progress)
             progress(f"writing {self.out}", 0, 1)
-            manifest = write_examples(self.out, described, splits)
+            manifest = fill(folder, described, splits)
         if self.json:
             return console.print_json(manifest)
         print(f"{self.out}: {described.task}, {described.origin}")

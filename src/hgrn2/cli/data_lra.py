@@ -53,16 +53,16 @@ class Lra:
         from hgrn2.cli.data_classes import label_lines
         from hgrn2.cli.progress import progress_shown
         from hgrn2.data.class_info import class_info
-        from hgrn2.data.classes import open_examples, write_examples
+        from hgrn2.data.classes import fill, open_examples
         from hgrn2.data.lra.pathfinder_settings import PRESETS
         from hgrn2.data.lra.samples import write_sheet
+        from hgrn2.files import atomic_folder
 
-        refuse(self.out.exists(), f"{self.out} already exists; it is not overwritten")
         refuse(self.seed < 0, f"seed must not be negative, not {self.seed}")
-        with progress_shown() as progress:
-            described, splits = self._made(progress)
-            manifest = write_examples(self.out, described, splits)
-        shown = write_sheet(self.out) if self.task in PRESETS else None
+        with progress_shown() as progress, atomic_folder(self.out) as folder:
+            described, splits = self._made(progress, folder)
+            manifest = fill(folder, described, splits)
+            shown = write_sheet(folder).name if self.task in PRESETS else None
         if self.json:
             return console.print_json(manifest)
         info = class_info(open_examples(self.out))
@@ -70,9 +70,9 @@ class Lra:
         print(f"{self.out}: {described.task}, {described.origin}; {counts}")
         print(label_lines(info["classes"], {name: split["labels"] for name, split in info["splits"].items()}))
         if shown:
-            print(f"{shown}   samples: left half apart, right half connected")
+            print(f"{self.out / shown}   samples: left half apart, right half connected")
 
-    def _made(self, progress: Any) -> Any:
+    def _made(self, progress: Any, scratch: Path) -> Any:
         from hgrn2.data.lra import listops, pathfinder, texts
         from hgrn2.data.lra.pathfinder_settings import PRESETS
 
@@ -93,7 +93,7 @@ class Lra:
             refuse(True, f"{self.task} is read from files: name them with --source")
         assert source is not None
         if self.task == "image":
-            return self._image(source, progress)
+            return self._image(source, progress, scratch)
         refuse(self.grey, f"--grey is for image, not for {self.task}")
         progress(f"reading {source}", 0, 1)
         if self.task == "retrieval" and not source.is_dir():
@@ -104,11 +104,10 @@ class Lra:
             return listops.read_published(source, progress=progress)
         return (texts.make_text if self.task == "text" else texts.make_retrieval)(source, seed=self.seed)
 
-    def _image(self, source: Path, progress: Any) -> Any:
+    def _image(self, source: Path, progress: Any, scratch: Path) -> Any:
         from hgrn2.data.lra.images import make_image
 
         refuse(bool(self.count), "--count is for generated data, not for image from files")
-        scratch = next(parent for parent in self.out.absolute().parents if parent.is_dir())
         return make_image(
             source, grey=self.grey, seed=self.seed, scratch=scratch, progress=progress, workers=self.workers
         )

@@ -147,13 +147,14 @@ class Eval:
     def corpus(self, loaded: "Loaded") -> "Corpus":
         """The text to measure on, in the tokens of the model."""
         from hgrn2.data.corpus import Corpus
+        from hgrn2.files import restored
 
         data, split = (self.data, self.split or "valid") if self.data is not None else _source(loaded, self.split)
         if data == EMBEDDED:
             return _embedded(loaded, split)
         path = Path(data)
         hint = "" if self.data is not None else ", where the run had its data: give --data"
-        refuse(not path.exists(), f"{path} does not exist{hint}")
+        refuse(not restored(path).exists(), f"{path} does not exist{hint}")
         if path.is_file():
             return _from_file(path, loaded)
         corpus = Corpus.open(path, split)

@@ -47,11 +47,16 @@ class ExportOnnx(OnnxConfig):
         refuse(self.limit_tokens < 2, f"--limit-tokens is {self.limit_tokens}; it must be at least 2")
 
     def run(self) -> None:
+        from hgrn2.files import making
+
+        with making(self.out):
+            self._write()
+
+    def _write(self) -> None:
         from hgrn2.cli.progress import progress_shown
         from hgrn2.export import onnx_folder
         from hgrn2.generate.loading import load
 
-        onnx_folder.check_out(self.out)
         loaded = load(self.source, "cpu", warn=lambda message: print(f"warning: {message}", file=sys.stderr))
         text = None if self.data is None else onnx_folder.Text(self.data, self.split, self.limit_tokens)
         config = OnnxConfig(

@@ -13,6 +13,7 @@ import tyro
 
 from hgrn2 import console
 from hgrn2.errors import UserError
+from hgrn2.files import read_bytes
 from hgrn2.generate.config import GraphUse, StateDtype
 from hgrn2.models.quantize.config import Quantization, QuantizeConfig
 from hgrn2.settings import refuse
@@ -231,7 +232,7 @@ def _read_text(path: Path, newlines: str) -> str:
 
     name = "standard input" if str(path) == "-" else str(path)
     try:
-        data = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
+        data = sys.stdin.buffer.read() if str(path) == "-" else read_bytes(path)
     except OSError as error:
         raise UserError(f"{name} cannot be read: {error.strerror or error}") from None
     text = decode_text(data, name)

@@ -78,13 +78,18 @@ class Reproduce:
         return 0
 
     def _run(self, plan: "Plan", data: Path | None) -> int:
+        from hgrn2.files import owned
+
+        with owned(self.out):
+            return self._run_all(plan, data)
+
+    def _run_all(self, plan: "Plan", data: Path | None) -> int:
         from hgrn2.cli.progress import progress_shown
         from hgrn2.cli.reproduce_view import PlanView, print_lines
         from hgrn2.reproduce.running import run_all
         from hgrn2.reproduce.whole import Recorder, jobs_of, outcomes_as_json
         from hgrn2.rows import prepare_folder
 
-        refuse(self.out.exists() and not self.out.is_dir(), f"{self.out} is a file; --out must name a folder")
         prepare_folder(self.results)
         recorder = Recorder(self.results)
         with progress_shown() as progress:

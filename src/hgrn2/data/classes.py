@@ -8,6 +8,7 @@ data/
   train.labels.npy            int64 [N]
 """
 
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,11 +17,12 @@ from typing import Any
 import numpy as np
 
 from hgrn2.errors import UserError
-from hgrn2.files import atomic_folder, read_json, sha256, write_json
+from hgrn2.files import atomic_folder, listed_name, read_json, refuse_special, restored, sha256, write_json
 from hgrn2.settings import from_dict, refuse
 
 FORMAT = "hgrn2-classes"
 VERSION = 1
+BLOCK = 1 << 22  # numbers looked at at a time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,30 +125,40 @@ def write_examples(
     out: Path, described: Described, splits: Mapping[str, Examples | ImageStream]
 ) -> dict[str, Any]:  # fmt: skip
     """Write the folder `out`, which must not exist; it appears when it is complete. Returns the manifest."""
+    with atomic_folder(out) as folder:
+        return fill(folder, described, splits)
+
+
+def fill(
+    folder: Path, described: Described, splits: Mapping[str, Examples | ImageStream]
+) -> dict[str, Any]:  # fmt: skip
+    """Write the files of `write_examples` into an empty folder, one of `atomic_folder` as a rule; the manifest last."""
     for name, examples in splits.items():
         refuse(len(examples) == 0, f"the split {name} of {described.task} has no examples")
     manifest: dict[str, Any] = {"format": FORMAT, "version": VERSION, **described.__dict__, "splits": {}}
-    with atomic_folder(out) as folder:
-        for name, examples in splits.items():
-            if isinstance(examples, ImageStream):
-                examples = _written(folder / f"{name}.a.npy", examples)
-            check_labels(examples.labels, len(described.classes), f"{described.task} {name}")
-            arrays = {}
-            for field_name, array in vars(examples).items():
-                if array is not None:
-                    file = f"{name}.{field_name.replace('_', '.')}.npy"
-                    if not (folder / file).exists():
-                        np.save(folder / file, array, allow_pickle=False)
-                    arrays[field_name] = {"file": file, "dtype": str(array.dtype), "shape": list(array.shape),
-                                          "sha256": sha256(folder / file)}  # fmt: skip
-            manifest["splits"][name] = {"count": len(examples), "arrays": arrays}
-        write_json(folder / "manifest.json", manifest)
+    for name, examples in splits.items():
+        if isinstance(examples, ImageStream):
+            examples = _written(folder / f"{name}.a.npy", examples)
+        check_labels(examples.labels, len(described.classes), f"{described.task} {name}")
+        arrays = {}
+        for field_name, array in vars(examples).items():
+            if array is not None:
+                file = f"{name}.{field_name.replace('_', '.')}.npy"
+                if not (folder / file).exists():
+                    np.save(folder / file, array, allow_pickle=False)
+                arrays[field_name] = {"file": file, "dtype": str(array.dtype), "shape": list(array.shape),
+                                      "sha256": sha256(folder / file)}  # fmt: skip
+        manifest["splits"][name] = {"count": len(examples), "arrays": arrays}
+    write_json(folder / "manifest.json", manifest)
     return manifest
 
 
 def _written(path: Path, stream: ImageStream) -> Examples:
     """The stream's images written to a file while they come, and mapped."""
     images = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=stream.shape)
+    if hasattr(os, "posix_fallocate"):  # a mapped page without a place on a full disk would kill the process
+        with open(path, "r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
     labels = stream.into(images)
     images.flush()
     return Examples(a=images, labels=labels)
@@ -168,11 +180,12 @@ class ClassData:
     manifest: dict[str, Any]
 
     def split(self, name: str) -> Examples:
-        """Map a split; an unknown one, a missing or truncated file, or wrong labels are a `UserError`."""
+        """Map a split; an unknown one, a missing or truncated file, or wrong numbers are a `UserError`."""
         splits = self.manifest["splits"]
         refuse(name not in splits, f"{self.folder} has no split {name!r}; it has {', '.join(splits)}")
         arrays = {key: _map(self.folder, info) for key, info in splits[name]["arrays"].items()}
         examples = Examples(**arrays)
+        _check_arrays(examples, splits[name]["count"], f"{self.folder} {name}")
         check_labels(examples.labels, len(self.described.classes), f"{self.folder} {name}")
         return examples
 
@@ -181,32 +194,79 @@ class ClassData:
         return {i["file"]: i["sha256"] for s in self.manifest["splits"].values() for i in s["arrays"].values()}
 
     def verify(self) -> int:
-        """Recompute every checksum; a file that differs is a `UserError`. Returns how many were checked."""
+        """Recompute every checksum and look at every number; the first fault is a `UserError`. Returns how many files
+        were checked."""
         for file, stated in self.identity().items():
             refuse(sha256(self.folder / file) != stated, f"{self.folder / file} is damaged: its checksum differs")
+        for name in self.manifest["splits"]:
+            examples = self.split(name)
+            for key, tokens in (("a", examples.a), ("b", examples.b)):
+                size = self.described.vocab_size
+                for begin in range(0, 0 if tokens is None else len(tokens), BLOCK):
+                    assert tokens is not None
+                    block = tokens[begin : begin + BLOCK]
+                    wrong = block.min() < 0 or block.max() >= size
+                    refuse(bool(wrong), f"{self.folder} {name}.{key} holds a number outside 0 to {size - 1}")
         return len(self.identity())
 
 
 def open_examples(folder: str | Path) -> ClassData:
     """Open a folder that `write_examples` made."""
     folder = Path(folder)
-    path = folder / "manifest.json"
-    refuse(
-        not path.is_file(), f"{folder} holds no prepared examples (no manifest.json); make some with: hgrn2 data lra"
-    )
-    values = read_json(path)
-    good = isinstance(values, dict) and values.get("format") == FORMAT and isinstance(values.get("splits"), dict)
+    path = restored(folder) / "manifest.json"
+    refuse(not path.exists(), f"{folder} holds no prepared examples (no manifest.json); make some with: hgrn2 data lra")
+    values = read_json(path, dict)
+    good = values.get("format") == FORMAT and isinstance(values.get("splits"), dict)
     refuse(not good, f"{path} is not a manifest of examples")
     version = values.get("version")
     refuse(version != VERSION, f"{path} has version {version}; this program reads {VERSION}: make the data anew")
     known = Described.__dataclass_fields__
     described = from_dict(Described, {k: v for k, v in values.items() if k in known}, str(path))
+    refuse(not described.classes, f"{path} names no classes")
+    refuse(not 0 < described.vocab_size < 1 << 31, f"{path}: vocab_size is {described.vocab_size}, which cannot be")
+    for name, split in values["splits"].items():
+        _check_split(path, name, split)
     return ClassData(folder, described, values)
+
+
+def _check_split(path: Path, name: str, split: Any) -> None:
+    """What a manifest says of a split: a count, and of every array its file, dtype, shape and checksum."""
+    where = f"{path}, split {name!r:.80}"
+    good = isinstance(split, dict) and type(split.get("count")) is int and isinstance(split.get("arrays"), dict)
+    refuse(not good, f"{where}: it must state a count and arrays")
+    refuse(split["count"] < 1, f"{where}: count is {split['count']}, which cannot be")
+    known = set(Examples.__dataclass_fields__)
+    for key, info in split["arrays"].items():
+        refuse(key not in known, f"{where}: {key!r:.80} is no array of examples")
+        kinds = {"file": str, "dtype": str, "shape": list, "sha256": str}
+        good = isinstance(info, dict) and all(isinstance(info.get(word), kind) for word, kind in kinds.items())
+        refuse(not good, f"{where}.{key} must state {', '.join(kinds)}")
+        listed_name(info["file"], where)
+    lacking = {"a", "labels"} - set(split["arrays"])
+    refuse(bool(lacking), f"{where} lacks {', '.join(sorted(lacking))}")
+
+
+def _check_arrays(examples: Examples, count: int, where: str) -> None:
+    """Kinds, sizes and offsets that fit to each other."""
+    labels, pairs = examples.labels, (examples.b is not None, examples.b_offsets is not None)
+    refuse(labels.dtype != np.int64 or labels.shape != (count,), f"{where}: labels must be int64 [{count}]")
+    refuse(pairs[0] != pairs[1], f"{where}: second texts need their offsets")
+    if examples.a_offsets is None:
+        good = examples.a.ndim == 4 and examples.a.dtype == np.uint8 and len(examples.a) == count and not any(pairs)
+        refuse(not good, f"{where}: images must be uint8 [{count},H,W,C]")
+        return
+    for tokens, offsets in ((examples.a, examples.a_offsets), (examples.b, examples.b_offsets)):
+        if tokens is None or offsets is None:
+            continue
+        refuse(tokens.ndim != 1 or tokens.dtype.kind not in "iu", f"{where}: tokens must be whole numbers in one line")
+        fits = offsets.dtype == np.int64 and offsets.shape == (count + 1,)
+        rises = fits and offsets[0] == 0 and offsets[-1] == len(tokens) and bool((np.diff(offsets) >= 0).all())
+        refuse(not rises, f"{where}: its offsets do not divide {len(tokens):,} tokens into {count:,} examples")
 
 
 def _map(folder: Path, info: dict[str, Any]) -> np.ndarray:
     name = info["file"]
-    refuse(Path(name).name != name, f"{folder}: {name!r} is not a plain file name")
+    refuse_special(folder / name)
     try:
         array = np.load(folder / name, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:

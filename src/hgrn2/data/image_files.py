@@ -14,6 +14,7 @@ from typing import IO, NamedTuple
 
 from hgrn2.data.pictures import BYTE_LIMIT, SUFFIXES
 from hgrn2.errors import UserError
+from hgrn2.files import refuse_special
 from hgrn2.settings import refuse
 
 SPLITS = {"train": "train", "training": "train", "val": "valid", "valid": "valid", "validation": "valid",
@@ -75,6 +76,7 @@ def tar_entries(tars: list[Path]) -> Iterator[Entry]:
     """Every image of tars, one after another: [.../]SPLIT/CLASS/FILE, or FILE with a number in FILE's .cls beside it,
     the split then being told by the tar's name (train-0001.tar)."""
     for path in tars:
+        refuse_special(path)
         try:
             with tarfile.open(path, "r|*") as archive:
                 yield from _archive_entries(path, archive)

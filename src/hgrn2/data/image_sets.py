@@ -10,6 +10,7 @@ import numpy as np
 from hgrn2.data.classes import check_labels
 from hgrn2.data.reading import open_binary
 from hgrn2.errors import UserError
+from hgrn2.files import refuse_special
 from hgrn2.settings import refuse
 
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -87,6 +88,7 @@ def _cifar_records(data: bytes, where: str) -> Labelled:
 
 def _from_tar(path: Path) -> dict[str, bytes]:
     names, found = {name for files in CIFAR_FILES.values() for name in files}, {}
+    refuse_special(path)
     try:
         with tarfile.open(path, "r|*") as archive:
             for member in archive:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hgrn2.errors import UserError
+from hgrn2.files import refuse_special
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "PPM", "TIFF")
@@ -65,6 +66,11 @@ def read_picture(data: bytes | Path, size: int, channels: int) -> Picture:
         BadPicture: damaged, truncated, of another format, of 16 bits or floats, or too large.
     """
     image_of = pillow()
+    try:
+        if isinstance(data, Path):
+            refuse_special(data)
+    except UserError as error:
+        raise BadPicture(str(error)) from None
     try:
         with image_of.open(data if isinstance(data, Path) else io.BytesIO(data), formats=FORMATS) as opened:
             width, height = opened.size

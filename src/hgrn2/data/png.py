@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hgrn2.files import atomic_path
+from hgrn2.files import write_bytes
 
 
 def sheet(images: np.ndarray, columns: int = 8, scale: int = 1, border: int = 2) -> np.ndarray:
@@ -23,8 +23,7 @@ def sheet(images: np.ndarray, columns: int = 8, scale: int = 1, border: int = 2)
 
 def write_png(path: Path, image: np.ndarray) -> None:
     """Write a picture uint8 [H,W] (grey) or [H,W,3] atomically."""
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(png_bytes(image))
+    write_bytes(path, png_bytes(image))
 
 
 def png_bytes(image: np.ndarray) -> bytes:

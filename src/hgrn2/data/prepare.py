@@ -5,8 +5,6 @@ held-out part, and collects the alphabet where the tokenizer needs one. The fold
 """
 
 import contextlib
-import os
-import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
@@ -24,7 +22,7 @@ from hgrn2.data.shards import SHARD_TOKENS, SplitWriter, item_type
 from hgrn2.data.sources import Newlines, Sources, Survey
 from hgrn2.data.splitting import Piece
 from hgrn2.data.tokenizer import CharTokenizer, Tokenizer, load_tokenizer
-from hgrn2.files import atomic_folder, write_json
+from hgrn2.files import atomic_folder, restored, write_json
 from hgrn2.settings import refuse
 
 BATCH_CHARACTERS = 1 << 20  # text tokenised at once: enough to keep the library's threads busy
@@ -78,17 +76,17 @@ def prepare(
     to_learn = None if isinstance(tokenizer, Tokenizer) else learned_size(str(tokenizer))
     if not isinstance(tokenizer, Tokenizer) and not of_text and to_learn is None:
         tokenizer = load_tokenizer(tokenizer)
-    surveys = _survey(sources, alphabet=of_text, progress=progress)
-    total = sum(survey.characters for survey in surveys.values())
-    held_out = 0.0 if valid else valid_fraction
-    routed = _route(sources, surveys, held_out)
-    if of_text:
-        tokenizer = CharTokenizer(set().union(*(survey.alphabet for survey in surveys.values())))
-    elif to_learn is not None:
-        texts = (piece.text for name, piece in _route(sources, surveys, held_out) if name == "train")
-        tokenizer = learn_bpe(texts, to_learn, total, progress)
-    assert isinstance(tokenizer, Tokenizer)
-    with _new_folder(out, overwrite) as folder:
+    with atomic_folder(out, replace=overwrite) as folder:
+        surveys = _survey(sources, alphabet=of_text, progress=progress)
+        total = sum(survey.characters for survey in surveys.values())
+        held_out = 0.0 if valid else valid_fraction
+        routed = _route(sources, surveys, held_out)
+        if of_text:
+            tokenizer = CharTokenizer(set().union(*(survey.alphabet for survey in surveys.values())))
+        elif to_learn is not None:
+            texts = (piece.text for name, piece in _route(sources, surveys, held_out) if name == "train")
+            tokenizer = learn_bpe(texts, to_learn, total, progress)
+        assert isinstance(tokenizer, Tokenizer)
         splits = _write_splits(folder, routed, tokenizer, shard_tokens, total, progress)
         tokenizer.save(folder / "tokenizer")
         manifest = Manifest(
@@ -231,30 +229,7 @@ def _batches(parts: Iterator[Part]) -> Iterator[list[Part]]:
 
 
 def _check_place(out: Path, overwrite: bool) -> None:
-    if not out.exists():
+    if not restored(out).exists():
         return
     refuse(not overwrite, f"{out} already exists; it is replaced only with --overwrite")
     refuse(not (out / MANIFEST).is_file(), f"{out} is not a prepared corpus; it is not overwritten")
-
-
-@contextlib.contextmanager
-def _new_folder(out: Path, overwrite: bool) -> Iterator[Path]:
-    """A folder that takes the place of `out` when the block ends without an error, and leaves no trace otherwise."""
-    _check_place(out, overwrite)
-    if not out.exists():
-        with atomic_folder(out) as folder:
-            yield folder
-        return
-    fresh, old = (out.with_name(f".{out.name}.{os.getpid()}.{word}") for word in ("new", "old"))
-    try:
-        with atomic_folder(fresh) as folder:
-            yield folder
-        os.rename(out, old)
-        try:
-            os.rename(fresh, out)
-        except OSError:
-            os.rename(old, out)
-            raise
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
-    shutil.rmtree(old)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import IO, cast
 
 from hgrn2.errors import UserError
+from hgrn2.files import open_regular
 from hgrn2.settings import refuse
 
 COMPRESSED = (".xz", ".gz")
@@ -41,14 +42,8 @@ def plain_name(path: Path) -> str:
 def open_binary(path: Path) -> Iterator[Opened]:
     """Open a file, through xz or gzip where its suffix says so; missing, unreadable or damaged is a `UserError`."""
     try:
-        with open(path, "rb") as raw, _through(path, raw) as stream:
+        with open_regular(path) as raw, _through(path, raw) as stream:
             yield Opened(stream, raw)
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist") from None
-    except IsADirectoryError:
-        raise UserError(f"{path} is a folder, not a file") from None
-    except PermissionError:
-        raise UserError(f"{path} may not be read (permission denied)") from None
     except (lzma.LZMAError, gzip.BadGzipFile, zlib.error, EOFError) as error:
         raise UserError(f"{path} is damaged or is not {path.suffix} data: {error}") from None
 

@@ -7,7 +7,6 @@ back. Two things that are no text go: a byte order mark, and with `newlines="uni
 
 import codecs
 import io
-import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from hgrn2.data.reading import Opened, encoding_of, open_binary, plain_name
 from hgrn2.data.splitting import Piece, one_document, parse_splitting, split_documents
 from hgrn2.data.tokenizer import utf8
 from hgrn2.errors import UserError
+from hgrn2.files import parse_json
 from hgrn2.settings import refuse
 
 BLOCK = 1 << 20  # characters in one piece at most, and bytes read at a time
@@ -202,11 +202,7 @@ def _not_utf8(file: Path, offset: int, encoding: str = "utf-8") -> str:
 
 
 def _field_of(line: str, json_field: str, where: str) -> str:
-    try:
-        row = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise UserError(f"{where}: the line is not valid JSON: {error}") from None
-    refuse(not isinstance(row, dict), f"{where}: the line is not a JSON object")
+    row = parse_json(line, f"{where}: the line", dict, any_number=True)
     refuse(json_field not in row, f"{where}: there is no field {json_field!r} (fields: {', '.join(row) or 'none'})")
     text = row[json_field]
     refuse(not isinstance(text, str), f"{where}: field {json_field!r} is not text")

@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from hgrn2.errors import UserError
-from hgrn2.files import read_json, write_json
+from hgrn2.files import atomic_folder, read_json, write_json
 from hgrn2.settings import refuse
 
 SAVED_NAME = "hgrn2_tokenizer.json"
@@ -89,8 +89,17 @@ class Tokenizer(ABC):
         return {"kind": self.kind, "vocab_size": self.vocab_size, "eot": self.eot, "sha256": self.sha256}
 
     def save(self, folder: Path) -> None:
-        """Write the tokenizer into a folder (made if missing) as JSON that needs no other file."""
-        write_json(Path(folder) / SAVED_NAME, {"format": SAVED_FORMAT, **self.identity(), **self._payload()})
+        """Write the tokenizer into a folder as JSON that needs no other file; a new folder is whole or absent."""
+        folder = Path(folder)
+        if folder.exists():
+            self.write_files(folder)
+        else:
+            with atomic_folder(folder) as temporary:
+                self.write_files(temporary)
+
+    def write_files(self, folder: Path) -> None:
+        """Write the files of `save` into a folder that is there; the one that makes it a tokenizer comes last."""
+        write_json(folder / SAVED_NAME, {"format": SAVED_FORMAT, **self.identity(), **self._payload()})
 
     def _payload(self) -> dict[str, Any]:
         """What `save` writes beside the identity."""
@@ -229,10 +238,28 @@ def load_tokenizer(spec: str | Path, *, text: str | Iterable[str] | None = None)
     return load_vocabulary(path)
 
 
+def save_once(tokenizer: Tokenizer, folder: Path) -> None:
+    """Have a tokenizer in a folder that belongs to it alone: what is whole stays, what is not is replaced.
+
+    Raises:
+        UserError: the folder holds another tokenizer.
+    """
+    try:
+        held = load_tokenizer(folder) if folder.exists() else None
+    except UserError:  # cut off by a crash, or damaged
+        held = None
+    if held is None:
+        with atomic_folder(folder, replace=True) as temporary:
+            tokenizer.write_files(temporary)
+        return
+    other = held.identity() != tokenizer.identity()
+    refuse(other, f"{folder} is another tokenizer than that of the data; use another --out or --restart")
+
+
 def _load_saved(path: Path) -> Tokenizer:
     """What `Tokenizer.save` wrote; refused where it is not what its own identity says."""
-    saved = read_json(path)
-    refuse(not isinstance(saved, dict) or "kind" not in saved, f"{path} is not a saved tokenizer")
+    saved = read_json(path, dict)
+    refuse(not isinstance(saved.get("kind"), str), f"{path} is not a saved tokenizer")
     refuse(saved.get("format") != SAVED_FORMAT, f"{path} has format {saved.get('format')}; this reads {SAVED_FORMAT}")
     if saved["kind"] == ByteTokenizer.kind:
         tokenizer: Tokenizer = ByteTokenizer()

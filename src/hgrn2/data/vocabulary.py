@@ -16,7 +16,7 @@ from hgrn2.data.parts import Cutter, adds_space, fresh_start, steps, without_beg
 from hgrn2.data.reading import COMPRESSED, plain_name, read_text
 from hgrn2.data.tokenizer import Ids, Tokenizer, utf8
 from hgrn2.errors import UserError
-from hgrn2.files import write_text
+from hgrn2.files import parse_json, write_text
 from hgrn2.settings import refuse
 
 LIMIT = 1 << 28  # bytes of one vocabulary file; the largest in use (256k entries) have about 35 MB
@@ -83,9 +83,9 @@ class JsonTokenizer(Tokenizer):
     def _decides(self) -> Any:
         return self._content
 
-    def save(self, folder: Path) -> None:
-        write_text(Path(folder) / "tokenizer.json", self._text)
-        super().save(folder)
+    def write_files(self, folder: Path) -> None:
+        write_text(folder / "tokenizer.json", self._text)
+        super().write_files(folder)
 
     @cached_property
     def _decoders(self) -> set[str]:
@@ -189,12 +189,8 @@ def _from_sentencepiece(token: str, bytes_too: bool) -> bytes:
 
 
 def _parse(text: str, where: str) -> dict[str, Any]:
-    try:
-        content = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{where} is not valid JSON: {error}") from None
-    wrong = not isinstance(content, dict) or not isinstance(content.get("model"), dict)
-    refuse(wrong, f"{where} is not a tokenizer.json (it has no model)")
+    content = parse_json(text, where, dict)
+    refuse(not isinstance(content.get("model"), dict), f"{where} is not a tokenizer.json (it has no model)")
     return content
 
 
@@ -274,11 +270,8 @@ def _from_pair(merges: Path, vocabulary: Path) -> JsonTokenizer:
 
 
 def _read_ids(path: Path) -> dict[str, int]:
-    try:
-        ids = json.loads(read_text(path, LIMIT))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is not valid JSON: {error}") from None
-    fits = isinstance(ids, dict) and all(type(value) is int and value >= 0 for value in ids.values())
+    ids = parse_json(read_text(path, LIMIT), str(path), dict)
+    fits = all(type(value) is int and 0 <= value < 1 << 31 for value in ids.values())
     refuse(not fits, f"{path} is not a vocabulary (an object from token to id)")
     return ids
 

@@ -11,14 +11,14 @@ A folder holds one file a task, JSON lines, plain or compressed (.xz, .gz), foun
 PIQA begin with "Question: ", HellaSwag's brackets are gone and its activity stands in front.
 """
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from hgrn2.data.reading import COMPRESSED, open_binary, plain_name
-from hgrn2.errors import UserError, unknown
+from hgrn2.errors import unknown
+from hgrn2.files import parse_json
 from hgrn2.settings import refuse
 
 Kind = Literal["choices", "schema", "cloze"]
@@ -117,12 +117,9 @@ def read_lines(path: Path, task: LocalTask, limit: int | None = None) -> list[di
 
 def _checked(line: bytes, task: LocalTask, where: str) -> dict[str, Any]:
     """One line as an item with the fields of its kind only."""
-    try:
-        values = json.loads(line)
-    except (UnicodeDecodeError, json.JSONDecodeError):
-        raise UserError(f"{where} is not JSON; {task.name} takes one object a line") from None
+    values = parse_json(line, f"{where} of {task.name}", dict)
     fields = FIELDS[task.kind]
-    has_all = isinstance(values, dict) and all(name in values for name in fields)
+    has_all = all(name in values for name in fields)
     refuse(not has_all, f"{where} is not an item of {task.name}: it needs the fields {', '.join(fields)}")
     for name, form in fields.items():
         value = values[name]

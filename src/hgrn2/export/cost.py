@@ -10,6 +10,7 @@ from hgrn2 import perplexity
 from hgrn2.data.corpus import Corpus
 from hgrn2.data.sources import Sources
 from hgrn2.export.runtime import Session
+from hgrn2.files import restored
 from hgrn2.generate.loading import Loaded
 from hgrn2.settings import refuse
 
@@ -43,7 +44,7 @@ class Cost:
 def open_text(path: Path, split: str, loaded: Loaded) -> Corpus:
     """A text or JSONL file, or a split of a prepared corpus, in the tokens of the model."""
     tokenizer = loaded.need_tokenizer()
-    refuse(not path.exists(), f"{path} does not exist")
+    refuse(not restored(path).exists(), f"{path} does not exist")
     if path.is_dir():
         corpus = Corpus.open(path, split)
         same = corpus.tokenizer().identity() == tokenizer.identity()

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 
 from hgrn2 import __version__
-from hgrn2.errors import UserError
 from hgrn2.export import cost
 from hgrn2.export.config import OnnxConfig
 from hgrn2.export.graph import OPSET, WeightFile, onnx_library
@@ -56,12 +55,6 @@ class Export:
     bytes: dict[str, int]
 
 
-def check_out(out: Path) -> None:
-    """Refuse a place that is taken, before anything is computed."""
-    if out.exists() or out.is_symlink():
-        raise UserError(f"{out} already exists; it is not overwritten")
-
-
 def write(
     out: Path, loaded: Loaded, config: OnnxConfig, text: Text | None = None, progress: Progress | None = None
 ) -> Export:
@@ -81,12 +74,11 @@ def write(
     tell = progress or (lambda stage, done, total: None)
     onnx_library()
     runtime_library()
-    check_out(out)
     check_supported(loaded.model.config)
     corpus = None if text is None else cost.open_text(text.path, text.split, loaded)
-    tell(STAGES[0], 0, len(STAGES))
-    matrices = Matrices.of(loaded.model, config)
     with reported(out), atomic_folder(out) as folder:
+        tell(STAGES[0], 0, len(STAGES))
+        matrices = Matrices.of(loaded.model, config)
         tell(STAGES[1], 1, len(STAGES))
         _write_graphs(folder, loaded.model, matrices, config)
         tell(STAGES[2], 2, len(STAGES))

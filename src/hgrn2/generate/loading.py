@@ -42,8 +42,7 @@ class Loaded:
         path = None if self.found.run is None else self.found.run / CONFIG
         if path is None or not path.is_file():
             return None
-        values = read_json(path)
-        return values if isinstance(values, dict) else None
+        return read_json(path, dict)
 
 
 def load(

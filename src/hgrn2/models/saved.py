@@ -12,6 +12,7 @@ run folder         checkpoints/step-N/ and one tokenizer/ for all of them
 import contextlib
 import hashlib
 import json
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -22,8 +23,18 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from hgrn2 import files
 from hgrn2.errors import UserError
-from hgrn2.files import atomic_path, read_json, sha256, write_json
+from hgrn2.files import (
+    atomic_folder,
+    atomic_path,
+    check_utf8,
+    listed_name,
+    read_json,
+    refuse_special,
+    sha256,
+    write_json,
+)
 from hgrn2.models.config import DeiTConfig, ModelConfig, SequenceConfig, StackConfig, VisionConfig
 from hgrn2.models.deit import DeiT
 from hgrn2.models.language import LanguageModel
@@ -74,19 +85,29 @@ class Found(NamedTuple):
 
 
 def save_model(folder: str | Path, model: Model, tokenizer: Saveable | None = None) -> None:
-    """Write a model folder, made where it is missing. A folder that holds a model already is refused.
+    """Write a model folder: whole or absent where it is new. A folder that holds a model already is refused.
 
-    Each file is whole or absent; `config.json` comes last, so a folder that has one is complete.
+    In a folder that is there each file is whole or absent; `config.json` comes last, so one that has it is complete.
     """
     folder = Path(folder)
+    if folder.exists():
+        write_model(folder, model, tokenizer)
+    else:
+        with reported(folder), atomic_folder(folder) as temporary:
+            write_model(temporary, model, tokenizer)
+
+
+def write_model(folder: Path, model: Model, tokenizer: Saveable | None = None) -> None:
+    """Write the files of `save_model` into a folder that is there."""
+    check_utf8(folder)
     state = model.state_dict()
     refuse("quantized" in state, "a quantised model is not saved; save the model it was made from")
     for name in (CONFIG, WEIGHTS):
         refuse((folder / name).exists(), f"{folder / name} already exists; it is not overwritten")
     tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
     with reported(folder):
-        with atomic_path(folder / WEIGHTS) as temporary:
-            save_file(tensors, temporary)
+        with atomic_path(folder / WEIGHTS) as place:
+            save_file(tensors, place)
         if tokenizer is not None:
             tokenizer.save(folder / TOKENIZER)
         write_json(folder / CONFIG, {"format": FORMAT, "kind": kind_of(model), "model": to_dict(model.config)})
@@ -181,29 +202,36 @@ def check_files(folder: Path) -> None:
 
     Sizes are compared for every file, checksums for those that make the model; the trainer checks its own.
     """
-    manifest = read_json(folder / MANIFEST) if (folder / MANIFEST).exists() else None
+    manifest = read_files(folder) if os.path.lexists(folder / MANIFEST) else None
     for name in (CONFIG, WEIGHTS):
         refuse(not (folder / name).is_file(), f"{folder} is incomplete: {name} is missing")
-        unlisted = manifest is not None and not (isinstance(manifest, dict) and name in manifest)
+        unlisted = manifest is not None and name not in manifest
         refuse(unlisted, f"{folder / MANIFEST} is damaged: it does not list {name}")
     for name, wanted in (manifest or {}).items():
-        # A manifest may come from anywhere: a name with a folder in it could point outside.
-        fits = Path(name).name == name and isinstance(wanted, dict) and isinstance(wanted.get("bytes"), int)
-        refuse(not fits, f"{folder / MANIFEST} is damaged at {name!r}")
         path = folder / name
         refuse(not path.is_file(), f"{folder} is damaged: {name} is missing")
         size = path.stat().st_size
         refuse(size != wanted["bytes"], f"{path} is damaged: {size:,} bytes instead of {wanted['bytes']:,}")
-        changed = name in (CONFIG, WEIGHTS) and sha256(path) != wanted.get("sha256")
+        changed = name in (CONFIG, WEIGHTS) and sha256(path) != wanted["sha256"]
         refuse(changed, f"{path} is damaged: its checksum differs")
+
+
+def read_files(folder: Path) -> dict[str, dict[str, Any]]:
+    """The manifest of a checkpoint: of every file its `bytes` and `sha256`; anything else is a `UserError`."""
+    path = folder / MANIFEST
+    values = read_json(path, dict, limit=CONFIG_LIMIT)
+    for name, wanted in values.items():
+        listed_name(name, str(path))
+        fits = isinstance(wanted, dict) and type(wanted.get("bytes")) is int and isinstance(wanted.get("sha256"), str)
+        refuse(not fits, f"{path} is damaged at {name!r}: it must state bytes and sha256")
+    return values
 
 
 def read_config(folder: Path, kinds: tuple[str, ...] = ("language",)) -> tuple[str, Settings]:
     """The kind and the settings in a model folder's config.json; a kind that is not among `kinds` is refused."""
     path = folder / CONFIG
-    refuse(path.stat().st_size > CONFIG_LIMIT, f"{path} has more than {CONFIG_LIMIT:,} bytes; that is no model's")
-    values = read_json(path)
-    refuse(not isinstance(values, dict) or "model" not in values, f"{path} holds no model settings")
+    values = read_json(path, dict, limit=CONFIG_LIMIT)
+    refuse("model" not in values, f"{path} holds no model settings")
     version = values.get("format")
     refuse(version != FORMAT, f"{path} has format {version}; this program reads format {FORMAT}")
     found = values.get("kind")
@@ -290,9 +318,8 @@ def add_tensors(digest: Any, tensors: Mapping[str, Tensor]) -> None:
 def reported(path: Path) -> Iterator[None]:
     """Around writing: a full disk, a read-only folder and the like become a `UserError` that names the file."""
     try:
-        yield
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror or error}") from None
+        with files.reported(path):
+            yield
     except SafetensorError as error:
         raise UserError(f"{path} cannot be written: {error}") from None
 
@@ -300,6 +327,8 @@ def reported(path: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[Any]:
     """A safetensors file open for reading; what is missing, truncated or of another kind is a `UserError`."""
+    refuse_special(path)
+    check_utf8(path)
     try:
         with safe_open(path, framework="pt") as file:
             yield file

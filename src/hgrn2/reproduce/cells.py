@@ -1,6 +1,5 @@
 """One run of a table, from its settings to its row; a finished one is read, an interrupted one goes on."""
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,9 +9,10 @@ from hgrn2.reproduce.plan import Cell, Plan, Run
 from hgrn2.reproduce.published import RECIPES, RESULTS
 from hgrn2.reproduce.recall_settings import hardest
 from hgrn2.rows import Row, measurement
-from hgrn2.settings import from_dict, refuse, to_dict
+from hgrn2.settings import from_dict, to_dict
 from hgrn2.tasks.classify.config import ClassifyRun
 from hgrn2.tasks.mqar.config import MQARRun
+from hgrn2.train.same_run import refuse_different
 
 ROW = "row.json"
 BENCH = "reproduce"
@@ -60,10 +60,9 @@ def finished(job: Job) -> Row | None:
     path = job.place / ROW
     if not path.exists():
         return None
-    wanted, found = json.loads(json.dumps(to_dict(job.settings()))), read_json(job.place / "config.json")
-    for name in ("model", "data", "optim"):
-        same = isinstance(found, dict) and found.get(name) == wanted[name]
-        refuse(not same, f"{job.place} holds a finished run with other {name} settings; use another --out")
+    wanted, found = to_dict(job.settings()), read_json(job.place / "config.json", dict)
+    parts = ("model", "data", "optim")
+    refuse_different(job.place, *({name: one.get(name) for name in parts} for one in (wanted, found)))
     return from_dict(Row, read_json(path), str(path))
 
 

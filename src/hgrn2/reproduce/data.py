@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hgrn2.data.classes import Described, Examples, ImageStream, open_examples, write_examples
+from hgrn2.data.classes import Described, Examples, ImageStream, fill, open_examples
 from hgrn2.data.lra.parallel import EASY
 from hgrn2.errors import UserError
+from hgrn2.files import atomic_folder
 from hgrn2.reproduce.plan import Cell
 
 Progress = Callable[[str, int, int], None]
@@ -77,7 +78,8 @@ def prepare(source: Source, progress: Progress) -> Path:
     if source.missing:
         raise UserError(source.missing)
     if source.make is not None and not (source.folder / "manifest.json").is_file():
-        write_examples(source.folder, *source.make(progress))
+        with atomic_folder(source.folder) as folder:
+            fill(folder, *source.make(progress))
     return source.folder
 
 

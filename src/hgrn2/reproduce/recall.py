@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from hgrn2.bench.timing import Progress, silent
-from hgrn2.files import read_json, write_json
+from hgrn2.files import holds_nothing, owned, read_json, write_json
 from hgrn2.reproduce.recall_settings import Cell, MQARStudy, hardest
 from hgrn2.rows import Row, measurement
 from hgrn2.settings import from_dict, refuse, to_dict
 from hgrn2.tasks.mqar.config import MQARRun, segment
 from hgrn2.tasks.mqar.run import train_mqar
+from hgrn2.train.same_run import refuse_different
 
 STUDY, ROW = "study.json", "row.json"
 
@@ -43,6 +44,15 @@ def run_study(
             anything is trained.
     """
     runs = {cell: study.run_of(cell) for cell in study.cells()}
+    with owned(folder):
+        return _run(study, runs, folder, record, device, progress)
+
+
+def _run(
+    study: MQARStudy, runs: dict[Cell, MQARRun], folder: Path, record: Callable[[Row], Any], device: str,
+    progress: Progress,
+) -> bool:  # fmt: skip
+    """Run the cells in a folder that no other process works in."""
     _prepare(study, folder)
     for number, (cell, run) in enumerate(runs.items()):
         progress(f"{cell.label}, lr {cell.lr:g}, seed {cell.seed}", number, len(runs))
@@ -102,13 +112,11 @@ def cells(point: Point) -> list[str]:
 
 def _prepare(study: MQARStudy, folder: Path) -> None:
     """Only the grid of a study may change from call to call; what its runs have in common may not."""
-    refuse(folder.exists() and not folder.is_dir(), f"{folder} is a file; --out must name a folder")
     path, common = folder / STUDY, {"kind": "mqar-study", "base": to_dict(study.base())}
     if path.exists():
-        refuse(read_json(path) != plain(common), f"{folder} holds a study with other settings; use another --out")
+        refuse_different(folder, common, read_json(path, dict))
         return
-    taken = folder.exists() and any(folder.iterdir())
-    refuse(taken, f"{folder} holds other files; choose an empty or new folder for --out")
+    refuse(not holds_nothing(folder), f"{folder} holds other files; choose an empty or new folder for --out")
     write_json(path, common)
 
 

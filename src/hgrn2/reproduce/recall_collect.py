@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from hgrn2.files import read_json, write_json
+from hgrn2.files import holds_nothing, owned, read_json, write_json
 from hgrn2.reproduce.recall import ROW, STUDY, plain, row_of
 from hgrn2.reproduce.recall_settings import Cell
 from hgrn2.rows import Row
@@ -30,18 +30,19 @@ def collect(folders: Sequence[Path], folder: Path, recipe: str, record: Callable
     """
     found = [_read(one) for one in folders]
     common = _common(found, folders)
-    _prepare(folder, common)
     new = 0
-    for run, summary, machine in found:
-        cell = cell_of(run)
-        place = folder / "cells" / cell.name / ROW
-        if place.exists():
-            continue
-        row = row_of(recipe, cell, run, summary)
-        row = replace(row, machine=machine, date=machine.get("date_utc", row.date))
-        record(row)
-        write_json(place, to_dict(row))
-        new += 1
+    with owned(folder):
+        _prepare(folder, common)
+        for run, summary, machine in found:
+            cell = cell_of(run)
+            place = folder / "cells" / cell.name / ROW
+            if place.exists():
+                continue
+            row = row_of(recipe, cell, run, summary)
+            row = replace(row, machine=machine, date=machine.get("date_utc", row.date))
+            record(row)
+            write_json(place, to_dict(row))
+            new += 1
     return new
 
 
@@ -73,13 +74,11 @@ def _common(found: list[tuple[MQARRun, dict[str, Any], dict[str, Any]]], folders
 
 
 def _prepare(folder: Path, common: dict[str, Any]) -> None:
-    refuse(folder.exists() and not folder.is_dir(), f"{folder} is a file; --out must name a folder")
     path = folder / STUDY
     if path.exists():
-        held = read_json(path)
-        collection = isinstance(held, dict) and held.get("kind") == COLLECTION
-        refuse(not collection, f"{folder} holds a study that trains its own runs; use another --out")
+        held = read_json(path, dict)
+        refuse(held.get("kind") != COLLECTION, f"{folder} holds a study that trains its own runs; use another --out")
         refuse(held != plain(common), f"{folder} holds runs with other settings; use another --out")
         return
-    refuse(folder.exists() and any(folder.iterdir()), f"{folder} holds other files; choose an empty or new --out")
+    refuse(not holds_nothing(folder), f"{folder} holds other files; choose an empty or new --out")
     write_json(path, common)

@@ -5,73 +5,154 @@ checkpoints/step-00001000/   config.json model.safetensors (what models/saved.py
                              trainer.json (step, seconds, guard)   manifest.json (bytes and sha256 of each file)
 """
 
+import math
 import os
-import shutil
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from hgrn2.errors import UserError
-from hgrn2.files import atomic_folder, read_json, sha256, write_json
-from hgrn2.models.saved import Model, check_files, checkpoints, reported, save_model
+from hgrn2.files import atomic_folder, clean, read_json, remove, sha256, write_json
+from hgrn2.models.saved import Model, check_files, checkpoints, opened, read_files, reported, write_model
+from hgrn2.train.average import WeightAverage
+from hgrn2.train.best import BestWeights
 
+FORMAT = 1
+SECOND_SETS = (WeightAverage.prefix, BestWeights.prefix)
 _RANDOM = "random/"
 
 
+class Checkpoint(NamedTuple):
+    """What a folder holds, read and checked; nothing is changed by that."""
+
+    folder: Path
+    weights: dict[str, torch.Tensor]
+    optimizer: dict[str, torch.Tensor]
+    """States by parameter name, and averaged weights where there are some."""
+    random: dict[str, torch.Tensor]
+    """States of random generators by device."""
+    trainer: dict[str, Any]
+    """step, elapsed_s, guard and what else the trainer gave."""
+
+
 def save(run: Path, step: int, model: Model, optimizer: dict[str, torch.Tensor], trainer: dict[str, Any]) -> Path:
-    """Write a checkpoint under a temporary name and rename it; one of the same step is left as it is."""
+    """Write a checkpoint under a temporary name and rename it; a whole one of the same step is left as it is."""
     target = run / "checkpoints" / f"step-{step:08d}"
-    if target.exists():
-        return target
-    with reported(target), atomic_folder(target) as folder:
-        save_model(folder, model)
+    if os.path.lexists(target):
+        try:
+            verify(target)
+            return target
+        except UserError:  # damaged: what is saved now takes its place
+            pass
+    with reported(target), atomic_folder(target, replace=True) as folder:
+        write_model(folder, model)
         tensors = {name: value.detach().cpu().contiguous() for name, value in optimizer.items()}
         tensors |= {_RANDOM + name: value for name, value in _random_states().items()}
         save_file(tensors, folder / "optimizer.safetensors")
-        write_json(folder / "trainer.json", {"format": 1, "step": step, **trainer})
+        write_json(folder / "trainer.json", {"format": FORMAT, "step": step, **trainer})
         files = {p.name: {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in sorted(folder.iterdir())}
         write_json(folder / "manifest.json", files)
-        _sync(folder)
     return target
 
 
-def load(folder: Path, model: Model) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Put a checkpoint's weights and random states back; returns the optimiser's tensors and the trainer's values.
+def read(folder: Path, model: Model, needs: Collection[str] = ()) -> Checkpoint:
+    """Read a checkpoint of `model` and compare every file with its checksum; the trainer `needs` some values more.
 
-    Every file is compared with its checksum first, so a damaged checkpoint changes nothing.
+    Raises:
+        UserError: a damaged or missing file, values that no trainer wrote, weights of another model.
     """
     verify(folder)
-    try:
-        weights, tensors = load_file(folder / "model.safetensors"), load_file(folder / "optimizer.safetensors")
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{folder} is damaged: {error}") from None
+    weights, tensors = (_tensors(folder / name) for name in ("model.safetensors", "optimizer.safetensors"))
     own = model.state_dict()
     if set(weights) != set(own) or any(weights[n].shape != own[n].shape for n in own):
         raise UserError(f"{folder} is a checkpoint of another model")
-    model.load_state_dict(weights)
-    _restore_random({n.removeprefix(_RANDOM): tensors.pop(n) for n in list(tensors) if n.startswith(_RANDOM)})
-    return tensors, read_json(folder / "trainer.json")
+    random = {n.removeprefix(_RANDOM): tensors.pop(n) for n in list(tensors) if n.startswith(_RANDOM)}
+    for name, state in random.items():
+        if state.dtype != torch.uint8 or (name == "cpu" and state.shape != torch.get_rng_state().shape):
+            raise UserError(f"{folder} is damaged: the state of the random generator of {name} is none")
+    if "cpu" not in random:
+        raise UserError(f"{folder} is damaged: it lacks the state of the random generator")
+    _check_optimizer(folder, tensors, model)
+    return Checkpoint(folder, weights, tensors, random, _trainer(folder, needs))
+
+
+def apply(found: Checkpoint, model: Model) -> None:
+    """Put a checkpoint's weights and random states back."""
+    model.load_state_dict(found.weights)
+    torch.set_rng_state(found.random["cpu"])
+    if "cuda" in found.random and torch.cuda.is_available():
+        torch.cuda.set_rng_state(found.random["cuda"])
 
 
 def verify(folder: Path) -> None:
     """Compare every file with the manifest; the first that differs is a `UserError` that names it."""
     check_files(folder)
+    manifest = read_files(folder)
     for name in ("optimizer.safetensors", "trainer.json"):
-        wanted = read_json(folder / "manifest.json").get(name)
-        if wanted is None or sha256(folder / name) != wanted["sha256"]:
+        wanted = manifest.get(name)
+        if wanted is None or not (folder / name).is_file() or sha256(folder / name) != wanted["sha256"]:
             raise UserError(f"{folder / name} is damaged: its checksum differs")
+    _trainer(folder)
 
 
-def newest_whole(run: Path) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint that passes its checksums, and a line about each newer one that does not."""
+def _trainer(folder: Path, needs: Collection[str] = ()) -> dict[str, Any]:
+    """The trainer's values: whole numbers, seconds and losses where they should be."""
+    path = folder / "trainer.json"
+    values = read_json(path, dict)
+    guard, seconds, best = values.get("guard"), values.get("elapsed_s"), values.get("best", {})
+    fits = (
+        values.get("format") == FORMAT
+        and type(values.get("step")) is int
+        and f"step-{values['step']:08d}" == folder.name
+        and isinstance(seconds, int | float)
+        and 0 <= seconds < math.inf
+        and isinstance(guard, dict)
+        and type(guard.get("high")) is int
+        and isinstance(guard.get("accepted"), list)
+        and all(isinstance(loss, int | float) for loss in guard["accepted"])
+        and all(name in values for name in needs)
+        and isinstance(best, dict)
+        and isinstance(best.get("loss") or 0.0, int | float)
+        and ("best" not in values or ("loss" in best and all(type(best.get(key)) is int for key in ("step", "waited"))))
+    )
+    if not fits:
+        raise UserError(f"{path} is damaged: it is not what a trainer writes")
+    return values
+
+
+def _check_optimizer(folder: Path, tensors: dict[str, torch.Tensor], model: Model) -> None:
+    """States belong to parameters and have their shapes; of a second set of weights all are there, or none is."""
+    own, parameters = model.state_dict(), dict(model.named_parameters())
+    sets: dict[str, set[str]] = {prefix: set() for prefix in SECOND_SETS}
+    wrong = []
+    for name, value in tensors.items():
+        prefix, _, rest = name.partition("/")
+        if prefix in sets:
+            sets[prefix].add(rest)
+            fits = rest in own and value.shape == own[rest].shape
+        else:
+            owner = parameters.get(name.rpartition("/")[0])
+            fits = owner is not None and value.shape in (owner.shape, torch.Size(()))
+        wrong += [] if fits else [name]
+    wrong += [f"{prefix}/{min(set(own) - held)}" for prefix, held in sets.items() if held and set(own) - held]
+    if wrong:
+        raise UserError(f"{folder} is damaged: its optimiser's state does not fit the model at {wrong[0]}")
+
+
+def _tensors(path: Path) -> dict[str, torch.Tensor]:
+    with opened(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dictionary)
+
+
+def newest_whole(run: Path, model: Model, needs: Collection[str] = ()) -> tuple[Checkpoint | None, list[str]]:
+    """The newest checkpoint that is whole and the model's, and a line about each newer one that is not."""
     problems = []
     for found in reversed(checkpoints(run)) if (run / "checkpoints").is_dir() else ():
         try:
-            verify(found.folder)
-            return found.folder, problems
+            return read(found.folder, model, needs), problems
         except UserError as error:
             problems.append(str(error))
     return None, problems
@@ -80,11 +161,8 @@ def newest_whole(run: Path) -> tuple[Path | None, list[str]]:
 def retain(run: Path, keep: int) -> None:
     """Remove all but the newest `keep` checkpoints and what interrupted writes left behind."""
     for found in checkpoints(run)[:-keep]:
-        doomed = found.folder.with_name(f".{found.folder.name}.old")
-        os.replace(found.folder, doomed)  # first out of sight: a half-removed checkpoint must not look like one
-        shutil.rmtree(doomed, ignore_errors=True)
-    for left in (run / "checkpoints").glob(".step-*"):
-        shutil.rmtree(left, ignore_errors=True)
+        remove(found.folder)
+    clean(run / "checkpoints")
 
 
 def _random_states() -> dict[str, torch.Tensor]:
@@ -92,15 +170,3 @@ def _random_states() -> dict[str, torch.Tensor]:
     if torch.cuda.is_available():
         states["cuda"] = torch.cuda.get_rng_state()
     return states
-
-
-def _restore_random(states: dict[str, torch.Tensor]) -> None:
-    torch.set_rng_state(states["cpu"])
-    if "cuda" in states and torch.cuda.is_available():
-        torch.cuda.set_rng_state(states["cuda"])
-
-
-def _sync(folder: Path) -> None:
-    for path in folder.iterdir():
-        with open(path, "rb") as stream:
-            os.fsync(stream.fileno())

@@ -10,6 +10,7 @@ Three kinds of line:
 over resumes. A number that is not finite is written as null: JSON has no NaN, and a reader must not choke on one.
 """
 
+import errno
 import json
 import math
 import os
@@ -18,7 +19,7 @@ from types import TracebackType
 from typing import Any, SupportsFloat
 
 from hgrn2.errors import UserError
-from hgrn2.files import atomic_path
+from hgrn2.files import parse_json, read_bytes, reported, write_bytes
 
 _FIELDS = {
     "step": ("step", "tokens", "loss", "lr", "grad_norm", "tokens_per_s", "elapsed_s"),
@@ -39,7 +40,7 @@ class MetricsWriter:
     def __init__(self, path: Path, resume_step: int | None = None) -> None:
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        if self.path.exists():
+        if os.path.lexists(self.path):
             _mend(self.path, resume_step)
         # Unbuffered and in append mode: one write a line, so a kill can tear the last line but no earlier one.
         self._stream = open(self.path, "ab", buffering=0)  # noqa: SIM115 (closed by close)
@@ -104,14 +105,21 @@ class MetricsWriter:
             raise ValueError(f"not a metrics record: {record!r}")
         line = json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
         # A lone surrogate in a text (half a character from a byte-level model) has no UTF-8 form of its own.
-        self._stream.write(line.encode("utf-8", errors="replace"))
+        data = line.encode("utf-8", errors="replace")
+        with reported(self.path):
+            place = self._stream.tell()
+            written = self._stream.write(data)
+            if written != len(data):  # a full disk takes a part of the line, without an error
+                os.truncate(self._stream.fileno(), place)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return record
 
     def close(self) -> None:
         """Flush to disk and close; closing twice is harmless."""
         if not self._stream.closed:
-            os.fsync(self._stream.fileno())
-            self._stream.close()
+            with reported(self.path):
+                os.fsync(self._stream.fileno())
+                self._stream.close()
 
     def __enter__(self) -> "MetricsWriter":
         return self
@@ -124,11 +132,7 @@ class MetricsWriter:
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """All records of a file in order; a cut-off last line is left out, other broken lines are `UserError`s."""
-    try:
-        content = Path(path).read_bytes()
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist") from None
-    return [record for _, record in _parse(content, path)]
+    return [record for _, record in _parse(read_bytes(Path(path)), path)]
 
 
 def _parse(content: bytes, path: Path) -> list[tuple[bytes, dict[str, Any]]]:
@@ -139,9 +143,9 @@ def _parse(content: bytes, path: Path) -> list[tuple[bytes, dict[str, Any]]]:
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
-            whole = isinstance(record, dict) and record.get("kind") in _FIELDS and isinstance(record.get("step"), int)
-        except ValueError:  # JSON errors and bytes that are not UTF-8 alike
+            record = parse_json(line, f"{path} line {number}", dict)
+            whole = record.get("kind") in tuple(_FIELDS) and isinstance(record.get("step"), int)
+        except UserError:
             whole = False
             record = None
         if whole:
@@ -153,12 +157,11 @@ def _parse(content: bytes, path: Path) -> list[tuple[bytes, dict[str, Any]]]:
 
 def _mend(path: Path, resume_step: int | None) -> None:
     """Rewrite the file, atomically and only if it changes, without a torn end and without steps that are run again."""
-    content = path.read_bytes()
+    content = read_bytes(path)
     kept = [line for line, record in _parse(content, path) if resume_step is None or record["step"] <= resume_step]
     mended = b"".join(line + b"\n" for line in kept)
     if mended != content:
-        with atomic_path(path) as temporary:
-            temporary.write_bytes(mended)
+        write_bytes(path, mended)
 
 
 def _number(value: SupportsFloat | None) -> float | None:

@@ -1,20 +1,19 @@
 """A run folder from outside the loop: made ready, refused where it is another run's, gone on with where it stopped."""
 
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from hgrn2.environment import environment
 from hgrn2.errors import UserError
-from hgrn2.files import read_json, write_json
+from hgrn2.files import check_utf8, holds_nothing, read_json, remove, write_json
 from hgrn2.settings import from_dict, refuse, to_dict
 from hgrn2.train import checkpoint
 from hgrn2.train.trainer import Trainer
 from hgrn2.train.view import TrainView
 
-FOLDERS = ("checkpoints", "figures")
-FILES = ("config.json", "metrics.jsonl", "summary.json", "report.html", "environment.json")
+OF_A_RUN = ("summary.json", "report.html", "checkpoints", "figures", "metrics.jsonl", "environment.json")
+"""What --restart removes, in this order: results first, and config.json, which says whose folder it is, never."""
 
 
 def prepare_folder(
@@ -25,7 +24,7 @@ def prepare_folder(
     restart: bool = False,
     assets: Sequence[str] = (),
 ) -> None:
-    """Make a folder ready for a run and write its config.json and environment.json.
+    """Make a folder, which the caller owns (`hgrn2.files.owned`), ready for a run: config.json and environment.json.
 
     Args:
         folder: new, empty, or of this very run.
@@ -38,22 +37,17 @@ def prepare_folder(
         UserError: a file in the folder's place, other files in it, a run of another kind, or another run.
     """
     path = folder / "config.json"
-    refuse(folder.exists() and not folder.is_dir(), f"{folder} is a file; --out must name a folder")
-    values = read_json(path) if path.exists() else None
-    other = values is not None and not (isinstance(values, dict) and values.get("kind") == config.kind)
+    check_utf8(folder)
+    values = read_json(path, dict) if path.exists() else None
+    other = values is not None and values.get("kind") != config.kind
     refuse(other, f"{folder} holds another kind of run; choose an empty or new folder for --out")
-    if restart and values is not None:
-        for name in (*FOLDERS, *FILES, *assets):
-            if (folder / name).is_dir():
-                shutil.rmtree(folder / name, ignore_errors=True)
-            else:
-                (folder / name).unlink(missing_ok=True)
-        values = None
-    if values is not None:
-        refuse_other(from_dict(type(config), values, str(path)))
+    if values is None:
+        refuse(not holds_nothing(folder), f"{folder} holds other files; choose an empty or new folder for --out")
+    elif restart:
+        for name in (*OF_A_RUN, *assets):
+            remove(folder / name)
     else:
-        taken = folder.exists() and any(folder.iterdir())
-        refuse(taken, f"{folder} holds other files; choose an empty or new folder for --out")
+        refuse_other(from_dict(type(config), values, str(path)))
     write_json(path, to_dict(config))
     write_json(folder / "environment.json", environment())
 
@@ -67,10 +61,7 @@ def read_finished(folder: Path) -> tuple[dict[str, Any], dict[str, Any], dict[st
     found = []
     for name in ("config.json", "summary.json", "environment.json"):
         refuse(not (folder / name).is_file(), f"{folder} holds no finished run: {name} is missing")
-        values = read_json(folder / name)
-        if not isinstance(values, dict):
-            raise UserError(f"{folder / name} is not what a run writes")
-        found.append(values)
+        found.append(read_json(folder / name, dict))
     config, summary, machine = found
     return config, summary, machine
 
@@ -78,7 +69,7 @@ def read_finished(folder: Path) -> tuple[dict[str, Any], dict[str, Any], dict[st
 def train(trainer: Trainer, view: TrainView) -> None:
     """Go on from the newest whole checkpoint of the trainer's folder, if there is one, to the end or to Ctrl-C."""
     with view:
-        newest, problems = checkpoint.newest_whole(trainer.folder)
+        newest, problems = checkpoint.newest_whole(trainer.folder, trainer.model, trainer.needs)
         for problem in problems:
             view.event(problem)
         if newest is None and problems:

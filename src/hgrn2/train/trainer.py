@@ -25,6 +25,7 @@ from hgrn2.settings import refuse
 from hgrn2.train import checkpoint
 from hgrn2.train.average import WeightAverage
 from hgrn2.train.best import BestWeights
+from hgrn2.train.checkpoint import Checkpoint
 from hgrn2.train.config import Run
 from hgrn2.train.graphs import StepGraphs
 from hgrn2.train.guard import LossGuard, check_tensors
@@ -75,9 +76,10 @@ class Trainer:
             self._backward = StepGraphs(self._part, model.parameters())
             self.optimizers.keep_gradients = True
 
-    def resume(self, folder: Path) -> None:
-        """Continue from a checkpoint folder."""
-        tensors, values = checkpoint.load(folder, self.model)
+    def resume(self, found: Checkpoint) -> None:
+        """Continue from a checkpoint that was read."""
+        checkpoint.apply(found, self.model)
+        tensors, values = found.optimizer, found.trainer
         if self.best is not None:
             self.best.load_state(values["best"])
             tensors = self.best.load(tensors)
@@ -85,9 +87,14 @@ class Trainer:
             tensors = self.average.load(tensors)
         self.optimizers.load_tensors(tensors)
         self.guard.load(values["guard"])
-        self.step, self.elapsed_s, self._saved = values["step"], values["elapsed_s"], folder
+        self.step, self.elapsed_s, self._saved = values["step"], values["elapsed_s"], found.folder
         self._mark = (self.step, self.elapsed_s)
         self._measured = (self.step, self._progress())
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Values of trainer.json without which this run cannot go on, beside those of every run."""
+        return () if self.best is None else ("best",)
 
     def view(self, quiet: bool = False) -> TrainView:
         """What shows this run in the terminal."""
@@ -311,13 +318,3 @@ def _stop_signals(trainer: Trainer) -> Iterator[None]:
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)
-
-
-def refuse_other_run(folder: Path, run: Run, saved: Run) -> None:
-    """A resumed run must be the run that was started; only its length and how often it reports may change."""
-    parts = [(name, getattr(run, name), getattr(saved, name)) for name in ("kind", "model", "data", "optim")]
-    for name in ("seed", "sequence_length", "batch_size", "precision"):
-        parts.append((f"train.{name}", getattr(run.train, name), getattr(saved.train, name)))
-    for name, mine, theirs in parts:
-        if mine != theirs:
-            raise UserError(f"{folder} holds a run with another {name} configuration; use another --out or --restart")

@@ -3,7 +3,6 @@
 Bytes become ids 1 to 256; 0 is padding.
 """
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from hgrn2.data.lra.parallel import SPLITS, counts_of, random_of
 from hgrn2.data.permutation import keys, permute
 from hgrn2.data.reading import open_binary
 from hgrn2.errors import UserError
+from hgrn2.files import parse_json
 from hgrn2.settings import refuse
 
 VOCABULARY = 257
@@ -28,12 +28,7 @@ def bytes_of(text: str, limit: int) -> np.ndarray:
 def _rows(path: Path) -> Iterator[tuple[int, dict]]:
     with open_binary(path) as opened:
         for number, raw in enumerate(opened.stream, 1):
-            try:
-                row = json.loads(raw)
-            except ValueError:
-                raise UserError(f"{path}, line {number} is not JSON") from None
-            refuse(not isinstance(row, dict), f"{path}, line {number} is not a JSON object")
-            yield number, row
+            yield number, parse_json(raw, f"{path}, line {number}", dict)
 
 
 def _the_file(folder: Path, pattern: str, what: str) -> Path:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from safetensors.torch import save_file
 
-from hgrn2.files import atomic_folder, atomic_path, write_json
+from hgrn2.files import atomic_folder, write_json
 from hgrn2.layers.config import BoundKind
 from hgrn2.models.convert import exact, fla, hgru2_pytorch
 from hgrn2.models.convert.rules import check, gather, scatter
@@ -111,7 +111,6 @@ def write_fla(folder: str | Path, model: LanguageModel) -> list[str]:
     ours, notes = exact.for_fla(config, ours)
     tensors = scatter(fla.rules(fla.with_weights(config)), ours)
     with reported(Path(folder)), atomic_folder(Path(folder)) as temporary:
-        with atomic_path(temporary / SINGLE) as file:  # which gives it the user's usual permissions
-            save_file(tensors, file, metadata={"format": "pt"})  # transformers refuses a file that lacks it
+        save_file(tensors, temporary / SINGLE, metadata={"format": "pt"})  # transformers refuses a file that lacks it
         write_json(temporary / CONFIG, settings)
     return notes

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from hgrn2.errors import UserError
-from hgrn2.files import read_json
+from hgrn2.files import listed_name, read_json
 from hgrn2.models.saved import opened
 from hgrn2.settings import refuse
 
@@ -43,10 +43,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
     refuse(not folder.exists(), f"{folder} does not exist")
     refuse(not folder.is_dir(), f"{folder} is not a folder; give the folder that holds {CONFIG} and the weights")
     path = folder / CONFIG
-    values = _small_json(path)
-    if not isinstance(values, dict):
-        raise UserError(f"{path} must hold an object, not {type(values).__name__}")
-    return values
+    return read_json(path, dict, limit=LIMIT)
 
 
 @contextmanager
@@ -77,20 +74,14 @@ def open_weights(folder: Path) -> Iterator[Weights]:
 
 def _places(index: Path) -> dict[str, str]:
     """Tensor name -> name of its shard."""
-    values = _small_json(index)
-    places = values.get("weight_map") if isinstance(values, dict) else None
+    places = read_json(index, dict, limit=LIMIT).get("weight_map")
     if not isinstance(places, dict) or not places:
         raise UserError(f"{index} is damaged: it has no weight_map")
     for name, shard in places.items():
-        # The index comes from elsewhere: a shard with a folder in its name could point outside.
-        plain = isinstance(shard, str) and Path(shard).name == shard and shard.endswith(".safetensors")
-        refuse(not plain, f"{index} is damaged at {name!r}: {shard!r} is no safetensors file of this folder")
+        listed = listed_name(shard, f"{index} is damaged at {name!r:.80}")
+        plain = listed.endswith(".safetensors")
+        refuse(not plain, f"{index} is damaged at {name!r:.80}: {shard!r:.80} is no safetensors file of this folder")
     return places
-
-
-def _small_json(path: Path) -> Any:
-    refuse(path.is_file() and path.stat().st_size > LIMIT, f"{path} has more than {LIMIT:,} bytes; that is no model's")
-    return read_json(path)
 
 
 def _refuse_others(folder: Path) -> None:

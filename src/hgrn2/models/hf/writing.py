@@ -13,7 +13,7 @@ from hgrn2.models.hf.causal import from_language_model
 from hgrn2.models.hf.image import from_vision_classifier
 from hgrn2.models.hf.tokenizer import fast_tokenizer
 from hgrn2.models.language import LanguageModel
-from hgrn2.models.saved import CONFIG, reported
+from hgrn2.models.saved import reported
 from hgrn2.models.vision import VisionClassifier
 from hgrn2.settings import refuse
 
@@ -96,9 +96,6 @@ def _write(folder: Path, made: Any, shard_size: str, more: list[Callable[[Path],
             made.save_pretrained(temporary, max_shard_size=shard_size)
             for save in more:
                 save(temporary)
-            mode = (temporary / CONFIG).stat().st_mode
-            for file in temporary.iterdir():  # safetensors gives its files to the owner alone
-                file.chmod(mode)
     finally:
         if shown:
             logging.enable_progress_bar()

@@ -10,7 +10,7 @@ import torch
 
 from hgrn2 import cpu
 from hgrn2.data.classes import Described, Examples, open_examples
-from hgrn2.files import read_json, write_json
+from hgrn2.files import owned, read_json, write_json
 from hgrn2.models.saved import build_classifier, usable_device
 from hgrn2.report.write import write_report
 from hgrn2.settings import refuse, to_dict
@@ -20,7 +20,8 @@ from hgrn2.train.fitting import check_run
 from hgrn2.train.metrics import read_metrics
 from hgrn2.train.runs import prepare_folder
 from hgrn2.train.runs import train as train_to_end
-from hgrn2.train.trainer import Trainer, refuse_other_run
+from hgrn2.train.same_run import refuse_other_run
+from hgrn2.train.trainer import Trainer
 
 
 @dataclass(frozen=True)
@@ -48,9 +49,17 @@ def train_classifier(
     check_run(run.model, run.train, place, 1)
     described, splits = open_splits(run)
     task = ClassifyTask(run, described, splits, place)
+    with owned(folder):
+        return _train(run, task, described, folder, restart, quiet)
+
+
+def _train(
+    run: ClassifyRun, task: ClassifyTask, described: Described, folder: Path, restart: bool, quiet: bool
+) -> ClassifyResult:
+    """Train in a folder that no other process works in."""
     prepare_folder(folder, run, partial(refuse_other_run, folder, run), restart=restart)
     torch.manual_seed(run.train.seed)
-    model = build_classifier(run.model).to(place)
+    model = build_classifier(run.model).to(task.device)
     model.set_recompute(run.train.recompute)
     trainer = Trainer(run, task, model, folder)
     train_to_end(trainer, trainer.view(quiet))

@@ -10,7 +10,7 @@ import torch
 
 from hgrn2 import cpu, perplexity
 from hgrn2.data.corpus import Corpus
-from hgrn2.files import read_json, write_json
+from hgrn2.files import owned, read_json, write_json
 from hgrn2.generate.config import GenerationConfig, SamplingConfig
 from hgrn2.generate.generator import Generator
 from hgrn2.models.gates import gate_statistics
@@ -25,7 +25,8 @@ from hgrn2.train.fitting import check_run
 from hgrn2.train.metrics import read_metrics
 from hgrn2.train.runs import prepare_folder
 from hgrn2.train.runs import train as train_to_end
-from hgrn2.train.trainer import Trainer, refuse_other_run
+from hgrn2.train.same_run import refuse_other_run
+from hgrn2.train.trainer import Trainer
 
 PROMPT_TOKENS = 48  # of held-out text, before each sample of the report
 GATE_TOKENS = 4096  # of held-out text, over which gates are averaged
@@ -60,10 +61,16 @@ def train_language(
     check_run(run.model, run.train, place, run.train.sequence_length)
     train, valid = open_corpora(run.data)
     task = LanguageTask(run, train, valid, place)
+    with owned(folder):
+        return _train(run, task, folder, restart, quiet)
+
+
+def _train(run: RunConfig, task: LanguageTask, folder: Path, restart: bool, quiet: bool) -> RunResult:
+    """Train in a folder that no other process works in."""
     prepare_folder(folder, run, partial(refuse_other_run, folder, run), restart=restart, assets=("tokenizer",))
     task.save_assets(folder)
     torch.manual_seed(run.train.seed)
-    model = LanguageModel(run.model).to(place)
+    model = LanguageModel(run.model).to(task.device)
     model.backbone.set_recompute(run.train.recompute)
     trainer = Trainer(run, task, model, folder)
     train_to_end(trainer, trainer.view(quiet))

@@ -9,7 +9,9 @@ from hgrn2 import perplexity
 from hgrn2.data.corpus import Corpus
 from hgrn2.data.packing import Batches, BatchPlan
 from hgrn2.data.samples import shakespeare_corpora
+from hgrn2.data.tokenizer import save_once
 from hgrn2.errors import UserError
+from hgrn2.files import restored
 from hgrn2.models.language import LanguageModel
 from hgrn2.train.config import DataConfig, RunConfig
 
@@ -21,7 +23,7 @@ def open_corpora(data: DataConfig) -> tuple[Corpus, Corpus]:
     if data.source == EMBEDDED:
         sample = shakespeare_corpora()
         return sample.train, sample.valid
-    if not Path(data.source).is_dir():
+    if not restored(Path(data.source)).is_dir():
         raise UserError(f"data {data.source!r} is neither {EMBEDDED!r} nor the folder of a prepared corpus")
     return Corpus.open(data.source, data.train_split), Corpus.open(data.source, data.valid_split)
 
@@ -70,5 +72,4 @@ class LanguageTask:
 
     def save_assets(self, folder: Path) -> None:
         """Write the tokenizer."""
-        if not (folder / "tokenizer").exists():
-            self.train.tokenizer().save(folder / "tokenizer")
+        save_once(self.train.tokenizer(), folder / "tokenizer")

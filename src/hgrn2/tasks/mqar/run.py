@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from hgrn2 import cpu
-from hgrn2.files import read_json, write_json
+from hgrn2.files import owned, read_json, write_json
 from hgrn2.models.count import state_bytes
 from hgrn2.models.gates import gate_statistics
 from hgrn2.models.language import LanguageModel
@@ -22,7 +22,8 @@ from hgrn2.train.fitting import check_run
 from hgrn2.train.metrics import read_metrics
 from hgrn2.train.runs import prepare_folder
 from hgrn2.train.runs import train as train_to_end
-from hgrn2.train.trainer import Trainer, refuse_other_run
+from hgrn2.train.same_run import refuse_other_run
+from hgrn2.train.trainer import Trainer
 
 GATE_SEQUENCES = 16  # of the longest test segment, over which gates are averaged
 
@@ -47,9 +48,15 @@ def train_mqar(
         cpu.keep_freed_memory()
     check_run(run.model, run.train, place, min(one.length for one in run.data.train_segments))
     task = MQARTask(run, place)
+    with owned(folder):
+        return _train(run, task, folder, restart, quiet)
+
+
+def _train(run: MQARRun, task: MQARTask, folder: Path, restart: bool, quiet: bool) -> MQARResult:
+    """Train in a folder that no other process works in."""
     prepare_folder(folder, run, partial(refuse_other_run, folder, run), restart=restart)
     torch.manual_seed(run.train.seed)
-    model = LanguageModel(run.model).to(place)
+    model = LanguageModel(run.model).to(task.device)
     model.backbone.set_recompute(run.train.recompute)
     trainer = Trainer(run, task, model, folder)
     train_to_end(trainer, trainer.view(quiet))

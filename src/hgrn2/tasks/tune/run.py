@@ -12,7 +12,7 @@ from hgrn2.data.corpus import Corpus
 from hgrn2.data.samples import shakespeare_corpora
 from hgrn2.data.tokenizer import Tokenizer
 from hgrn2.errors import UserError
-from hgrn2.files import read_json, write_json
+from hgrn2.files import owned, read_json, restored, write_json
 from hgrn2.generate.loading import Loaded
 from hgrn2.generate.snapshots import Snapshot, save_snapshot
 from hgrn2.models.language import LanguageModel
@@ -28,7 +28,8 @@ from hgrn2.train.fitting import check_run
 from hgrn2.train.metrics import read_metrics
 from hgrn2.train.runs import prepare_folder
 from hgrn2.train.runs import train as train_to_end
-from hgrn2.train.trainer import Trainer, refuse_other_run
+from hgrn2.train.same_run import refuse_different, refuse_other_run
+from hgrn2.train.trainer import Trainer
 
 STATE = "state.safetensors"
 
@@ -74,11 +75,21 @@ def tune_state(
     run = config.run
     check_run(run.model, run.train, place, run.train.sequence_length, trained=False)
     task = LanguageTask(run, train, valid, place)
+    with owned(folder):
+        return _tune(config, task, base, tokenizer, folder, restart, quiet)
+
+
+def _tune(
+    config: TuneConfig, task: LanguageTask, base: LanguageModel, tokenizer: Tokenizer, folder: Path, restart: bool,
+    quiet: bool,
+) -> TuneResult:  # fmt: skip
+    """Tune in a folder that no other process works in."""
+    run = config.run
     prepare_folder(folder, config, partial(_refuse_other, folder, config), restart=restart, assets=(STATE,))
     torch.manual_seed(run.train.seed)
     tuned = StateTuned(base, opening_token(tokenizer))
     base.backbone.set_recompute(run.train.recompute)
-    _begin(tuned, train, settings.start_tokens)
+    _begin(tuned, task.train, config.settings.start_tokens)
     trainer = Trainer(run, task, tuned, folder)
     train_to_end(trainer, trainer.view(quiet))
     if trainer.interrupted:
@@ -93,7 +104,7 @@ def corpora(data: DataConfig, loaded: Loaded) -> tuple[Corpus, Corpus]:
     if data.source == EMBEDDED:
         sample = shakespeare_corpora(tokenizer)
         return sample.train, sample.valid
-    path = Path(data.source)
+    path = restored(Path(data.source))
     refuse(not path.is_dir(), f"data {data.source!r} is neither {EMBEDDED!r} nor the folder of a prepared corpus")
     found = Corpus.open(path, data.train_split), Corpus.open(path, data.valid_split)
     other = found[0].tokenizer().identity() != tokenizer.identity()
@@ -129,8 +140,8 @@ def _refuse_other(folder: Path, config: TuneConfig, saved: TuneConfig) -> None:
     """The same base, data and optimiser, and the same beginning."""
     refuse(saved.base_hash != config.base_hash, f"{folder} holds a run on another model; use another --out")
     refuse_other_run(folder, config.run, saved.run)
-    starts = {saved.settings.start_tokens, config.settings.start_tokens}
-    refuse(len(starts) > 1, f"{folder} holds a run with another start_tokens; use another --out or --restart")
+    starts = ({"start_tokens": one.settings.start_tokens} for one in (config, saved))
+    refuse_different(folder, *starts)
 
 
 def _finish(
