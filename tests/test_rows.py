@@ -43,7 +43,7 @@ def test_a_torn_line_does_not_swallow_the_next_row(row: Row, tmp_path: Path) -> 
     path = append(tmp_path, row)
     path.write_bytes(path.read_bytes() + b'{"bench": "tra')
     append(tmp_path, row)
-    with pytest.raises(UserError, match=r"line 2 is not JSON"):
+    with pytest.raises(UserError, match=r"line 2 is not valid JSON"):
         read_rows(path)
     lines = path.read_text().splitlines()
     path.write_text("\n".join([lines[0], lines[2]]) + "\n")

@@ -113,7 +113,7 @@ def test_utf16_without_a_mark_is_not_taken_for_utf8(tmp_path: Path, encoding: st
     ("line", "message"),
     [
         ('{"text": "x"', "not valid JSON"),
-        ("[1]", "not a JSON object"),
+        ("[1]", "must hold an object, not a list"),
         ('{"id": 1, "body": "x"}', r"no field 'text' \(fields: id, body\)"),
         ('{"text": 5}', "field 'text' is not text"),
         ('{"text": "\\ud800"}', "surrogate"),

@@ -146,7 +146,7 @@ def test_vocabulary_whose_tokens_have_no_bytes_of_their_own() -> None:
     ("content", "message"),
     [
         ("{", "not valid JSON"),
-        ("[]", "it has no model"),
+        ("[]", "must hold an object, not a list"),
         ('{"model": {"type": "BPE", "vocab": 3}}', "not a usable"),
     ],
 )

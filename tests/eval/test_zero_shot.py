@@ -147,9 +147,9 @@ def test_what_is_asked_for(saved: Callable[..., Path], task_folder: Path, capsys
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("not JSON", "line 2 is not JSON"),
+        ("not JSON", "line 2 of arc_easy is not valid JSON"),
         ('{"query": "a", "gold": 0}', "needs the fields query, choices, gold"),
-        ("[1]", "is not an item of arc_easy"),
+        ("[1]", "must hold an object, not a list"),
         ('{"query": " ", "choices": ["a", "b"], "gold": 0}', "query must be text"),
         ('{"query": "a", "choices": ["b"], "gold": 0}', "choices must be a list of two or more texts"),
         ('{"query": "a", "choices": ["b", 3], "gold": 0}', "choices must be a list of two or more texts"),

@@ -101,9 +101,9 @@ def test_a_failed_write_leaves_nothing_that_looks_like_a_model(tmp_path: Path, m
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("hgrn2.models.saved.save_file", full)
-    with pytest.raises(UserError, match="m cannot be written: No space left on device"):
+    with pytest.raises(UserError, match="m/model.safetensors cannot be written: No space left on device"):
         save_model(tmp_path / "m", made())
-    assert list((tmp_path / "m").iterdir()) == []
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_hash_depends_on_settings_and_every_weight() -> None:
@@ -146,8 +146,9 @@ def flip(path: Path) -> None:
         (lambda f: (f / WEIGHTS).unlink(), "is incomplete: model.safetensors is missing"),
         (lambda f: (f / "optimizer.safetensors").unlink(), "is damaged: optimizer.safetensors is missing"),
         (lambda f: (f / "manifest.json").write_text("{"), "manifest.json is not valid JSON"),
-        (lambda f: (f / "manifest.json").write_text("[]"), "manifest.json is damaged: it does not list config.json"),
-        (lambda f: rewrite_manifest(f, {"../x": {"bytes": 1}}), "manifest.json is damaged at '../x'"),
+        (lambda f: (f / "manifest.json").write_text("[]"), "manifest.json must hold an object, not a list"),
+        (lambda f: (f / "manifest.json").write_text("{}"), "manifest.json is damaged: it does not list config.json"),
+        (lambda f: rewrite_manifest(f, {"../x": {"bytes": 1}}), "manifest.json: '../x' is not a plain file name"),
         (lambda f: rewrite_manifest(f, {"x": {"bytes": "1"}}), "manifest.json is damaged at 'x'"),
     ],
 )

@@ -140,7 +140,7 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_older_one_used(
 
 def test_another_model_in_the_folder_is_refused(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert entry(command(whole, "model.width=48")) == 2
-    assert "another model configuration" in capsys.readouterr().err
+    assert "other settings: model.width is 32 there and 48 here" in capsys.readouterr().err
 
 
 def test_a_foreign_folder_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -30,7 +30,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     path = Path(path)
     if path.exists() and not path.is_file():
         raise UserError(f"{path} is not a regular file; it is not replaced")
-    with _temporary(path) as folder:
+    with _temporary(path, file=True) as folder:
         yield folder / path.name
         _settle(folder)
         os.replace(folder / path.name, path)
@@ -97,8 +97,11 @@ def _refuse_taken(path: Path, replace: bool) -> None:
 
 
 @contextlib.contextmanager
-def _temporary(path: Path) -> Iterator[Path]:
-    """A folder with a temporary name beside `path`, gone in the end; errors of writing name `path`."""
+def _temporary(path: Path, *, file: bool = False) -> Iterator[Path]:
+    """A folder with a temporary name beside `path`, gone in the end; errors of writing name `path`.
+
+    It will become `path`, or, with `file`, holds the file that will.
+    """
     with contextlib.ExitStack() as stack:
         with reported(path):
             stack.enter_context(present(path.parent))
@@ -106,6 +109,9 @@ def _temporary(path: Path) -> Iterator[Path]:
             folder, handle = reserve(path)
         try:
             yield folder
+        except UserError as error:
+            shown = str(error).replace(str(folder / path.name), str(path)) if file else str(error)
+            raise UserError(shown.replace(str(folder), str(path))) from None  # nobody knows the temporary name
         except OSError as error:
             # Another file that could not be read says so itself; what has no name, or a temporary one, is ours.
             if error.filename is None or str(folder) in str(error.filename):

@@ -75,7 +75,7 @@ def load_snapshot(path: str | Path, model: LanguageModel, tokenizer: Tokenizer) 
         UserError: no such file, a damaged one, one of another format, model, dtype, tokenizer or batch.
     """
     path = Path(path)
-    refuse(not path.exists(), f"{path} does not exist")
+    refuse(path.is_dir(), f"{path} is a folder, not a saved state")
     like = model.zeros(1)
     with opened(path) as file:
         metadata = file.metadata() or {}

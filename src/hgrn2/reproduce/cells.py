@@ -62,7 +62,8 @@ def finished(job: Job) -> Row | None:
         return None
     wanted, found = to_dict(job.settings()), read_json(job.place / "config.json", dict)
     parts = ("model", "data", "optim")
-    refuse_different(job.place, *({name: one.get(name) for name in parts} for one in (wanted, found)))
+    asked, held = ({name: one.get(name) for name in parts} for one in (wanted, found))
+    refuse_different(job.place, asked, held, "a finished run", "or another --out")
     return from_dict(Row, read_json(path), str(path))
 
 

@@ -114,7 +114,7 @@ def _prepare(study: MQARStudy, folder: Path) -> None:
     """Only the grid of a study may change from call to call; what its runs have in common may not."""
     path, common = folder / STUDY, {"kind": "mqar-study", "base": to_dict(study.base())}
     if path.exists():
-        refuse_different(folder, common, read_json(path, dict))
+        refuse_different(folder, common, read_json(path, dict), "a study", "or another --out")
         return
     refuse(not holds_nothing(folder), f"{folder} holds other files; choose an empty or new folder for --out")
     write_json(path, common)

@@ -29,7 +29,9 @@ def refuse_other_run(folder: Path, run: Run, saved: Run) -> None:
     refuse_different(folder, mine, theirs)
 
 
-def refuse_different(folder: Path, asked: Any, held: Any) -> None:
+def refuse_different(
+    folder: Path, asked: Any, held: Any, what: str = "a run", hint: str = "--restart to begin it anew, or another --out"
+) -> None:
     """Refuse a folder whose settings are not those asked for; each that differs is named with both values."""
     found = differences(asked, held)
     if not found:
@@ -37,8 +39,7 @@ def refuse_different(folder: Path, asked: Any, held: Any) -> None:
     told = ", ".join(f"{name} is {_text(theirs)} there and {_text(mine)} here" for name, mine, theirs in found[:_SHOWN])
     more = f", and {len(found) - _SHOWN} more settings differ" if len(found) > _SHOWN else ""
     raise UserError(
-        f"{folder} holds a run with other settings: {told}{more}; give the same settings to go on with it, "
-        "--restart to begin it anew, or another --out"
+        f"{folder} holds {what} with other settings: {told}{more}; give the same settings to go on with it, {hint}"
     )
 
 

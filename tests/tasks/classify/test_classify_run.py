@@ -134,7 +134,7 @@ def test_models_without_blocks_of_ours_cannot_be_compiled_block_by_block(picture
 
 def test_another_run_is_refused(sequences: Path, tmp_path: Path) -> None:
     train_classifier(run_on(sequences, "train.steps=1"), tmp_path / "run", quiet=True)
-    with pytest.raises(UserError, match="holds a run with another"):
+    with pytest.raises(UserError, match=r"other settings: optim.lr is .* there and 0.5 here; give the same settings"):
         train_classifier(run_on(sequences, "train.steps=1", "optim.lr=0.5"), tmp_path / "run", quiet=True)
 
 

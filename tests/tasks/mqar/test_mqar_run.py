@@ -63,7 +63,9 @@ def test_gates_start_where_they_are_told(name: str) -> None:
 def test_memory_of_another_size_is_another_run(tmp_path: Path) -> None:
     run = tiny("model.init.memory=40")
     train_mqar(run, tmp_path / "run", quiet=True)
-    with pytest.raises(UserError, match="holds a run with another model"):
+    with pytest.raises(
+        UserError, match=r"holds a run with other settings: model.init.memory is .* there and 20.0 here"
+    ):
         train_mqar(tiny("model.init.memory=20"), tmp_path / "run", quiet=True)
 
 
@@ -200,7 +202,7 @@ def test_folders_of_others_are_left_alone(tmp_path: Path, capsys: pytest.Capture
     assert entry(command) == 0
     assert json.loads(capsys.readouterr().out)["state_numbers"] == 16 * 8 + 3 * 16 * 3
     assert entry([*command, "data.seed=1"]) == 2
-    assert "holds a run with another data configuration" in capsys.readouterr().err
+    assert "holds a run with other settings: data." in capsys.readouterr().err
     (tmp_path / "file").write_text("")
     assert entry(["train", "mqar", "--out", str(tmp_path / "file")]) == 2
     assert "is a file" in capsys.readouterr().err
@@ -229,7 +231,7 @@ def test_a_study_skips_what_is_finished(tmp_path: Path, capsys: pytest.CaptureFi
     assert len((tmp_path / "study" / "table.md").read_text(encoding="utf-8").splitlines()) == 2 + 2
     assert (tmp_path / "study" / "recall.png").stat().st_size > 10_000
     assert entry([*study(tmp_path, *some), "model.layers=2"]) == 2
-    assert "holds a study with other settings" in capsys.readouterr().err
+    assert "holds a study with other settings: base." in capsys.readouterr().err
 
 
 def test_runs_from_elsewhere_become_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
