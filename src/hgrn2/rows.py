@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from hgrn2.environment import environment
-from hgrn2.errors import UserError
 from hgrn2.files import parse_json, read_text
 from hgrn2.settings import from_dict, refuse, to_dict
 

@@ -80,11 +80,8 @@ def test_what_is_no_corpus(folder: Path, tmp_path: Path) -> None:
         Corpus.open(tmp_path)
     with pytest.raises(UserError, match="has no split 'valid'; it has train"):
         Corpus.open(folder, "valid")
-    for text, message in (
-        ("{", "not valid JSON"),
-        ("[]", "must hold an object, not a list"),
-        ("{}", "not a corpus manifest"),
-    ):
+    wrong = {"{": "not valid JSON", "[]": "must hold an object, not a list", "{}": "not a corpus manifest"}
+    for text, message in wrong.items():
         (folder / "manifest.json").write_text(text)
         with pytest.raises(UserError, match=message):
             Corpus.open(folder)

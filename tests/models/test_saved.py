@@ -101,7 +101,7 @@ def test_a_failed_write_leaves_nothing_that_looks_like_a_model(tmp_path: Path, m
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("hgrn2.models.saved.save_file", full)
-    with pytest.raises(UserError, match="m/model.safetensors cannot be written: No space left on device"):
+    with pytest.raises(UserError, match=r"m/model\.safetensors cannot be written: No space left on device"):
         save_model(tmp_path / "m", made())
     assert list(tmp_path.iterdir()) == []
 

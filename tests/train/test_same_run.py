@@ -14,18 +14,21 @@ from hgrn2.tasks.tune.run import _refuse_other
 from hgrn2.train.config import RunConfig, TrainConfig
 from hgrn2.train.same_run import FREE, differences, refuse_other_run
 
-RUN = RunConfig(model=ModelConfig(vocab_size=5))
+RUN = RunConfig(model=ModelConfig(vocab_size=5, width=16, layers=1, glu_width=16))
 OTHER: dict[str, Any] = {
     "sequence_length": 64, "batch_size": 8, "accumulate": 2, "precision": "bfloat16", "average": 0.5, "seed": 7,
-    "steps": 3, "budget_s": 1.0, "log_every": 1, "eval_every": 1, "eval_tokens": 9, "save_every": 1, "keep": 1,
-    "spike": 0.0, "compile": True, "compile_blocks": True, "graphs": True, "loss": "full", "recompute": "glu",
+    "keep_best": True, "steps": 3, "budget_s": 1.0, "epochs": 2.0, "patience": 1, "log_every": 1, "eval_every": 1,
+    "eval_tokens": 9, "save_every": 1, "keep": 1, "spike": 0.0, "compile": True, "compile_blocks": True,
+    "graphs": True, "loss": "full", "recompute": "glu",
 }  # fmt: skip
 """Another value of every setting of the loop: a new one must be given a place here and in `FREE` or not."""
 
 
-def changed(name: str) -> RunConfig:
-    run = replace(RUN, data=replace(RUN.data, reset_at_documents=False)) if name == "graphs" else RUN
-    return replace(run, train=replace(run.train, **{name: OTHER[name]}))
+def held(name: str) -> RunConfig:
+    """A run in which the setting may have its other value."""
+    if name == "graphs":
+        return replace(RUN, data=replace(RUN.data, reset_at_documents=False))
+    return replace(RUN, train=replace(RUN.train, keep_best=True)) if name == "patience" else RUN
 
 
 def names() -> Iterator[str]:
@@ -34,12 +37,13 @@ def names() -> Iterator[str]:
 
 @pytest.mark.parametrize("name", names())
 def test_every_setting_of_the_loop(name: str) -> None:
-    saved = replace(RUN, data=replace(RUN.data, reset_at_documents=False)) if name == "graphs" else RUN
+    saved = held(name)
+    asked = replace(saved, train=replace(saved.train, **{name: OTHER[name]}))
     if name in FREE:
-        refuse_other_run(Path("runs/x"), changed(name), saved)
+        refuse_other_run(Path("runs/x"), asked, saved)
         return
     with pytest.raises(UserError) as refused:
-        refuse_other_run(Path("runs/x"), changed(name), saved)
+        refuse_other_run(Path("runs/x"), asked, saved)
     told = str(refused.value)
     assert told.startswith("runs/x holds a run with other settings: train." + name + " is ")
     assert "--restart" in told

@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from hgrn2.errors import UserError
-from hgrn2.files import write_text
+from hgrn2.files import read_text, write_text
 from hgrn2.reproduce.lines import TITLES, Line, lines_of
 from hgrn2.reproduce.published import CLAIM
 from hgrn2.reproduce.sections import not_run, section
@@ -42,12 +41,8 @@ def update(page: Path, rows: Sequence[Row]) -> bool:
     Raises:
         UserError: no such file, or no marks in it.
     """
-    try:
-        text = page.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise UserError(f"{page} does not exist; --page names the file that the tables go into") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{page} is not UTF-8 text") from None
+    refuse(not page.exists(), f"{page} does not exist; --page names the file that the tables go into")
+    text = read_text(page)
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     refuse(not begin or not end, f"{page} has no place for the tables: lines with {BEGIN} and {END}")

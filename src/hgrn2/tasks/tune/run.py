@@ -140,8 +140,8 @@ def _refuse_other(folder: Path, config: TuneConfig, saved: TuneConfig) -> None:
     """The same base, data and optimiser, and the same beginning."""
     refuse(saved.base_hash != config.base_hash, f"{folder} holds a run on another model; use another --out")
     refuse_other_run(folder, config.run, saved.run)
-    starts = ({"start_tokens": one.settings.start_tokens} for one in (config, saved))
-    refuse_different(folder, *starts)
+    asked, held = ({"start_tokens": one.settings.start_tokens} for one in (config, saved))
+    refuse_different(folder, asked, held)
 
 
 def _finish(
