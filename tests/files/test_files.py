@@ -158,7 +158,7 @@ def test_errors_name_the_file_and_not_the_temporary_one(tmp_path: Path) -> None:
         with pytest.raises(UserError) as told:
             full_disk(out, name)
         assert str(told.value) == f"{out}/c.bin cannot be written: No space left on device"
-    with pytest.raises(OSError, match="No space left on device: 'input.txt'"):  # of another file: that is its own
+    with pytest.raises(OSError, match=r"No space left on device: 'input\.txt'"):  # of another file: that is its own
         full_disk(out, Path("input.txt"))
     assert not list(tmp_path.iterdir())
 

@@ -14,7 +14,7 @@ from hgrn2.tasks.tune.run import _refuse_other
 from hgrn2.train.config import RunConfig, TrainConfig
 from hgrn2.train.same_run import FREE, differences, refuse_other_run
 
-RUN = RunConfig(model=ModelConfig(vocab_size=5, width=16, layers=1, glu_width=16))
+RUN = RunConfig(model=ModelConfig(vocab_size=5, width=128, layers=1, glu_width=16))
 OTHER: dict[str, Any] = {
     "sequence_length": 64, "batch_size": 8, "accumulate": 2, "precision": "bfloat16", "average": 0.5, "seed": 7,
     "keep_best": True, "steps": 3, "budget_s": 1.0, "epochs": 2.0, "patience": 1, "log_every": 1, "eval_every": 1,
