@@ -1,6 +1,5 @@
 """A run folder is gone on with under the settings it was begun with; what differs is named with both values."""
 
-from collections.abc import Iterator
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -31,11 +30,7 @@ def held(name: str) -> RunConfig:
     return replace(RUN, train=replace(RUN.train, keep_best=True)) if name == "patience" else RUN
 
 
-def names() -> Iterator[str]:
-    return (field.name for field in fields(TrainConfig))
-
-
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", [field.name for field in fields(TrainConfig)])
 def test_every_setting_of_the_loop(name: str) -> None:
     saved = held(name)
     asked = replace(saved, train=replace(saved.train, **{name: OTHER[name]}))
