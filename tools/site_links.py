@@ -1,4 +1,4 @@
-"""Hook of the site: a link from a page to a file outside docs/ becomes the file's name, for the site holds no sources."""
+"""Hook of the site: a link to a file outside docs/ becomes the name of the file, for the site holds no sources."""
 
 import re
 from typing import Any
