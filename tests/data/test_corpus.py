@@ -121,6 +121,59 @@ def test_counts_that_do_not_add_up(folder: Path) -> None:
         Corpus.open(folder)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"text_bytes": -5}, "text_bytes of train is -5, which cannot be"),
+        ({"text_bytes": 0}, "0 bytes of text, which cannot be"),
+        ({"text_bytes": 10**30}, "text_bytes is 1000000000000000000000000000000; it must be below"),
+        ({"tokens": -1}, "tokens of train is -1, which cannot be"),
+        ({"documents": 10**6}, "1,000,000 documents of 44 tokens"),
+        ({"tokens": 3.5}, "tokens must be a whole number"),
+        ({"shards": None}, "shards must be a list"),
+        ({"shards": [None]}, "must be an object"),
+    ],
+)
+def test_numbers_that_cannot_be(folder: Path, changes: dict[str, Any], message: str) -> None:
+    splits = json.loads((folder / "manifest.json").read_text())["splits"]
+    splits["train"].update(changes)
+    change_manifest(folder, splits=splits)
+    with pytest.raises(UserError, match=message):
+        Corpus.open(folder)
+
+
+def test_text_bytes_are_counted_again(folder: Path) -> None:
+    splits = json.loads((folder / "manifest.json").read_text())["splits"]
+    splits["train"]["text_bytes"] += 1
+    change_manifest(folder, splits=splits)
+    with pytest.raises(UserError, match=r"text_bytes of train is \d+; its tokens stand for \d+"):
+        verify(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"vocab_size": 0}, "lacks the size of the vocabulary"),
+        ({"vocab_size": 70_000}, "ids of a vocabulary of 70,000 do not fit into uint16"),
+        ({"eot": 257}, "the end of a document is 257, which is no id of 257"),
+        ({"eot": "x"}, "the end of a document is 'x'"),
+        ({"sha256": None}, "does not say which tokenizer it is"),
+    ],
+)
+def test_tokenizers_that_cannot_be(folder: Path, changes: dict[str, Any], message: str) -> None:
+    tokenizer = json.loads((folder / "manifest.json").read_text())["tokenizer"]
+    change_manifest(folder, tokenizer={**tokenizer, **changes})
+    with pytest.raises(UserError, match=message):
+        Corpus.open(folder)
+
+
+def test_one_file_for_two_splits_is_refused(folder: Path) -> None:
+    splits = json.loads((folder / "manifest.json").read_text())["splits"]
+    change_manifest(folder, splits={**splits, "valid": splits["train"]})
+    with pytest.raises(UserError, match=r"lists train-00000\.bin twice"):
+        Corpus.open(folder)
+
+
 @pytest.mark.parametrize("name", ["train-00002.bin", "train-00002.docs"])
 def test_shards_of_the_wrong_size_are_named(folder: Path, name: str) -> None:
     path = folder / name

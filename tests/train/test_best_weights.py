@@ -1,5 +1,6 @@
 """A run ends with the weights that were measured best, stops when nothing better comes, and resumes exactly."""
 
+import hashlib
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -18,7 +19,7 @@ from hgrn2.models.language import LanguageModel
 from hgrn2.models.saved import load_model
 from hgrn2.tasks.lm.recipes import recipe
 from hgrn2.train.best import BestWeights
-from hgrn2.train.checkpoint import newest_whole
+from hgrn2.train.checkpoint import newest_whole, read
 from hgrn2.train.config import OptimConfig, RunConfig, TrainConfig
 from hgrn2.train.metrics import read_metrics
 from hgrn2.train.trainer import Trainer
@@ -31,6 +32,7 @@ class Words:
     """Random tokens, and held-out losses that are given."""
 
     tokens_per_step = 16
+    data_identity = ""
 
     def __init__(self, losses: Sequence[float]) -> None:
         self.losses, self.measured = losses, []  # type: ignore[var-annotated]
@@ -98,7 +100,7 @@ def test_a_resumed_run_ends_with_the_same_bits(at: int, average: float, tmp_path
     whole = trainer_of(tmp_path / "whole", WORSE_LATER, **options)
     fit(whole)
     resumed = trainer_of(tmp_path / "resumed", WORSE_LATER[at // 2 :], **options)
-    resumed.resume(tmp_path / f"whole/checkpoints/step-{at:08d}")
+    resumed.resume(read(tmp_path / f"whole/checkpoints/step-{at:08d}", resumed.model))
     fit(resumed)
     for name in ("model.safetensors", "optimizer.safetensors"):
         path = f"checkpoints/step-00000012/{name}"
@@ -110,7 +112,7 @@ def test_a_run_that_was_over_gives_its_best_weights_again(tmp_path: Path) -> Non
     first = trainer_of(tmp_path, WORSE_LATER, keep_best=True)
     fit(first)
     again = trainer_of(tmp_path, (), keep_best=True)
-    again.resume(tmp_path / "checkpoints/step-00000012")
+    again.resume(read(tmp_path / "checkpoints/step-00000012", again.model))
     assert again.finished
     fit(again)
     assert same(dict(again.model.state_dict()), dict(first.model.state_dict()))
@@ -129,7 +131,7 @@ def test_patience_ends_a_run(tmp_path: Path) -> None:
     assert trainer.step == 10
     assert steps_measured(tmp_path) == [2, 4, 6, 8, 10]
     again = trainer_of(tmp_path, (), keep_best=True, patience=2)
-    again.resume(tmp_path / "checkpoints/step-00000010")
+    again.resume(read(tmp_path / "checkpoints/step-00000010", again.model))
     assert again.finished, "a run that is over stays so"
 
 
@@ -223,11 +225,11 @@ def test_what_an_update_spoilt_is_not_saved_as_good(
     trainer.optimizers.step = spoiling  # type: ignore[method-assign]
     with pytest.raises(UserError, match=message):
         fit(trainer)
-    newest, problems = newest_whole(tmp_path)
+    newest, problems = newest_whole(tmp_path, LanguageModel(MODEL))
     assert newest is not None
-    assert newest.name == "step-00000006"
+    assert newest.folder.name == "step-00000006"
     assert not problems
-    logits, _ = load_model(newest)(torch.arange(11)[None])  # type: ignore[operator]
+    logits, _ = load_model(newest.folder)(torch.arange(11)[None])  # type: ignore[operator]
     assert logits.isfinite().all()
 
 
@@ -254,3 +256,56 @@ def test_the_short_recipes_end_with_the_best_weights_of_few_passes() -> None:
 def test_patience_needs_the_best_weights() -> None:
     with pytest.raises(UserError, match="keep_best"):
         TrainConfig(patience=3)
+
+
+def test_a_checkpoint_that_no_trainer_wrote_is_passed_over(tmp_path: Path) -> None:
+    trainer = trainer_of(tmp_path, WORSE_LATER, steps=4, keep_best=True)
+    fit(trainer)
+    newest = tmp_path / "checkpoints" / "step-00000004"
+    kept = json.loads((newest / "trainer.json").read_text())
+    wrong: list[Any] = [
+        [], None, {**kept, "guard": None}, {**kept, "step": 3}, {**kept, "elapsed_s": "1"},
+        {**kept, "guard": {"high": 0}}, {**kept, "best": None}, {**kept, "best": {"loss": 1.0}}, {key: kept[key] for key in kept if key != "best"},
+        {**kept, "guard": {"high": 0, "accepted": [None]}},
+    ]  # fmt: skip
+    for values in wrong:
+        change(newest, "trainer.json", json.dumps(values).encode())
+        found, problems = newest_whole(tmp_path, trainer.model, trainer.needs)  # type: ignore[arg-type]
+        assert found is not None, values
+        assert found.folder.name == "step-00000002", values
+        assert len(problems) == 1
+        assert "trainer.json" in problems[0]
+    change(newest, "trainer.json", json.dumps(kept).encode())
+    change(newest, "optimizer.safetensors", b"no tensors")
+    found, problems = newest_whole(tmp_path, trainer.model, trainer.needs)  # type: ignore[arg-type]
+    assert found is not None
+    assert found.folder.name == "step-00000002"
+    assert "optimizer.safetensors is damaged or not a safetensors file" in problems[0]
+
+
+def change(folder: Path, name: str, data: bytes) -> None:
+    """Another content of a checkpoint's file, with its size and checksum in the manifest."""
+    (folder / name).write_bytes(data)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest[name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_a_damaged_checkpoint_of_the_same_step_is_written_anew(tmp_path: Path) -> None:
+    trainer = trainer_of(tmp_path, WORSE_LATER, steps=2)
+    fit(trainer)
+    weights = tmp_path / "checkpoints" / "step-00000002" / "model.safetensors"
+    good = weights.read_bytes()
+    weights.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    trainer.save()
+    assert weights.read_bytes() == good
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000002"]
+
+
+def test_other_data_in_the_same_place_is_refused(tmp_path: Path) -> None:
+    trainer = trainer_of(tmp_path, WORSE_LATER, steps=2)
+    fit(trainer)
+    again = trainer_of(tmp_path, WORSE_LATER, steps=4)
+    again.task.data_identity = "another"
+    with pytest.raises(UserError, match="was trained on other data than now lies in its place"):
+        again.resume(read(tmp_path / "checkpoints" / "step-00000002", again.model))

@@ -8,6 +8,7 @@ data/
   train.labels.npy            int64 [N]
 """
 
+import hashlib
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -192,6 +193,12 @@ class ClassData:
     def identity(self) -> dict[str, str]:
         """Checksum of every file: what a run remembers of its data."""
         return {i["file"]: i["sha256"] for s in self.manifest["splits"].values() for i in s["arrays"].values()}
+
+    def identity_of(self, split: str) -> str:
+        """Hex digest of a split's checksums: for a run to know its data again."""
+        arrays = self.manifest["splits"][split]["arrays"]
+        sums = sorted((key, info["sha256"]) for key, info in arrays.items())
+        return hashlib.sha256(repr(sums).encode()).hexdigest()
 
     def verify(self) -> int:
         """Recompute every checksum and look at every number; the first fault is a `UserError`. Returns how many files

@@ -10,6 +10,8 @@ class Task(Protocol):
     """Data and loss of a run; every method is a pure function of its arguments, so that a resumed run sees the same."""
 
     tokens_per_step: int
+    data_identity: str
+    """Differs where the training data does, wherever it lies; empty where the settings decide it."""
 
     def batch(self, step: int, part: int, parts: int) -> Any:
         """The tensors of one accumulation part of a step, on the run's device."""

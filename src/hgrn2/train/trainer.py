@@ -77,7 +77,11 @@ class Trainer:
             self.optimizers.keep_gradients = True
 
     def resume(self, found: Checkpoint) -> None:
-        """Continue from a checkpoint that was read."""
+        """Continue from a checkpoint that was read; one of a run on other data is a `UserError`."""
+        known = found.trainer.get("data")
+        other = known not in (None, self.task.data_identity)
+        refuse(other, f"{self.folder} was trained on other data than now lies in its place: give the data that it had, "
+                      "--restart to begin it anew, or another --out")  # fmt: skip
         checkpoint.apply(found, self.model)
         tensors, values = found.optimizer, found.trainer
         if self.best is not None:
@@ -137,7 +141,9 @@ class Trainer:
     def save(self) -> None:
         """Write a checkpoint of this moment, unless the run has gone wrong, and drop the oldest."""
         self._check_good()
-        values: dict[str, Any] = {"elapsed_s": self.elapsed_s, "guard": self.guard.state()}
+        values: dict[str, Any] = {
+            "elapsed_s": self.elapsed_s, "guard": self.guard.state(), "data": self.task.data_identity,
+        }  # fmt: skip
         if self.best is not None:
             values["best"] = self.best.state()
         with ExitStack() as stack:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from hgrn2.data.augment import augment
 from hgrn2.data.class_batches import ClassBatches, ClassPlan
-from hgrn2.data.classes import Described, Examples
+from hgrn2.data.classes import Described, Examples, open_examples
 from hgrn2.models.config import SequenceConfig
 from hgrn2.models.modes import reading
 from hgrn2.models.sequence import cross_entropy
@@ -55,6 +55,7 @@ class ClassifyTask:
         self.loader = Loader(train, plan_of(run), device)
         tokens = np.minimum(train.lengths(np.arange(len(train))), run.train.sequence_length).mean()
         self.tokens_per_step = round(float(tokens) * run.train.batch_size)
+        self.data_identity = open_examples(run.data.folder).identity_of(run.data.train_split)
         self.easy: tuple[ClassBatches, Loader] | None = None
         if first.steps:
             plan, easy = plan_of(run, batch_size=first.batch_size), splits[first.split]

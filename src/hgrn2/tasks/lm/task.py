@@ -38,6 +38,7 @@ class LanguageTask:
         if valid.n_tokens < 2:
             raise UserError(f"{valid.name} has {valid.n_tokens} held-out tokens; a measurement takes at least 2")
         self.tokens_per_step = run.train.tokens_per_step
+        self.data_identity = train.identity()
         plan = BatchPlan(
             sequence_length=run.train.sequence_length,
             batch_size=run.train.batch_size,

@@ -35,6 +35,7 @@ class MQARTask:
         self.run, self.device = run, device
         self.examples = Examples(run.data, run.model.vocab_size, run.train.batch_size)
         self.tokens_per_step = self.examples.mean_tokens
+        self.data_identity = ""
 
     def batch(self, step: int, part: int, parts: int) -> tuple[Tensor, Tensor, Tensor]:
         """Tokens [B,T], positions of the queries [B,P] and their answers [B,P]."""
