@@ -32,6 +32,7 @@ def environment() -> dict[str, Any]:
         "fla": _version("fla") or _version("fla-core"),
         "platform": " ".join(part for part in (platform.system(), platform.machine(), *platform.libc_ver()) if part),
         "cpu": _cpu_model(),
+        "vectors": _vectors(),
         "cores": _cores(),
         "threads": _threads(),
         **_gpu(),
@@ -59,6 +60,18 @@ def _cpu_model() -> str | None:
     except OSError:
         pass  # not Linux
     return platform.processor() or None
+
+
+def _vectors() -> str | None:
+    """The widest vectors of an x86 processor, whose name may say little ("AMD EPYC"); None where it is not known."""
+    try:
+        text = _CPU_INFO.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    flags = next((line.partition(":")[2].split() for line in text.splitlines() if line.startswith("flags")), [])
+    return next(
+        (name for flag, name in (("avx512f", "AVX-512"), ("avx2", "AVX2"), ("avx", "AVX")) if flag in flags), None
+    )
 
 
 def _cores() -> int:

@@ -11,6 +11,7 @@ import torch
 
 from hgrn2 import ops
 from hgrn2.errors import UserError
+from hgrn2.ops import backend as backends
 from hgrn2.ops.backend import widest
 from hgrn2.ops.native import build
 
@@ -72,6 +73,27 @@ def test_auto_prefers_native_and_names_run_what_they_say(backend: str) -> None:
     assert f"hgru2 on cpu float32 runs on {choice}: " in ops.explain("hgru2", X, X, X, heads=2)
     assert ops.explain(ops.gated_scan, X, X, backend=backend).startswith(f"gated_scan on cpu float32 runs on {backend}")
     assert "runs on reference: asked for by name" in ops.explain("causal_conv", X.double(), backend="reference")
+
+
+@pytest.mark.skipif(build.library()[0] is None, reason="no compiler")
+@pytest.mark.parametrize(
+    ("batch", "head", "expected"),
+    [
+        ((1, 2048, 1), 512, "chunked"),
+        ((1, 2048, 1), 256, "native"),
+        ((2, 2048, 1), 512, "native"),
+        ((1, 2048, 4), 512, "native"),
+        ((1, 256, 1), 512, "native"),
+        ((8, 512, 4), 64, "native"),
+    ],
+)
+def test_few_large_states_leave_no_thread_idle(
+    batch: tuple[int, int, int], head: int, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    choice = backends.choose(torch.device("cpu"), keys=head, values=head, batch=batch)
+    assert choice.backend == expected
+    assert ("2 threads compute few states of 512 x 512 sooner in chunks" in choice.why) == (expected == "chunked")
 
 
 @pytest.mark.parametrize("name", ["gated_outer_step", "gated_step", "causal_conv_step"])

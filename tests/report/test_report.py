@@ -284,6 +284,22 @@ def test_environment_names_versions_and_no_one(monkeypatch: pytest.MonkeyPatch) 
     assert environment()["commit"] is None
 
 
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [("fma avx avx2", "AVX2"), ("avx avx2 avx512f avx512bw", "AVX-512"), ("avx", "AVX"), ("sse2", None)],
+)
+def test_environment_names_the_vectors(
+    flags: str, expected: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A name such as "AMD EPYC" does not say them, and no number means anything without them."""
+    info = tmp_path / "cpuinfo"
+    info.write_text(f"processor\t: 0\nmodel name\t: AMD EPYC\nflags\t\t: fpu {flags} rdseed\n")
+    monkeypatch.setattr(environment_module, "_CPU_INFO", info)
+    assert (environment()["cpu"], environment()["vectors"]) == ("AMD EPYC", expected)
+    info.unlink()
+    assert environment()["vectors"] is None
+
+
 def test_answers_to_pictures_stand_in_the_page(tmp_path: Path) -> None:
     """Colour and grey ones, right and wrong, with names that are escaped; each picture is a PNG that says its size."""
     grey, colour = np.full((4, 5, 1), 200, np.uint8), np.zeros((3, 3, 3), np.uint8)

@@ -174,7 +174,8 @@ def _machine(machine: dict[str, Any]) -> str:
             f"{machine['gpu']}, driver {machine.get('driver')}, torch {machine.get('torch')}, "
             f"triton {machine.get('triton')}, {machine.get('platform')}"
         )
-    device = machine.get("gpu") or machine.get("cpu") or "unknown processor"
+    device = machine.get("cpu") or "unknown processor"
+    device += f" with {machine['vectors']}" if machine.get("vectors") else ""
     return (
         f"{device}, {machine.get('cores')} cores, {machine.get('threads')} threads, torch {machine.get('torch')}, "
         f"{machine.get('platform')}"

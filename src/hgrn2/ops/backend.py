@@ -101,6 +101,8 @@ def choose(
             doubt = doubt_of(op, name, device) if choice.backend else choice.why
             if not doubt and name == "cuda" and batch is not None and _few(batch, keys, device):
                 slow, doubt = choice, "few long sequences of small heads are faster in chunks"
+            if not doubt and name == "native" and batch is not None and _idle(batch, keys * values):
+                doubt = f"{_threads()} threads compute few states of {keys} x {values} sooner in chunks"
             if not doubt:
                 return Choice(name, "; ".join([choice.why, *reasons]))
             reasons.append(doubt)
@@ -122,6 +124,27 @@ def choose(
 def _few(batch: tuple[int, int, int], size: int, device: torch.device) -> bool:
     sequences, tokens, heads = batch
     return 0 < size <= SMALL and too_few(sequences, tokens, heads, size, _processors(device))
+
+
+def _idle(batch: tuple[int, int, int], state: int) -> bool:
+    """Whether native would leave so many threads idle that plain PyTorch is sooner done.
+
+    Native has a thread for each sequence and head. On two cores with AVX2, forward and backward of one sequence with
+    one head take 35 ms against 38 with states of 128 x 128 and 297 against 133 with 512 x 512; with 256 x 256 the bound
+    decides.
+    """
+    sequences, tokens, heads = batch
+    threads = _threads()
+    if (
+        state * threads**2 <= 512**2
+    ):  # not even for one state; asked first so that compiled code is not bound to a shape
+        return False
+    return tokens >= 512 and state * threads**2 > (512 * sequences * heads) ** 2
+
+
+@constant_when_compiled
+def _threads() -> int:
+    return torch.get_num_threads()
 
 
 @constant_when_compiled
