@@ -23,6 +23,7 @@ from torch import Tensor
 from hgrn2.layers.state import ModelState
 from hgrn2.models.language import LanguageModel
 from hgrn2.models.modes import reading
+from hgrn2.ops.arguments import check_whole
 from hgrn2.settings import refuse
 
 MEANING = {
@@ -86,6 +87,7 @@ class Beginning:
 
     def __init__(self, corpus: Corpus, length: int, tokenizer: Tokenizer | None = None) -> None:
         """Without a tokenizer the part's `text_bytes` is not known."""
+        check_whole(length, "limit")
         refuse(length < 2, f"a limit of {length} tokens leaves nothing to predict; it must be at least 2")
         self.corpus = corpus
         self.n_tokens = min(length, corpus.n_tokens)
@@ -128,7 +130,7 @@ def carried(
             the state of the document before it, as in training.
         progress: told (predicted tokens so far, all of them).
     """
-    refuse(segment < 1, f"segment is {segment}; it must be at least 1")
+    check_whole(segment, "segment")
     targets = _targets(corpus)
     total, state = 0.0, None
     with reading(model):
@@ -168,9 +170,9 @@ def windows(
 def _in_windows(
     name: str, model: LanguageModel, corpus: Corpus, window: int, stride: int, batch: int, progress: Progress | None
 ) -> Perplexity:
-    refuse(window < 1, f"window is {window}; it must be at least 1")
+    for option, value in (("window", window), ("stride", stride), ("batch_size", batch)):
+        check_whole(value, option)
     refuse(not 1 <= stride <= window, f"stride is {stride}; it must be from 1 to the window, {window}")
-    refuse(batch < 1, f"batch_size is {batch}; it must be at least 1")
     targets = _targets(corpus)
     total, done = 0.0, 0
     with reading(model):

@@ -259,3 +259,14 @@ def test_a_model_to_be_loaded_draws_no_initial_weights() -> None:
         model = LanguageModel(CONFIGS["hgru2"])
     assert {value.device.type for value in model.state_dict().values()} == {"meta"}
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_weights_of_several_dtypes_are_refused_unless_one_is_asked_for(tmp_path: Path) -> None:
+    save_model(tmp_path / "model", made())
+    weights = load_file(tmp_path / "model" / WEIGHTS)
+    name = "backbone.blocks.0.glu.in_proj.weight"
+    save_file(weights | {name: weights[name].half()}, tmp_path / "model" / WEIGHTS)
+    with pytest.raises(UserError, match=rf"{name} in F16.*: write all weights in one dtype, or load them with dtype="):
+        load_model(tmp_path / "model")
+    loaded = load_model(tmp_path / "model", dtype=torch.float32)
+    assert {value.dtype for value in loaded.state_dict().values()} == {torch.float32}

@@ -58,6 +58,28 @@ MISTAKES = {
     "heads that do not divide": (hgru2(heads=3), "8 and 8 channels do not divide into 3 heads"),
     "no heads": (hgru2(heads=0), "do not divide into 0 heads"),
     "value heads that do not divide": (hgru2(i=X[..., :7]), "8 and 7 channels do not divide into 2 heads"),
+    "an array of numpy": (hgru2(f=X.numpy()), "f must be a tensor, not numpy.ndarray; torch.from_numpy makes one"),
+    "no tensor": (hgru2(i=None), "i must be a tensor, not builtins.NoneType"),
+    "a sparse tensor": (scan(f=X.to_sparse()), "f must be a dense tensor, not float32 sparse_coo"),
+    "float8": (conv(x=X.to(torch.float8_e4m3fn)), "x must hold real floating-point numbers, not torch.float8"),
+    "two devices": (hgru2(q=X.to("meta")), "must be on one device; got q on meta, f on cpu"),
+    "heads in halves": (hgru2(heads=2.0), "heads is 2.0; it must be a whole number"),
+    "bound above one": (hgru2(lower_bound=torch.full((8,), 1.5)), "lower_bound has 1.5; lower bounds of a gate lie in"),
+    "bound below zero": (hgru2(lower_bound=torch.linspace(-0.25, 0.5, 8)), "lower_bound has -0.25; lower bounds"),
+    "scale that is no number": (hgru2(scale=float("nan")), "scale is nan; it must be a finite number"),
+    "reverse that is no choice": (scan(reverse="yes"), "reverse is 'yes'; it must be True or False"),
+    "step with bound above one": (step(lower_bound=torch.full((8,), 2.0)), "lower_bound has 2; lower bounds of a gate"),
+    "step without a state": (step(state=None), "state must be [B,H,K,V], not None"),
+    "step with a list": (step(q=[1.0]), "q must be a tensor, not builtins.list"),
+    "step with slots outside the pool": (step(slots=torch.tensor([0, 1, 3])), "slot 3 is outside the pool of 3"),
+    "step with slots in halves": (step(slots=torch.ones(3)), "slots must be [B] whole numbers; got [3] torch.float32"),
+    "outer step with a token axis": (outer_step(q=FOUR), "gated_outer_step takes q, k, log_f [B,H,K]"),
+    "scan step of numpy": (scan_step(x=ONE.numpy()), "x must be a tensor, not numpy.ndarray"),
+    "conv step without a state": (conv_step(state=None), "causal_conv_step takes x [B,D]"),
+    "boundaries in a list": (
+        scan(x=X[:1], f=X[:1], cu_seqlens=[0, 6]),
+        "cu_seqlens must be a tensor, not builtins",
+    ),
     "bound of other width": (hgru2(lower_bound=torch.ones(4)), "lower_bound must be [8], one value a channel; got [4]"),
     "state of other heads": (hgru2(state=torch.ones(2, 4, 2, 2)), "state must be [2, 2, 4, 4]; got [2, 4, 2, 2]"),
     "state of other batch": (hgru2(state=STATE), "state must be [2, 2, 4, 4]; got [3, 2, 4, 4]"),
@@ -117,7 +139,7 @@ BOUNDARIES = {
     "a matrix": ([[0, 6]], "must be a vector"),
     "not whole": ([0.0, 6.0], "int32 or int64"),
 }
-RUNS: dict[str, Callable[[Tensor, Tensor, str], object]] = {
+RUNS: dict[str, Callable[[Tensor, Tensor, str], tuple[Tensor, Tensor | None]]] = {
     "hgru2": lambda x, cu, backend: ops.hgru2(x, x, x, heads=2, cu_seqlens=cu, backend=backend),
     "gated_outer_scan": lambda x, cu, backend: ops.gated_outer_scan(
         *(x.unflatten(-1, (2, 4)),) * 4, cu_seqlens=cu, backend=backend
@@ -147,7 +169,11 @@ def test_packed_documents_need_a_batch_of_one(op: str, backend: str) -> None:
 @pytest.mark.parametrize("op", RUNS)
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64], ids=str)
 def test_boundaries_of_either_integer_fit(dtype: torch.dtype, op: str, backend: str) -> None:
-    RUNS[op](X[:1], torch.tensor([0, 2, 6], dtype=dtype), backend)
+    """Each document's output is that of the document by itself."""
+    whole = RUNS[op](X[:1] / 2, torch.tensor([0, 2, 6], dtype=dtype), backend)[0]
+    for first, last in ((0, 2), (2, 6)):
+        alone = RUNS[op](X[:1, first:last] / 2, torch.tensor([0, last - first]), backend)[0]
+        torch.testing.assert_close(whole[:, first:last], alone)
 
 
 def test_a_packed_state_needs_a_row_for_every_document(backend: str) -> None:

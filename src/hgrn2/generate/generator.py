@@ -113,6 +113,8 @@ class Generator:
     """Continues texts with a language model and the tokenizer that its training text had."""
 
     def __init__(self, model: LanguageModel, tokenizer: Tokenizer) -> None:
+        name = type(model).__name__
+        refuse(not isinstance(model, LanguageModel), f"the model must be a LanguageModel, not {name}")
         size, known = tokenizer.vocab_size, model.config.vocab_size
         refuse(size > known, f"the tokenizer has {size} ids, the model knows {known}: they do not belong together")
         self.model = model
@@ -140,7 +142,10 @@ class Generator:
             UserError: at once, for an empty prompt with nothing to continue, text or ids outside the vocabulary; while
                 generating, for logits that are not finite.
         """
-        config = config or GenerationConfig()
+        config = GenerationConfig() if config is None else config
+        for value, wanted in ((config, GenerationConfig), (state, Snapshot)):
+            fits = value is None or isinstance(value, wanted)
+            refuse(not fits, f"expected a {wanted.__name__}, not {type(value).__name__}")
         self._check_size(config)
         self._graph(config)
         ids = self.prompt_ids(prompt, state)
@@ -182,6 +187,7 @@ class Generator:
         """
         continues = state is not None and state.last != self.tokenizer.eot
         ids = self.tokenizer.encode(prompt, continues=continues) if isinstance(prompt, str) else np.asarray(prompt)
+        refuse(ids.ndim > 1, f"a prompt is one sequence of token ids, not {list(ids.shape)}")
         refuse(ids.size > 0 and ids.dtype.kind not in "iu", f"token ids must be whole numbers, not {ids.dtype}")
         ids = ids.reshape(-1).astype(np.int64)
         bad = ids[(ids < 0) | (ids >= self.tokenizer.vocab_size)]

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from hgrn2.errors import UserError
 from hgrn2.layers.directions import Shape
+from hgrn2.ops.arguments import check_tensors
 
 
 class PatchEmbedding(nn.Module):
@@ -21,6 +22,7 @@ class PatchEmbedding(nn.Module):
         Raises:
             UserError: another number of channels, sides that are no multiples of the patch, integers.
         """
+        check_tensors(images=images)
         if images.dim() != 4 or images.shape[1] != self.channels or not images.is_floating_point():
             kind = str(images.dtype).removeprefix("torch.")
             wanted = f"[B,{self.channels},height,width] floating-point"

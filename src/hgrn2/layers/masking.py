@@ -9,10 +9,12 @@ from torch import Tensor
 
 from hgrn2 import ops
 from hgrn2.errors import UserError
+from hgrn2.ops.arguments import check_tensors
 
 
 def check_keep(keep: Tensor | None, x: Tensor) -> None:
     """Refuse a mask that is not [B,T] bool beside x [B,T,D]; reads no device memory."""
+    check_tensors(keep=keep)
     if keep is not None and (keep.shape != x.shape[:2] or keep.dtype != torch.bool):
         dtype = str(keep.dtype).removeprefix("torch.")
         raise UserError(f"keep must be {list(x.shape[:2])} bool, one value a token; got {list(keep.shape)} {dtype}")

@@ -1,10 +1,11 @@
 """The stack of blocks with its lower bounds: the only loop over layers, for training, prefill and one-token steps."""
 
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
+from hgrn2.errors import UserError
 from hgrn2.layers.block import Block, recomputed
 from hgrn2.layers.directions import Shape, check_shape, no_state
 from hgrn2.layers.gates import lower_bounds
@@ -12,6 +13,7 @@ from hgrn2.layers.masking import check_keep
 from hgrn2.layers.norm import Norm
 from hgrn2.layers.state import ModelState
 from hgrn2.models.config import Recompute, StackConfig
+from hgrn2.ops.arguments import check_tensors, check_whole
 from hgrn2.settings import refuse
 
 
@@ -52,6 +54,8 @@ class Backbone(nn.Module):
     def set_recompute(self, what: Recompute) -> None:
         """Which activations a training step keeps: all of them (none), all but those of the GLUs (glu), or only the
         input of each block (block). What is not kept is computed again in the backward, with the same results."""
+        known = get_args(Recompute)
+        refuse(what not in known, f"recompute {what!r} is unknown; choose one of {', '.join(known)}")
         running = self.config.norm == "batch" and what != "none"
         refuse(running, f"recompute {what} would count every batch twice in the running statistics of norm batch")
         self.recompute_blocks = what == "block"
@@ -62,6 +66,9 @@ class Backbone(nn.Module):
         """The state of `batch` sequences before their first token: float32 (float64 for a float64 model), keys and
         values of attention in the model's dtype, unless a dtype is given."""
         refuse(self.config.mixer.direction != "causal", no_state(self.config.mixer))
+        check_whole(batch, "batch", 0)
+        floating = dtype is None or (isinstance(dtype, torch.dtype) and dtype.is_floating_point)
+        refuse(not floating, f"a state's dtype must be a floating-point torch.dtype, not {dtype!r}")
         mixers: list[Any] = [block.mixer for block in self.blocks if isinstance(block, Block)]
         weight = mixers[0].in_proj.weight
         made = [mixer.zeros(batch, weight.device, dtype or mixer.state_dtype(weight.dtype)) for mixer in mixers]
@@ -92,6 +99,7 @@ class Backbone(nn.Module):
         Raises:
             UserError: a mask that is not [B,T] bool, a shape that does not fit, a state where there is none.
         """
+        self._check(x, state)
         check_keep(keep, x)
         check_shape(self.config.mixer, x.shape[1], shape)
         finals = []
@@ -112,3 +120,15 @@ class Backbone(nn.Module):
         if trace is not None:
             trace.append(x)
         return x, ModelState(tuple(finals)) if output_state else None
+
+    def _check(self, x: Tensor, state: ModelState | None) -> None:
+        check_tensors(x=x)
+        if x.dim() != 3 or x.shape[2] != self.config.width or not x.is_floating_point():
+            found = f"{list(x.shape)} {str(x.dtype).removeprefix('torch.')}"
+            raise UserError(f"x must be [B,T,{self.config.width}] floating-point; got {found}")
+        if state is None:
+            return
+        kind = type(state)
+        refuse(not isinstance(state, ModelState), f"a state is a ModelState, as zeros() makes it, not {kind.__name__}")
+        mine, its = self.config.layers, len(state.layers)
+        refuse(mine != its, f"the state is of {its} layers, the model has {mine}: it belongs to another model")

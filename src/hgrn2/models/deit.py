@@ -17,6 +17,7 @@ from hgrn2.layers.reading import DropPath
 from hgrn2.models.config import DeiTConfig, Recompute
 from hgrn2.models.fitting import check_model
 from hgrn2.models.sequence import cross_entropy
+from hgrn2.ops.arguments import check_tensors, check_whole
 from hgrn2.settings import refuse
 
 
@@ -70,9 +71,11 @@ class DeiT(nn.Module):
     @torch.no_grad()
     def top(self, images: Tensor, count: int = 5) -> tuple[Tensor, Tensor]:
         """Probabilities and class numbers [B,count] of the likeliest classes, best first; at most all of them."""
+        check_whole(count, "count")
         return self(images).float().softmax(-1).topk(min(count, self.config.classes))
 
     def _check(self, images: Tensor) -> None:
+        check_tensors(images=images)
         channels, patch = self.config.channels, self.config.patch
         if images.dim() != 4 or images.shape[1] != channels or not images.is_floating_point():
             kind = str(images.dtype).removeprefix("torch.")

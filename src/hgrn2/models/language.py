@@ -1,5 +1,7 @@
 """The language model: token embedding, backbone, next-token head."""
 
+from typing import get_args
+
 import torch
 from torch import Tensor, nn
 
@@ -10,8 +12,9 @@ from hgrn2.models.backbone import Backbone
 from hgrn2.models.config import LossKind, ModelConfig
 from hgrn2.models.fitting import check_model
 from hgrn2.models.init import initialise
+from hgrn2.ops.arguments import check_ids, check_tensors
 from hgrn2.ops.backend import has_tangents
-from hgrn2.ops.linear_cross_entropy import linear_cross_entropy
+from hgrn2.ops.linear_cross_entropy import check_targets, linear_cross_entropy
 
 LARGE_VOCABULARY = 8192
 """From here on the logits of a batch outweigh what a model of usual width keeps of it."""
@@ -61,6 +64,7 @@ class LanguageModel(nn.Module):
 
         `cu_seqlens`, `keep` and `inplace` as in `forward`, `trace` as in `Backbone.forward`.
         """
+        self._check(tokens)
         x = tokens if tokens.is_floating_point() else self.embedding(tokens)
         x = x * self.embedding_scale if self.embedding_scale != 1.0 else x
         x = self.dropout(x)
@@ -95,6 +99,10 @@ class LanguageModel(nn.Module):
             keep: [B,T] bool for texts of different lengths; False marks padding, wherever it stands: states, gradients
                 and the logits of other tokens are those of the text without it. Logits at padding mean nothing.
             inplace: the state given may be overwritten; go on with the one returned.
+
+        Raises:
+            UserError: tokens that are no integers [B,T], or outside the vocabulary (looked at on the CPU only, as a GPU
+                would have to wait), a mask or a state that does not fit.
         """
         options = {"cu_seqlens": cu_seqlens, "keep": keep, "output_state": output_state, "inplace": inplace}
         features, state = self.hidden(tokens, state, **options)
@@ -111,7 +119,12 @@ class LanguageModel(nn.Module):
             method: full keeps logits and their gradient [B,T,V] in memory; chunked never has them for more than some
                 thousand tokens (`linear_cross_entropy`), and pays with products in smaller pieces; auto is chunked for
                 vocabularies of 8,192 and more.
+
+        Raises:
+            UserError: as `forward`; targets that are not int64 of the tokens' shape, or outside the vocabulary (-100
+                does not count; looked at on the CPU), an unknown method.
         """
+        self._check_loss(tokens, targets, method)
         features, _ = self.hidden(tokens, cu_seqlens=cu_seqlens, output_state=False)
         large = self.config.vocab_size >= LARGE_VOCABULARY and not has_tangents(features, self.head_weight)
         if method == "chunked" or (method == "auto" and large):
@@ -119,6 +132,26 @@ class LanguageModel(nn.Module):
         logits = self.logits(features)
         logits = logits if logits.dtype == torch.float64 else logits.float()
         return nn.functional.cross_entropy(logits.flatten(0, -2), targets.flatten())
+
+    def _check(self, tokens: Tensor) -> None:
+        check_tensors(tokens=tokens)
+        width, found = self.config.width, f"{list(tokens.shape)} {str(tokens.dtype).removeprefix('torch.')}"
+        if tokens.is_floating_point():
+            if tokens.dim() != 3 or tokens.shape[2] != width:
+                raise UserError(f"tokens must be integers [B,T], or embeddings [B,T,{width}]; got {found}")
+            return
+        if tokens.dim() != 2 or tokens.dtype not in (torch.int64, torch.int32):
+            raise UserError(f"tokens must be [B,T] int64 or int32; got {found}")
+        check_ids(tokens, self.config.vocab_size)
+
+    def _check_loss(self, tokens: Tensor, targets: Tensor, method: str) -> None:
+        if method not in get_args(LossKind):
+            raise UserError(f"loss method {method!r} is unknown; choose one of {', '.join(get_args(LossKind))}")
+        check_tensors(tokens=tokens, targets=targets)
+        if targets.shape != tokens.shape[:2] or targets.dtype != torch.int64:
+            found = f"{list(targets.shape)} {str(targets.dtype).removeprefix('torch.')}"
+            raise UserError(f"targets must be {list(tokens.shape[:2])} int64, as the tokens; got {found}")
+        check_targets(targets, self.config.vocab_size)
 
     def check_tokens(self, tokens: Tensor) -> None:
         """Refuse ids outside the vocabulary, which the embedding would read out of bounds."""

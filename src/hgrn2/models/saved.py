@@ -269,9 +269,20 @@ def _read(folder: Path, kinds: tuple[str, ...], device: torch.device | str, dtyp
             shape, kind = tensor.get_shape(), tensor.get_dtype()
             refuse(shape != own[name], f"{path}: {name} is {shape}, but {CONFIG} makes it {own[name]}")
             refuse(kind not in _FLOATS, f"{path}: {name} has dtype {kind}, which is no floating-point type")
+        if dtype is None:
+            _refuse_mixed(path, stored)
         weights = {name: file.get_tensor(name).to(device=place, dtype=dtype) for name in stored}
     model.load_state_dict(weights, assign=True)
     return model.eval()
+
+
+def _refuse_mixed(path: Path, stored: Mapping[str, Any]) -> None:
+    """The model's matrices would not multiply."""
+    kinds: dict[str, str] = {}
+    for name, tensor in stored.items():
+        kinds.setdefault(tensor.get_dtype(), name)
+    several = " and ".join(f"{name} in {kind}" for kind, name in kinds.items())
+    refuse(len(kinds) > 1, f"{path} holds {several}: write all weights in one dtype, or load them with dtype=")
 
 
 def _without_weights(kind: str, config: Settings, path: Path) -> Model:
@@ -293,6 +304,8 @@ def usable_device(device: torch.device | str) -> torch.device:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         place = torch.device(device)
+        if place.type == "meta":
+            raise UserError("device 'meta' cannot be used: it holds no numbers")
         torch.empty(0, device=place)
     except (RuntimeError, AssertionError) as error:  # torch raises AssertionError where it was built without CUDA
         reason = str(error).splitlines()[0]

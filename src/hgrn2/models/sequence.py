@@ -13,6 +13,7 @@ from hgrn2.models.backbone import Backbone
 from hgrn2.models.config import ClassifierConfig, Recompute, SequenceConfig
 from hgrn2.models.fitting import check_model
 from hgrn2.models.init import initialise
+from hgrn2.ops.arguments import check_ids, check_tensors
 
 
 class SequenceClassifier(nn.Module):
@@ -92,6 +93,7 @@ class SequenceClassifier(nn.Module):
             raise UserError(f"token id {bad} is outside the vocabulary of {self.config.vocab_size}")
 
     def _check(self, inputs: Tensor, keep: Tensor | None) -> None:
+        check_tensors(inputs=inputs, keep=keep)
         config, ids = self.config, self.embedding is not None
         axes = 2 + config.pair + (not ids)
         fits = inputs.dim() == axes and (not config.pair or inputs.shape[1] == 2) and inputs.shape[axes - 1] != 0
@@ -101,6 +103,8 @@ class SequenceClassifier(nn.Module):
             kind = "integer" if ids else "floating-point"
             found = f"{list(inputs.shape)} {str(inputs.dtype).removeprefix('torch.')}"
             raise UserError(f"inputs must be {wanted} {kind}; got {found}")
+        if ids:
+            check_ids(inputs, config.vocab_size)
         steps = inputs.shape if ids else inputs.shape[:-1]
         if keep is not None and (keep.shape != steps or keep.dtype != torch.bool):
             kind = str(keep.dtype).removeprefix("torch.")
@@ -113,7 +117,21 @@ def head_norm(config: ClassifierConfig) -> Norm | None:
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """Mean cross-entropy, in float32 (float64 for a float64 model); labels [B], or a distribution [B,classes]."""
+    """Mean cross-entropy, in float32 (float64 for a float64 model); labels [B], or a distribution [B,classes].
+
+    Raises:
+        UserError: labels that do not fit, or name no class (looked at on the CPU only), a smoothing outside [0,1].
+    """
+    check_tensors(logits=logits, labels=labels)
+    whole = labels.dtype == torch.int64 and labels.shape == logits.shape[:1]
+    if not whole and not (labels.is_floating_point() and labels.shape == logits.shape):
+        wanted = f"[{logits.shape[0]}] int64, or probabilities {list(logits.shape)}"
+        found = f"{list(labels.shape)} {str(labels.dtype).removeprefix('torch.')}"
+        raise UserError(f"labels must be {wanted}; got {found}")
+    if whole:
+        check_ids(labels, logits.shape[1], "label", "the classes, of which there are")
+    if not 0 <= label_smoothing <= 1:
+        raise UserError(f"label_smoothing is {label_smoothing}; it must be in [0, 1]")
     logits = logits if logits.dtype == torch.float64 else logits.float()
     labels = labels.to(logits.dtype) if labels.is_floating_point() else labels
     return nn.functional.cross_entropy(logits, labels, label_smoothing=label_smoothing)

@@ -11,6 +11,7 @@ from hgrn2.models.config import Recompute, VisionConfig
 from hgrn2.models.fitting import check_model
 from hgrn2.models.init import initialise
 from hgrn2.models.sequence import cross_entropy, head_norm
+from hgrn2.ops.arguments import check_whole
 
 
 class VisionClassifier(nn.Module):
@@ -65,4 +66,5 @@ class VisionClassifier(nn.Module):
     @torch.no_grad()
     def top(self, images: Tensor, count: int = 5) -> tuple[Tensor, Tensor]:
         """Probabilities and class numbers [B,count] of the likeliest classes, best first; at most all of them."""
+        check_whole(count, "count")
         return self(images).float().softmax(-1).topk(min(count, self.config.classes))

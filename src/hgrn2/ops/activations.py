@@ -4,15 +4,16 @@ import torch
 from torch import Tensor
 
 from hgrn2.errors import UserError
+from hgrn2.settings import shown
 
 NAMES = ("none", "silu", "sigmoid")
 
 
 def name_of(activation: str | None) -> str:
     """The canonical name; None means none."""
-    name = activation or "none"
-    if name not in NAMES:
-        raise UserError(f"activation {activation!r} is unknown; choose one of {', '.join(NAMES)}")
+    name = "none" if activation is None else activation
+    if not isinstance(name, str) or name not in NAMES:
+        raise UserError(f"activation {shown(activation)} is unknown; choose one of {', '.join(NAMES)}")
     return name
 
 

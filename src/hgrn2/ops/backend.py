@@ -18,6 +18,7 @@ from torch.autograd.forward_ad import unpack_dual
 
 from hgrn2.errors import UserError
 from hgrn2.ops.cuda.support import SMALL, processors, too_few
+from hgrn2.settings import shown
 
 NAMES = ("cuda", "triton", "native", "chunked", "reference")
 
@@ -90,6 +91,8 @@ def choose(
     keys and values are the channels of one head (0 for operators without heads); batch is how many sequences of at most
     how many tokens and heads there are, where the choice may depend on it. forward_mode: see `has_tangents`.
     """
+    if not isinstance(backend, str):
+        raise UserError(f"backend is {shown(backend)}; choose auto, {', '.join(NAMES)}")
     if forward_mode and backend == "auto":
         return Choice("reference", f"{FORWARD_MODE} the reference alone")
     if forward_mode and backend in NAMES and backend != "reference":
@@ -156,14 +159,13 @@ def choose_step(
     x: Tensor, state: Tensor, backend: str = "auto", *, keys: int = 0, values: int = 0, forward_mode: bool = False
 ) -> Choice:
     """Resolve a request for one token of `hgru2`; native keeps states in the working dtype of the input x only."""
-    if backend == "cuda":
+    if isinstance(backend, str) and backend == "cuda":
         raise UserError("backend cuda cannot serve this call: one token runs on triton")
-    if forward_mode and backend in ("triton", "native"):
-        raise UserError(f"backend {backend} cannot serve this call: {FORWARD_MODE} backend='reference' alone")
-    if forward_mode:
+    if forward_mode and isinstance(backend, str) and backend in ("auto", "chunked"):  # plain PyTorch, as the reference
         backend = "reference"
     wanted = work_dtype(x.dtype)
-    choice = choose(x.device, backend, op="hgru2_step", dtype=x.dtype, keys=keys, values=values)
+    options = {"keys": keys, "values": values, "forward_mode": forward_mode}
+    choice = choose(x.device, backend, op="hgru2_step", dtype=x.dtype, **options)
     if choice.backend != "native" or state.dtype == wanted:
         return choice
     why = f"native steps keep the state in {wanted}, this one is {state.dtype}"
@@ -189,7 +191,7 @@ def has_tangents(*tensors: Tensor | None) -> bool:
 def check_floating(**tensors: Tensor | None) -> None:
     """Refuse integers and complex numbers."""
     for name, x in tensors.items():
-        if x is not None and not x.is_floating_point():
+        if x is not None and not (x.is_floating_point() and x.itemsize > 1):
             raise UserError(f"{name} must hold real floating-point numbers, not {x.dtype}")
 
 

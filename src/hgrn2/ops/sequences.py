@@ -12,12 +12,14 @@ import torch
 from torch import Tensor
 
 from hgrn2.errors import UserError
+from hgrn2.ops.arguments import check_tensors
 
 
 def check_cu_seqlens(cu_seqlens: Tensor | None, batch: int) -> None:
     """Refuse boundaries that do not cover a batch of one sequence; reads no device memory."""
     if cu_seqlens is None:
         return
+    check_tensors(cu_seqlens=cu_seqlens)
     if batch != 1:
         raise UserError(f"cu_seqlens needs packed documents with B = 1, not B = {batch}")
     if cu_seqlens.dim() != 1 or cu_seqlens.numel() < 2 or cu_seqlens.dtype not in (torch.int32, torch.int64):

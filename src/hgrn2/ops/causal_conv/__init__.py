@@ -5,6 +5,7 @@ from torch import Tensor
 
 from hgrn2.errors import UserError
 from hgrn2.ops import backend as backends
+from hgrn2.ops.arguments import check_flags, check_tensors
 from hgrn2.ops.causal_conv import chunked, reference, registration
 from hgrn2.ops.sequences import check_cu_seqlens
 
@@ -30,6 +31,7 @@ def causal_conv(
         y [B,T,D] in x's dtype, and the last W-1 inputs of each sequence (zeros where it was shorter) or None.
     """
     _check(x, weight, state, cu_seqlens)
+    check_flags(output_final_state=output_final_state)
     dual = backends.has_tangents(x, weight, state)
     choice = backends.choose(x.device, backend, op="causal_conv", dtype=x.dtype, forward_mode=dual).backend
     if choice in ("native", "triton"):
@@ -43,6 +45,9 @@ def causal_conv(
 
 def causal_conv_step(x: Tensor, weight: Tensor, *, state: Tensor) -> tuple[Tensor, Tensor]:
     """One token: x [B,D], state [B,W-1,D] -> (y [B,D], new state); no gradient."""
+    check_tensors(x=x, weight=weight, state=state)
+    if state is None or x.dim() != 2:
+        raise UserError("causal_conv_step takes x [B,D], weight [D,W] and state [B,W-1,D]")
     _check(x[:, None], weight, state, None)
     with torch.no_grad():
         work = backends.work_dtype(x.dtype)
@@ -52,6 +57,7 @@ def causal_conv_step(x: Tensor, weight: Tensor, *, state: Tensor) -> tuple[Tenso
 
 
 def _check(x: Tensor, weight: Tensor, state: Tensor | None, cu: Tensor | None) -> None:
+    check_tensors(x=x, weight=weight, state=state)
     if x.dim() != 3 or weight.dim() != 2 or weight.shape[0] != x.shape[2] or weight.shape[1] < 1:
         raise UserError(f"x must be [B,T,D] and weight [D,W]; got {list(x.shape)} and {list(weight.shape)}")
     backends.check_floating(x=x, weight=weight, state=state)

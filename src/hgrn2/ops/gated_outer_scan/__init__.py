@@ -5,6 +5,7 @@ from torch import Tensor
 
 from hgrn2.errors import UserError
 from hgrn2.ops import backend as backends
+from hgrn2.ops.arguments import check_flags, check_scale, check_tensors
 from hgrn2.ops.gated_outer_scan import reference, registration
 from hgrn2.ops.sequences import check_cu_seqlens
 
@@ -37,6 +38,8 @@ def gated_outer_scan(
         UserError: shapes that do not fit or a backend that cannot serve the call.
     """
     _check(q, k, v, log_f, state, cu_seqlens)
+    check_scale(scale)
+    check_flags(reverse=reverse, output_final_state=output_final_state)
     dual = backends.has_tangents(q, k, v, log_f, state)
     choice = backends.choose(
         q.device, backend, op="gated_outer_scan", dtype=v.dtype, keys=q.shape[3], values=v.shape[3], forward_mode=dual
@@ -52,6 +55,11 @@ def gated_outer_step(
     q: Tensor, k: Tensor, v: Tensor, log_f: Tensor, *, state: Tensor, scale: float = 1.0, inplace: bool = False
 ) -> tuple[Tensor, Tensor]:
     """One token: q, k, log_f [B,H,K], v [B,H,V], state [B,H,K,V] -> (o [B,H,V] in v's dtype, state); no gradient."""
+    check_tensors(q=q, k=k, v=v, log_f=log_f, state=state)
+    check_scale(scale)
+    check_flags(inplace=inplace)
+    if state is None or any(x.dim() != 3 for x in (q, k, v, log_f)):
+        raise UserError("gated_outer_step takes q, k, log_f [B,H,K], v [B,H,V] and state [B,H,K,V]")
     _check(q[:, None], k[:, None], v[:, None], log_f[:, None], state, None)
     with torch.no_grad(), backends.full_precision(q.device):
         new = state if inplace else state.clone()
@@ -61,6 +69,7 @@ def gated_outer_step(
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, log_f: Tensor, state: Tensor | None, cu: Tensor | None) -> None:
+    check_tensors(q=q, k=k, v=v, log_f=log_f, state=state)
     if q.dim() != 4 or not q.shape == k.shape == log_f.shape or v.dim() != 4 or v.shape[:3] != q.shape[:3]:
         shapes = ", ".join(str(list(x.shape)) for x in (q, k, log_f, v))
         raise UserError(f"q, k, log_f must be [B,T,H,K] and v [B,T,H,V]; got {shapes}")

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from hgrn2.errors import UserError
 from hgrn2.ops import backend as backends
+from hgrn2.ops.arguments import check_flags, check_tensors
 from hgrn2.ops.gated_scan import reference, registration
 from hgrn2.ops.sequences import check_cu_seqlens
 
@@ -33,6 +34,7 @@ def gated_scan(
         UserError: shapes or dtypes that do not fit, or a backend that cannot serve the call.
     """
     _check(x, f, state, cu_seqlens)
+    check_flags(reverse=reverse, output_final_state=output_final_state)
     dual = backends.has_tangents(x, f, state)
     choice = backends.choose(x.device, backend, op="gated_scan", dtype=x.dtype, forward_mode=dual).backend
     if choice == "reference":
@@ -45,6 +47,10 @@ def gated_scan(
 
 def gated_step(x: Tensor, f: Tensor, *, state: Tensor, inplace: bool = False) -> tuple[Tensor, Tensor]:
     """One token: x, f, state [B,D] -> (h [B,D] in x's dtype, state); no gradient."""
+    check_tensors(x=x, f=f, state=state)
+    check_flags(inplace=inplace)
+    if state is None or x.dim() != 2 or f.dim() != 2:
+        raise UserError("gated_step takes x, f and state [B,D]")
     _check(x[:, None], f[:, None], state, None)
     with torch.no_grad():
         new = state if inplace else state.clone()
@@ -53,6 +59,7 @@ def gated_step(x: Tensor, f: Tensor, *, state: Tensor, inplace: bool = False) ->
 
 
 def _check(x: Tensor, f: Tensor, state: Tensor | None, cu: Tensor | None) -> None:
+    check_tensors(x=x, f=f, state=state)
     if x.dim() != 3 or x.shape != f.shape:
         raise UserError(f"x and f must be [B,T,D]; got {list(x.shape)} and {list(f.shape)}")
     if x.is_complex() != f.is_complex():

@@ -6,9 +6,11 @@ from torch import Tensor
 from hgrn2.errors import UserError
 from hgrn2.ops import activations
 from hgrn2.ops import backend as backends
+from hgrn2.ops.arguments import check_bound, check_flags, check_ids, check_scale, check_tensors
 from hgrn2.ops.backend import widest
 from hgrn2.ops.hgru2 import reference, registration
 from hgrn2.ops.sequences import check_cu_seqlens
+from hgrn2.settings import shown
 
 
 def hgru2(
@@ -36,7 +38,7 @@ def hgru2(
         q: output-gate projection [B,T,H*K].
         f: forget-gate projection [B,T,H*K]. +inf skips a token exactly: the state stays, f and i get zero gradients.
         i: input projection [B,T,H*V].
-        lower_bound: γ [H*K] in [0,1); None is 0. Its gradient is float32.
+        lower_bound: γ [H*K] in [0,1), which is checked on the CPU; None is 0. Its gradient is float32.
         heads: H; channels are split head-major.
         state: initial state [B,H,K,V] ([N,H,K,V] with cu_seqlens), None is zero.
         cu_seqlens: offsets [N+1] of packed documents in one sequence (B = 1); empty documents are allowed.
@@ -53,6 +55,8 @@ def hgru2(
         UserError: shapes that do not fit, an unknown activation, a backend that cannot serve the call.
     """
     _check(q, f, i, lower_bound, heads, state, cu_seqlens)
+    check_scale(scale)
+    check_flags(reverse=reverse, output_final_state=output_final_state)
     options = (heads, reverse, activations.name_of(input_activation), activations.name_of(output_activation), scale)
     sizes = {"keys": q.shape[2] // heads, "values": i.shape[2] // heads}
     batch = (q.shape[0] if cu_seqlens is None else cu_seqlens.numel() - 1, q.shape[1], heads)
@@ -92,9 +96,18 @@ def hgru2_step(
     Returns:
         o [B,H*V] in i's dtype, and the state: `state` itself if in place, else a new tensor of its shape.
     """
+    check_tensors(q=q, f=f, i=i, lower_bound=lower_bound, state=state, slots=slots)
+    check_scale(scale)
+    check_flags(inplace=inplace)
     if q.dim() != 2 or q.shape != f.shape or i.dim() != 2 or i.shape[0] != q.shape[0]:
         shapes = f"{list(q.shape)}, {list(f.shape)}, {list(i.shape)}"
         raise UserError(f"hgru2_step takes q and f [B,H*K] and i [B,H*V], not {shapes}")
+    if state is None or state.dim() != 4:
+        raise UserError(f"state must be [B,H,K,V], not {None if state is None else list(state.shape)}")
+    if slots is not None:
+        if slots.dim() != 1 or slots.dtype not in (torch.int32, torch.int64):
+            raise UserError(f"slots must be [B] whole numbers; got {list(slots.shape)} {slots.dtype}")
+        check_ids(slots, state.shape[0], "slot", "the pool of")
     names = (activations.name_of(input_activation), activations.name_of(output_activation))
     sizes = {"keys": state.shape[-2], "values": state.shape[-1]}
     dual = backends.has_tangents(q, f, i, lower_bound, state)
@@ -120,6 +133,7 @@ def hgru2_step(
 def _check(
     q: Tensor, f: Tensor, i: Tensor, bound: Tensor | None, heads: int, state: Tensor | None, cu: Tensor | None
 ) -> None:
+    check_tensors(q=q, f=f, i=i, lower_bound=bound, state=state)
     if q.dim() != 3 or q.shape != f.shape or i.dim() != 3 or i.shape[:2] != q.shape[:2]:
         raise UserError(
             f"q and f must be [B,T,H*K] and i [B,T,H*V]; got {list(q.shape)}, {list(f.shape)}, {list(i.shape)}"
@@ -133,10 +147,13 @@ def _check_sizes(
 ) -> None:
     backends.check_floating(q=q, f=f, i=i, lower_bound=bound, state=state)
     keys, values = q.shape[-1], i.shape[-1]
+    if not isinstance(heads, int):
+        raise UserError(f"heads is {shown(heads)}; it must be a whole number")
     if heads < 1 or keys % heads or values % heads:
         raise UserError(f"{keys} and {values} channels do not divide into {heads} heads")
     if bound is not None and bound.shape != (keys,):
         raise UserError(f"lower_bound must be [{keys}], one value a channel; got {list(bound.shape)}")
+    check_bound(bound)
     wanted = (sequences, heads, keys // heads, values // heads)
     if state is not None and state.shape != wanted:
         raise UserError(f"state must be {list(wanted)}; got {list(state.shape)}")

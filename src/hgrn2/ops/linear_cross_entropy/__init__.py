@@ -4,8 +4,10 @@ import torch
 from torch import Tensor
 
 from hgrn2.errors import UserError
+from hgrn2.ops.arguments import check_ids, check_tensors, extremes
 from hgrn2.ops.backend import check_floating, doubt_of, has_tangents
 from hgrn2.ops.linear_cross_entropy import registration
+from hgrn2.settings import shown
 
 BACKENDS = ("triton", "chunked")
 
@@ -37,14 +39,17 @@ def linear_cross_entropy(
         backend: auto, triton (the softmax of a chunk in one kernel; CUDA tensors) or chunked (plain PyTorch).
 
     Returns:
-        A scalar, float32 (float64 for float64 inputs). A target outside the vocabulary is an error of PyTorch's on the
-        CPU and gives NaN in the Triton kernel.
+        A scalar, float32 (float64 for float64 inputs). On a GPU targets are not looked at beforehand: one outside the
+        vocabulary is an error of PyTorch's, and NaN in the Triton kernel.
 
     Raises:
-        UserError: shapes that do not fit, targets that are not int64, ε outside [0,1), an unknown backend, forward-mode
-            derivatives.
+        UserError: shapes that do not fit, targets that are not int64 or outside the vocabulary, ε outside [0,1), an
+            unknown backend, forward-mode derivatives.
     """
     _check(hidden, weight, targets, label_smoothing)
+    if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
+        raise UserError(f"ignore_index is {shown(ignore_index)}; it must be a whole number")
+    check_targets(targets, weight.shape[0], ignore_index)
     if has_tangents(hidden, weight):
         raise UserError(
             "linear_cross_entropy has no forward-mode derivatives (jvp, jacfwd, linearize, dual numbers); "
@@ -64,8 +69,8 @@ def linear_cross_entropy(
 
 def choose(x: Tensor, backend: str) -> str:
     """The backend that serves a tensor: the kernel on CUDA, plain PyTorch elsewhere and for float64."""
-    if backend not in ("auto", *BACKENDS):
-        raise UserError(f"backend {backend!r} is unknown; choose auto, {' or '.join(BACKENDS)}")
+    if not isinstance(backend, str) or backend not in ("auto", *BACKENDS):
+        raise UserError(f"backend {shown(backend)} is unknown; choose auto, {' or '.join(BACKENDS)}")
     if backend == "chunked":
         return backend
     why = ""
@@ -82,7 +87,15 @@ def choose(x: Tensor, backend: str) -> str:
     return "chunked" if why else "triton"
 
 
+def check_targets(targets: Tensor, classes: int, ignore_index: int = -100) -> None:
+    """Refuse targets outside the vocabulary, where they can be looked at (see `extremes`)."""
+    found = extremes(targets)
+    if found is not None and not 0 <= found[0] <= found[1] < classes:  # seldom: those that do not count may lie there
+        check_ids(targets[targets != ignore_index], classes, "target")
+
+
 def _check(hidden: Tensor, weight: Tensor, targets: Tensor, smoothing: float) -> None:
+    check_tensors(hidden=hidden, weight=weight, targets=targets)
     check_floating(hidden=hidden, weight=weight)
     if hidden.dim() < 2 or weight.dim() != 2 or hidden.shape[-1] != weight.shape[1]:
         raise UserError(f"hidden must be [...,D] and weight [V,D]; got {list(hidden.shape)} and {list(weight.shape)}")
@@ -91,5 +104,5 @@ def _check(hidden: Tensor, weight: Tensor, targets: Tensor, smoothing: float) ->
             f"targets must be {list(hidden.shape[:-1])} int64; got {list(targets.shape)} "
             f"{str(targets.dtype).removeprefix('torch.')}"
         )
-    if not 0 <= smoothing < 1:
-        raise UserError(f"label_smoothing is {smoothing}; it must be in [0, 1)")
+    if not isinstance(smoothing, (int, float)) or not 0 <= smoothing < 1:
+        raise UserError(f"label_smoothing is {shown(smoothing)}; it must be in [0, 1)")
