@@ -17,7 +17,7 @@ def demo() -> RunConfig:
             eval_tokens=16_385, keep_best=True, patience=5, save_every=400, keep=1,
         ),
         optim=OptimConfig(
-            optimizer="muon", lr=3e-3, matrix_lr=3e-3, schedule="linear", warmup_steps=20, final_lr_ratio=0.0,
+            optimizer="muon", lr=8e-3, matrix_lr=8e-3, schedule="linear", warmup_steps=20, final_lr_ratio=0.0,
             beta2=0.98,
         ),
     )  # fmt: skip
