@@ -265,7 +265,8 @@ def test_a_checkpoint_that_no_trainer_wrote_is_passed_over(tmp_path: Path) -> No
     kept = json.loads((newest / "trainer.json").read_text())
     wrong: list[Any] = [
         [], None, {**kept, "guard": None}, {**kept, "step": 3}, {**kept, "elapsed_s": "1"},
-        {**kept, "guard": {"high": 0}}, {**kept, "best": None}, {**kept, "best": {"loss": 1.0}}, {key: kept[key] for key in kept if key != "best"},
+        {**kept, "guard": {"high": 0}}, {**kept, "best": None}, {**kept, "best": {"loss": 1.0}},
+        {key: kept[key] for key in kept if key != "best"},
         {**kept, "guard": {"high": 0, "accepted": [None]}},
     ]  # fmt: skip
     for values in wrong:

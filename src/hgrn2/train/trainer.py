@@ -6,14 +6,12 @@ clock, and runs are not comparable so.
 """
 
 import math
-import signal
 import time
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
-from types import FrameType
 from typing import Any, NamedTuple
 
 import torch
@@ -32,6 +30,7 @@ from hgrn2.train.guard import LossGuard, check_tensors
 from hgrn2.train.metrics import MetricsWriter
 from hgrn2.train.optim import Optimizers
 from hgrn2.train.schedule import lr_share
+from hgrn2.train.signals import stop_signals
 from hgrn2.train.task import Task
 from hgrn2.train.view import TrainView
 
@@ -112,7 +111,10 @@ class Trainer:
         """Train to the end, or to Ctrl-C: then a checkpoint is written and `interrupted` is set."""
         config = self.run.train
         self._clock = time.perf_counter() - self.elapsed_s
-        with MetricsWriter(self.folder / "metrics.jsonl", resume_step=self.step) as writer, _stop_signals(self):
+        with (
+            MetricsWriter(self.folder / "metrics.jsonl", resume_step=self.step) as writer,
+            stop_signals(self._interrupt),
+        ):
             self.model.train()
             while not self.finished and not self.interrupted:
                 self._train_step()
@@ -129,6 +131,9 @@ class Trainer:
             self.save()
         if not self.interrupted:
             self._hand_over()
+
+    def _interrupt(self) -> None:
+        self.interrupted = True
 
     @property
     def finished(self) -> bool:
@@ -302,25 +307,3 @@ def compile_blocks(model: nn.Module) -> None:
     dynamic = True if getattr(model.config, "vocab_size", 0) else None
     for block in backbone.blocks:
         block.compile(dynamic=dynamic)
-
-
-@contextmanager
-def _stop_signals(trainer: Trainer) -> Iterator[None]:
-    """The first Ctrl-C or SIGTERM ends the loop after the step at hand, with a checkpoint; the second one kills."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        trainer.interrupted = True
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
-
-    before: dict[int, Any] = {}
-    try:
-        for signum in (signal.SIGINT, signal.SIGTERM):
-            before[signum] = signal.signal(signum, stop)
-    except ValueError:  # not the main thread: whoever runs it there handles signals
-        pass
-    try:
-        yield
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
