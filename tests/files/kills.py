@@ -68,6 +68,18 @@ def trained(place: Path, *more: str) -> Callable[[], int]:
                           "--device", "cpu", "--json", *more, "--set", *TINY])  # fmt: skip
 
 
+def get_ready() -> None:
+    """Import once what every child needs, and leave out of a run what takes long and writes nothing of its own."""
+    import torch
+    import torch._dynamo
+
+    from hgrn2.tasks.lm import run
+
+    torch.set_num_threads(1)
+    run._samples = lambda *_: ()
+    sys.modules["matplotlib"] = None  # type: ignore[assignment]
+
+
 def corpus_is_whole(place: Path) -> str:
     from hgrn2.data.manifest import verify
 
@@ -103,9 +115,7 @@ def main(kind: str, root: Path, every: int) -> None:
         command, whole = prepared(place, text), corpus_is_whole
         first = command
     else:
-        import torch
-
-        torch.set_num_threads(1)
+        get_ready()
         entry(["data", "prepare", str(text), "--out", str(root / "corpus"), "--tokenizer", "bytes", "--json"])
         command, whole = trained(place, *(["--restart"] if kind == "restart" else [])), run_is_whole
         first = trained(place)
@@ -124,12 +134,12 @@ def main(kind: str, root: Path, every: int) -> None:
         again()
         killed += in_child(command, place, moment)[0] == KILLED
         if kind == "overwrite" and (fault := in_child(lambda: bool(corpus_is_whole(place)), place)[0]):
-            print(f"FAULT {moment}: neither the old corpus nor the new one ({fault})")
+            print(f"FAULT {moment}: neither the old corpus nor the new one ({fault})", flush=True)
         code, _ = in_child(command, place)
         fault = place.with_name("output").read_text()[-200:] if code else whole(place)
         if code or fault or left_over(place):
-            print(f"FAULT {moment}: exit {code} {fault} {left_over(place)}")
-    print(f"{killed} killed")
+            print(f"FAULT {moment}: exit {code} {fault} {left_over(place)}", flush=True)
+    print(f"{killed} killed of {moments}")
 
 
 if __name__ == "__main__":

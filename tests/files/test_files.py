@@ -82,9 +82,11 @@ def test_what_was_abandoned_is_removed_and_nothing_else(tmp_path: Path) -> None:
         (tmp_path / name / "f").write_text(name)
     (tmp_path / "c").mkdir()
     (tmp_path / ".d.12345678.hgrn2.tmp").write_text("a file of somebody's")
+    lock_name(tmp_path / "dead").write_text("1 on here")
     with files.atomic_folder(tmp_path / "living") as living:
         files.clean(tmp_path)
         assert living.is_dir()
+        assert lock_name(tmp_path / "living").exists()
     files.clean(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {*kept, "b", "c", "living", ".d.12345678.hgrn2.tmp"}
     assert text_in(tmp_path / "b") == ".b.87654321.hgrn2.old"

@@ -20,4 +20,4 @@ def test_the_same_command_finishes(tmp_path: Path, kind: str, every: int) -> Non
     assert done.returncode == 0, done.stderr[-2000:]
     *_, last = done.stdout.splitlines()
     assert "FAULT" not in done.stdout, done.stdout
-    assert int(last.removesuffix(" killed")) >= 3
+    assert int(last.split()[0]) >= 3

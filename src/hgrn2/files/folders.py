@@ -11,7 +11,7 @@ from typing import Any
 
 from hgrn2.errors import UserError
 from hgrn2.files.locks import abandoned, lock_file, open_folder, still_there, try_lock, wait_lock
-from hgrn2.files.names import LOCK, TEMPORARY, put_aside, temporary_name
+from hgrn2.files.names import LOCK, TEMPORARY, is_ours, put_aside, temporary_name
 
 _AT_FDCWD, _RENAME_EXCHANGE, _RENAME_SWAP = -100, 2, 2
 
@@ -83,19 +83,18 @@ def clean(folder: Path) -> None:
     What a living process is writing stays: it holds a lock.
     """
     with contextlib.suppress(OSError):
-        for entry in list(folder.iterdir()):
-            match = TEMPORARY.fullmatch(entry.name)
-            if match is None or entry.is_symlink() or not entry.is_dir():
-                continue
+        for entry in [entry for entry in folder.iterdir() if is_ours(entry.name)]:
             handle = abandoned(entry)
             if handle is None:
                 continue
-            target = folder / match["name"]
-            if match["kind"] == "old" and not os.path.lexists(target):
-                with contextlib.suppress(OSError):
-                    os.rename(entry, target)
-            else:
-                shutil.rmtree(entry, ignore_errors=True)
+            match = TEMPORARY.fullmatch(entry.name)
+            with contextlib.suppress(OSError):
+                if match is None:
+                    entry.unlink()  # a lock that nobody holds
+                elif match["kind"] == "old" and not os.path.lexists(folder / match["name"]):
+                    os.rename(entry, folder / match["name"])
+                else:
+                    shutil.rmtree(entry, ignore_errors=True)
             os.close(handle)
 
 

@@ -7,12 +7,14 @@ process left is taken for abandoned after a day.
 import contextlib
 import os
 import socket
+import stat
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from hgrn2.errors import UserError
+from hgrn2.files.names import LOCK
 
 try:
     import fcntl
@@ -58,14 +60,18 @@ def still_there(handle: int, path: Path) -> bool:
 
 
 def abandoned(path: Path) -> int | None:
-    """A handle that holds the lock of a temporary folder whose process is gone; None where it is in use.
+    """A handle that holds the lock of a temporary folder, or of a lock file, whose process is gone; None where it is in
+    use, or is neither.
 
     Without locks its age decides, and the handle, if there is one, holds nothing. The caller closes it.
     """
     try:
-        handle = open_folder(path)
-        if handle is None:
+        kind = stat.S_IFMT(os.lstat(path).st_mode)
+        if kind != (stat.S_IFREG if path.name.endswith(LOCK) else stat.S_IFDIR):
+            return None
+        if fcntl is None:
             return os.open(os.devnull, os.O_RDONLY) if _old(path) else None
+        handle = os.open(path, os.O_RDWR if kind == stat.S_IFREG else _DIRECTORY)
     except OSError:
         return None
     free = try_lock(handle)
