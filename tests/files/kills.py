@@ -1,6 +1,8 @@
 """Run by test_kills.py in a process of its own: a command, killed at every moment at which it changes the disk.
 
-    python kills.py prepare|overwrite|train|restart FOLDER [EVERY]
+    python kills.py FOLDER prepare|overwrite|train|restart=EVERY ...
+
+EVERY 1 takes every moment, 7 every seventh.
 
 A child is forked for every moment; it ends itself there as SIGKILL would. Then the same command is given again in
 another child, and what it leaves is looked at. Prints a line for each fault and, in the end, how many were killed.
@@ -10,6 +12,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
 from hgrn2.cli.main import entry
@@ -68,7 +71,7 @@ def trained(place: Path, *more: str) -> Callable[[], int]:
                           "--device", "cpu", "--json", *more, "--set", *TINY])  # fmt: skip
 
 
-def get_ready() -> None:
+def ready_to_train() -> None:
     """Import once what every child needs, and leave out of a run what takes long and writes nothing of its own."""
     import torch
     import torch._dynamo
@@ -106,6 +109,7 @@ def run_is_whole(place: Path) -> str:
 
 
 def main(kind: str, root: Path, every: int) -> None:
+    root.mkdir()
     text = root / "text.txt"
     text.write_text("alpha beta gamma delta " * 60)
     place, before = root / "place", root / "before"
@@ -115,7 +119,7 @@ def main(kind: str, root: Path, every: int) -> None:
         command, whole = prepared(place, text), corpus_is_whole
         first = command
     else:
-        get_ready()
+        ready_to_train()
         entry(["data", "prepare", str(text), "--out", str(root / "corpus"), "--tokenizer", "bytes", "--json"])
         command, whole = trained(place, *(["--restart"] if kind == "restart" else [])), run_is_whole
         first = trained(place)
@@ -139,8 +143,19 @@ def main(kind: str, root: Path, every: int) -> None:
         fault = place.with_name("output").read_text()[-200:] if code else whole(place)
         if code or fault or left_over(place):
             print(f"FAULT {moment}: exit {code} {fault} {left_over(place)}", flush=True)
-    print(f"{killed} killed of {moments}")
+    print(f"{kind}: {killed} killed of {moments}")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]) if len(sys.argv) > 3 else 1)
+    for word in (
+        "hgrn2.cli.data",
+        "hgrn2.data.prepare",
+        "hgrn2.data.vocabulary",
+        "tyro",
+        "rich.progress",
+        "rich.table",
+    ):
+        import_module(word)
+    for argument in sys.argv[2:]:
+        name, _, step = argument.partition("=")
+        main(name, Path(sys.argv[1]) / name, int(step))
