@@ -76,15 +76,20 @@ class LayerState:
 
     def select(self, rows: Rows) -> "LayerState":
         """A copy of the sequences `rows`, in that order."""
-        return self.map(lambda x: x[rows].clone())
+        return self.map(lambda x: x[_beside(rows, x)].clone())
 
     def insert(self, rows: Rows, other: "LayerState") -> "LayerState":
         """A new state in which the sequences `rows` are those of `other`."""
         recurrent, conv = self.recurrent.clone(), None if self.conv is None else self.conv.clone()
-        recurrent[rows] = other.recurrent
+        place = _beside(rows, recurrent)
+        recurrent[place] = other.recurrent
         if conv is not None and other.conv is not None:
-            conv[rows] = other.conv
+            conv[place] = other.conv
         return LayerState(recurrent, conv)
+
+    def to(self, device: torch.device | str) -> "LayerState":
+        """The same state on another device; accelerate calls it where layers lie on several."""
+        return self.map(lambda x: x.to(device))
 
     def overwrite(self, other: "LayerState") -> "LayerState":
         """Write the values of `other` into these tensors, in their dtype, and return this state."""
@@ -154,6 +159,16 @@ class ModelState:
         """The same state on another device."""
         return self.map(lambda x: x.to(device))
 
+    def copy(self) -> "ModelState":
+        """The same values in memory of their own; gradients flow through."""
+        return self.map(Tensor.clone)
+
+    def usable(self) -> "ModelState":
+        """The same values, copied where a tensor was made in inference mode, which autograd would refuse to save."""
+        if not torch.is_grad_enabled() or torch.is_inference_mode_enabled():
+            return self
+        return self.map(lambda x: x.clone() if x.is_inference() else x)
+
     def detach(self) -> "ModelState":
         """The same values without gradient history, for truncated backpropagation."""
         return self.map(Tensor.detach)
@@ -188,6 +203,11 @@ def check_names(given: set[str], wanted: set[str]) -> None:
     """Refuse tensors that are missing or too many."""
     if given != wanted:
         raise UserError("the state's tensors do not match this model's layers")
+
+
+def _beside(rows: Rows, tensor: Tensor) -> Rows:
+    """Rows as an index that a tensor takes: on its device, where layers may lie on several."""
+    return rows.to(tensor.device) if isinstance(rows, Tensor) else rows
 
 
 def kind(tensor: Tensor) -> str:

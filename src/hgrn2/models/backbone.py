@@ -13,6 +13,7 @@ from hgrn2.layers.masking import check_keep
 from hgrn2.layers.norm import Norm
 from hgrn2.layers.state import ModelState
 from hgrn2.models.config import Recompute, StackConfig
+from hgrn2.models.plain import device_of, dtype_of
 from hgrn2.ops.arguments import check_tensors, check_whole
 from hgrn2.settings import refuse
 
@@ -64,14 +65,14 @@ class Backbone(nn.Module):
 
     def zeros(self, batch: int, dtype: torch.dtype | None = None) -> ModelState:
         """The state of `batch` sequences before their first token: float32 (float64 for a float64 model), keys and
-        values of attention in the model's dtype, unless a dtype is given."""
+        values of attention in the model's dtype, unless a dtype is given. Each layer's lies where that layer computes."""
         refuse(self.config.mixer.direction != "causal", no_state(self.config.mixer))
         check_whole(batch, "batch", 0)
         floating = dtype is None or (isinstance(dtype, torch.dtype) and dtype.is_floating_point)
         refuse(not floating, f"a state's dtype must be a floating-point torch.dtype, not {dtype!r}")
         mixers: list[Any] = [block.mixer for block in self.blocks if isinstance(block, Block)]
-        weight = mixers[0].in_proj.weight
-        made = [mixer.zeros(batch, weight.device, dtype or mixer.state_dtype(weight.dtype)) for mixer in mixers]
+        own = dtype_of(self)
+        made = [mixer.zeros(batch, device_of(mixer), dtype or mixer.state_dtype(own)) for mixer in mixers]
         return ModelState(tuple(made))
 
     def forward(
@@ -102,6 +103,7 @@ class Backbone(nn.Module):
         self._check(x, state)
         check_keep(keep, x)
         check_shape(self.config.mixer, x.shape[1], shape)
+        state = state if state is None or inplace else state.usable()
         finals = []
         recompute = self.recompute_blocks and torch.is_grad_enabled()
         for n, (block, bound) in enumerate(zip(self.blocks, self.bounds(), strict=True)):

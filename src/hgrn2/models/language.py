@@ -12,9 +12,11 @@ from hgrn2.models.backbone import Backbone
 from hgrn2.models.config import LossKind, ModelConfig
 from hgrn2.models.fitting import check_model
 from hgrn2.models.init import initialise
+from hgrn2.models.plain import device_of, dtype_of, is_product
 from hgrn2.ops.arguments import check_ids, check_tensors
 from hgrn2.ops.backend import has_tangents
 from hgrn2.ops.linear_cross_entropy import check_targets, linear_cross_entropy
+from hgrn2.settings import refuse
 
 LARGE_VOCABULARY = 8192
 """From here on the logits of a batch outweigh what a model of usual width keeps of it."""
@@ -45,6 +47,16 @@ class LanguageModel(nn.Module):
         if self.embedding.weight.device.type != "meta":
             initialise(self, config.init)
 
+    @property
+    def device(self) -> torch.device:
+        """Where it computes: the device of its weights, also where a hook of accelerate fetches them at each call."""
+        return device_of(self)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision of its weights; of what is not quantised, where some are."""
+        return dtype_of(self)
+
     def zeros(self, batch: int, dtype: torch.dtype | None = None) -> ModelState:
         """The state of `batch` sequences before their first token; see `Backbone.zeros`."""
         return self.backbone.zeros(batch, dtype)
@@ -72,13 +84,19 @@ class LanguageModel(nn.Module):
         return self.backbone(x, state, trace=trace, **options)
 
     def logits(self, features: Tensor) -> Tensor:
-        """Features [...,D] -> logits [...,V]."""
-        return nn.functional.linear(features, self.head_weight)
+        """Features [...,D] -> logits [...,V].
 
-    @property
-    def head_weight(self) -> Tensor:
-        """[V,D]; the embedding's where they are tied."""
-        return self.embedding.weight if self.head is None else self.head.weight
+        Raises:
+            UserError: a head tied to an embedding with an adapter, or whose weight is offloaded.
+        """
+        if self.head is not None:
+            return self.head(features)
+        refuse(
+            hasattr(self.embedding, "base_layer") or self.embedding.weight.is_meta,
+            f"the head is tied to an embedding of class {type(self.embedding).__name__} whose weight is adapted or "
+            "offloaded: what the head computes with is not certain; merge the adapter, or untie the head",
+        )
+        return nn.functional.linear(features, self.embedding.weight)
 
     def forward(
         self,
@@ -118,17 +136,26 @@ class LanguageModel(nn.Module):
             cu_seqlens: as in `forward`.
             method: full keeps logits and their gradient [B,T,V] in memory; chunked never has them for more than some
                 thousand tokens (`linear_cross_entropy`), and pays with products in smaller pieces; auto is chunked for
-                vocabularies of 8,192 and more.
+                vocabularies of 8,192 and more, where the head is a plain product: adapters, hooks and quantised
+                weights are left in place, and take the full form.
 
         Raises:
             UserError: as `forward`; targets that are not int64 of the tokens' shape, or outside the vocabulary (-100
-                does not count; looked at on the CPU), an unknown method.
+                does not count; looked at on the CPU), an unknown method; chunked, where the head is no plain product.
         """
         self._check_loss(tokens, targets, method)
         features, _ = self.hidden(tokens, cu_seqlens=cu_seqlens, output_state=False)
-        large = self.config.vocab_size >= LARGE_VOCABULARY and not has_tangents(features, self.head_weight)
+        head = self.embedding if self.head is None else self.head
+        large = self.config.vocab_size >= LARGE_VOCABULARY and not has_tangents(features, *head.parameters())
         if method == "chunked" or (method == "auto" and large):
-            return linear_cross_entropy(features, self.head_weight, targets)
+            exact = is_product(head, features)
+            if exact:
+                return linear_cross_entropy(features, head.weight, targets)  # pyright: ignore[reportArgumentType]
+            refuse(
+                method == "chunked",
+                f"method chunked reads the head's weight, and this head ({type(head).__name__}) has an adapter, a "
+                "hook, a bias, or weights of another kind or place: use full",
+            )
         logits = self.logits(features)
         logits = logits if logits.dtype == torch.float64 else logits.float()
         return nn.functional.cross_entropy(logits.flatten(0, -2), targets.flatten())

@@ -68,9 +68,9 @@ def test_base_and_head_load_each_others_folders(saved: Callable, tmp_path: Path)
     whole, base = load(folder), HGRN2Model.from_pretrained(folder)
     assert torch.equal(base(published.TOKENS)[0], whole.model(published.TOKENS)[0])
     base.save_pretrained(tmp_path / "base")
-    torch.manual_seed(2)
-    headed, report = load(tmp_path / "base", output_loading_info=True)
-    assert set(report["missing_keys"]) == {"lm_head.weight"}
+    refused(tmp_path / "base", "lacks lm_head.weight; for a new head, load the base with AutoModel and put it into")
+    headed = HGRN2ForCausalLM(base.config).eval()
+    headed.model = transformers.AutoModel.from_pretrained(tmp_path / "base")
     assert torch.equal(headed.model(published.TOKENS)[0], base(published.TOKENS)[0])
     assert 0.01 < float(headed.lm_head.weight.detach().std()) < 0.03
     hub = published.made(tmp_path / "hub")
@@ -126,16 +126,6 @@ def test_starting_weights_are_those_of_our_own_model(kind: str) -> None:
         assert 0.8 < ratio < 1.25, name
 
 
-def test_a_new_head_spares_what_was_loaded(saved: Callable) -> None:
-    folder = saved()
-    tensors = load_file(folder / "model.safetensors")
-    del tensors["lm_head.weight"]
-    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-    model = load(folder)
-    for name, value in model.state_dict().items():
-        assert name == "lm_head.weight" or torch.equal(value, tensors[name]), name
-
-
 def test_bounds_that_a_file_with_mismatches_lacks_start_at_one(saved: Callable) -> None:
     folder = saved()
     tensors = load_file(folder / "model.safetensors")
@@ -165,13 +155,63 @@ def test_half_downloaded(hub: bool, size: int, saved: Callable, tmp_path: Path) 
     refused(folder, "model.safetensors is damaged or not a safetensors file")
 
 
-def test_a_tensor_too_few(saved: Callable, tmp_path: Path) -> None:
-    own = (saved(), "model.language.backbone.norm.weight")
-    for folder, name in (own, (published.made(tmp_path / "hub"), "model.norm.weight")):
+@pytest.mark.parametrize("asked", [False, True], ids=["", "ignore_mismatched_sizes"])
+def test_no_weight_is_drawn_for_one_that_is_missing(asked: bool, saved: Callable, tmp_path: Path) -> None:
+    """Absent, renamed, or half a layer; also where other shapes were asked to start anew."""
+    folder, options = saved(), {"ignore_mismatched_sizes": True} if asked else {}
+    whole = load_file(folder / "model.safetensors")
+    layer = {name for name in whole if ".blocks.1." in name}
+    norm = "model.language.backbone.norm.weight"
+    for without, renamed in (({norm}, {}), (layer, {}), ({"lm_head.weight"}, {}), ({norm}, {"norm": whole[norm]})):
+        kept = {name: value for name, value in whole.items() if name not in without}
+        save_file(kept | renamed, folder / "model.safetensors", {"format": "pt"})
+        refused(
+            folder,
+            f"the weights do not fit config.json: lacks {min(without)}".replace("lacks model.", "lacks "),
+            **options,
+        )
+    save_file(whole | {f"{norm}s": whole[norm].clone()}, folder / "model.safetensors", {"format": "pt"})
+    refused(folder, f"has unknown tensors {norm}s", **options)
+    hub = published.made(tmp_path / "hub")
+    tensors = load_file(hub / "model.safetensors")
+    for without in ("model.norm.weight", "lm_head.weight"):
+        kept = {name: value for name, value in tensors.items() if name != without}
+        save_file(kept, hub / "model.safetensors", {"format": "pt"})
+        refused(hub, f"the weights do not fit config.json: lacks {without}", **options)
+
+
+def test_a_state_dict_in_place_of_files(saved: Callable, tmp_path: Path) -> None:
+    """In either layout, whole; what it lacks is never drawn."""
+    for folder in (saved(), published.made(tmp_path / "hub")):
+        truth = load(folder)
         tensors = load_file(folder / "model.safetensors")
-        del tensors[name]
-        save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-        refused(folder, "the weights do not fit config.json: lacks .*norm.weight")
+        model = HGRN2ForCausalLM.from_pretrained(None, config=truth.config, state_dict=tensors).eval()
+        assert torch.equal(model(published.TOKENS).logits, truth(published.TOKENS).logits)
+        for name in ("lm_head.weight", next(name for name in tensors if "norm" in name)):
+            kept = {key: value for key, value in tensors.items() if key != name}
+            refused(None, "lacks .*(lm_head|norm)", HGRN2ForCausalLM, config=truth.config, state_dict=kept)
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+@pytest.mark.parametrize("hub", [False, True])
+def test_a_variant_is_read_and_no_other_file(hub: bool, shards: int, saved: Callable, tmp_path: Path) -> None:
+    size = "1GB" if shards == 1 else "6KB"
+    folder = published.made(tmp_path / "hub", shards=shards) if hub else saved(size)
+    truth = load(folder)(published.TOKENS).logits
+    refused(folder, "holds no weights of variant fp16: neither model.fp16.safetensors", variant="fp16")
+    refused(folder, "is no part of a file's name", variant="../fp16")
+    for path in sorted(folder.glob("model*")):
+        if path.name.endswith("index.json"):
+            index = read_json(path)
+            places = {name: shard.replace("model-", "model.fp16-") for name, shard in index["weight_map"].items()}
+            write_json(folder / "model.safetensors.index.fp16.json", index | {"weight_map": places})
+            path.unlink()
+        else:
+            path.rename(folder / path.name.replace("model", "model.fp16", 1))
+    found, report = load(folder, variant="fp16", output_loading_info=True)
+    assert torch.equal(found(published.TOKENS).logits, truth)
+    assert not report["missing_keys"]
+    refused(folder, "is incomplete|holds no weights")
 
 
 def test_settings_that_do_not_fit(saved: Callable, tmp_path: Path) -> None:

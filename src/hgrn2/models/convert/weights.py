@@ -5,6 +5,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from hgrn2.errors import UserError
@@ -13,6 +14,7 @@ from hgrn2.models.saved import opened
 from hgrn2.settings import refuse
 
 CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+_KINDS = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 LIMIT = 1 << 26
 """Bytes of JSON that are read at most; an index of a hundred thousand tensors has a tenth of it."""
 
@@ -38,6 +40,26 @@ class Weights:
         return self.files[name].get_tensor(name)
 
 
+class InMemory(Weights):
+    """The same of a state dict."""
+
+    def __init__(self, tensors: dict[str, Tensor]) -> None:
+        super().__init__(Path("state_dict"), dict(tensors))
+
+    def shape(self, name: str) -> list[int]:
+        """As in files."""
+        return list(self.files[name].shape)
+
+    def dtype(self, name: str) -> str:
+        """As in files."""
+        dtype = self.files[name].dtype
+        return _KINDS.get(dtype, str(dtype))
+
+    def get(self, name: str) -> Tensor:
+        """The tensor itself."""
+        return self.files[name]
+
+
 def read_settings(folder: Path) -> dict[str, Any]:
     """The object in a folder's config.json."""
     refuse(not folder.exists(), f"{folder} does not exist")
@@ -47,10 +69,18 @@ def read_settings(folder: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def open_weights(folder: Path) -> Iterator[Weights]:
-    """The tensors of a folder; a missing, truncated or unlisted one is a `UserError` that names the file."""
-    single, index = folder / SINGLE, folder / INDEX
+def open_weights(folder: Path, variant: str = "") -> Iterator[Weights]:
+    """The tensors of a folder; a missing, truncated or unlisted one is a `UserError` that names the file.
+
+    Args:
+        variant: as in transformers: read model.VARIANT.safetensors, or the shards of such an index.
+    """
+    refuse(Path(variant).name != variant, f"variant {variant!r} is no part of a file's name")
+    more = f".{variant}" if variant else ""
+    single = folder / SINGLE.replace(".safetensors", f"{more}.safetensors")
+    index = folder / INDEX.replace(".json", f"{more}.json")
     if not single.exists() and not index.exists():
+        refuse(bool(variant), f"{folder} holds no weights of variant {variant}: neither {single.name} nor {index.name}")
         _refuse_others(folder)
     with ExitStack() as stack:
         if single.exists():
@@ -59,16 +89,15 @@ def open_weights(folder: Path) -> Iterator[Weights]:
             return
         places = _places(index)
         missing = sorted({shard for shard in places.values() if not (folder / shard).is_file()})
-        refuse(bool(missing), f"{folder} is incomplete: {', '.join(missing[:3])} named by {INDEX} is missing")
+        refuse(bool(missing), f"{folder} is incomplete: {', '.join(missing[:3])} named by {index.name} is missing")
         shards = {shard: stack.enter_context(opened(folder / shard)) for shard in sorted(set(places.values()))}
         held = {shard: set(file.keys()) for shard, file in shards.items()}
         for name, shard in sorted(places.items()):
-            refuse(name not in held[shard], f"{folder / shard} lacks {name}, which {INDEX} places there")
+            refuse(name not in held[shard], f"{folder / shard} lacks {name}, which {index.name} places there")
         for shard, names in held.items():
             strange = sorted(name for name in names if places.get(name) != shard)
-            refuse(
-                bool(strange), f"{folder / shard} holds {', '.join(strange[:3])}, which {INDEX} does not place there"
-            )
+            some = ", ".join(strange[:3])
+            refuse(bool(strange), f"{folder / shard} holds {some}, which {index.name} does not place there")
         yield Weights(folder, {name: shards[shard] for name, shard in places.items()})
 
 

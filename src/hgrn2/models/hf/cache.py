@@ -33,17 +33,21 @@ class HGRN2Cache(Cache):
 
     Made empty; a model's call fills it. `get_seq_length` counts columns read, padding included, as transformers does.
 
+    A value: what goes in (`state`) and what comes out (`state`, `fork`, `copy.copy`) is copied, so that no step of one
+    holder changes what another one has.
+
     Args:
-        state: states to start from, in place of zeros: learned ones, or of `LanguageModel`. Never written to.
+        state: states to start from, in place of zeros: learned ones, or of `LanguageModel`; gradients reach them.
     """
 
     def __init__(self, state: ModelState | None = None) -> None:
         super().__init__(layers=[])
-        self.state = state
-        self.made: ModelState | None = None
-        """The state, if a model's call made it: nobody else holds it, so that the next step may write into it."""
+        self.held = None if state is None else state.copy()
+        """The state itself, for the model's call: nobody else has it, so that the next step may write into it."""
+        self.made = False
+        """Whether a model's call made it, and with it its precision."""
         self.seen = 0
-        self.owner: str | None = None
+        self.owner: Identity | None = None
         """Which model object wrote the state; a state means nothing to another one."""
         self.recording = False
         self.before: ModelState | None = None
@@ -56,15 +60,27 @@ class HGRN2Cache(Cache):
         return f"HGRN2Cache(tokens={self.seen}, batch={self.batch_size}, bytes={self.nbytes})"
 
     def __len__(self) -> int:
-        return 1 if self.state is None else len(self.state.layers)
+        return 1 if self.held is None else len(self.held.layers)
+
+    def __copy__(self) -> "HGRN2Cache":
+        return self.fork()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "HGRN2Cache":
         return self.fork()
 
     @property
+    def state(self) -> ModelState | None:
+        """A copy of the state after all that was read, or None."""
+        return None if self.held is None else self.held.copy()
+
+    @state.setter
+    def state(self, state: ModelState | None) -> None:
+        self.held, self.made = None if state is None else state.copy(), False
+
+    @property
     def nbytes(self) -> int:
         """Bytes of the state; independent of the number of tokens."""
-        return 0 if self.state is None else self.state.nbytes
+        return 0 if self.held is None else self.held.nbytes
 
     # --- what transformers asks
 
@@ -84,12 +100,12 @@ class HGRN2Cache(Cache):
 
     def has_previous_state(self, layer_idx: int | None = None, state_idx: int | None = None) -> bool:
         """Whether anything was read."""
-        return self.state is not None
+        return self.held is not None
 
     @property
     def batch_size(self) -> int:
         """B, or -1 while empty."""
-        return -1 if self.state is None else self.state.batch
+        return -1 if self.held is None else self.held.batch
 
     @property
     def is_compileable(self) -> bool:
@@ -102,7 +118,7 @@ class HGRN2Cache(Cache):
 
     @property
     def is_initialized(self) -> bool:
-        return self.state is not None
+        return self.held is not None
 
     @property
     def is_sliding(self) -> list[bool]:
@@ -124,8 +140,8 @@ class HGRN2Cache(Cache):
 
     def reset(self) -> None:
         """Empty it."""
-        self.state = self.made = self.owner = self.before = self.since = self.waiting = None
-        self.seen = 0
+        self.held = self.owner = self.before = self.since = self.waiting = None
+        self.made, self.seen = False, 0
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Row b becomes a copy of row beam_idx[b], as beam search needs."""
@@ -133,24 +149,23 @@ class HGRN2Cache(Cache):
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep the rows `indices`, in that order."""
-        if self.state is None:
+        if self.held is None:
             return
-        self.state = self.state.select(indices)
+        self.held = self.held.select(indices)
         self.before = None if self.before is None else self.before.select(indices)
         self.since = None if self.since is None else self.since.select(indices)
         self.waiting = None if self.waiting is None else self.waiting.select(indices)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Every row `repeats` times, side by side."""
-        if self.state is not None:
-            rows = torch.arange(self.batch_size, device=self.state.layers[0].recurrent.device)
-            self.batch_select_indices(rows.repeat_interleave(repeats))
+        if self.held is not None:
+            self.batch_select_indices(torch.arange(self.batch_size).repeat_interleave(repeats))
 
     # --- taking tokens back
 
     def activate_past_recording(self) -> None:
         """From here on keep what `crop` needs: one more state, and the ids of the tokens since the last `crop`."""
-        self.recording, self.before, self.since = True, self.state, None
+        self.recording, self.before, self.since = True, self.held, None
 
     def crop(self, tokens_to_remove: int) -> None:
         """Take back the last -tokens_to_remove columns; 0 accepts all that was read.
@@ -175,7 +190,7 @@ class HGRN2Cache(Cache):
             return
         assert self.since is not None
         self.seen -= count
-        self.state = self.before
+        self.held = self.before
         self.since = self.since.cut(recorded - count)
         self.waiting = self.since
 
@@ -183,12 +198,12 @@ class HGRN2Cache(Cache):
         """Note what was read, if this is being recorded."""
         if self.recording:
             refuse(tokens.is_floating_point(), "a recording cache needs ids, not embeddings")
-            read = Tokens(tokens, keep)
+            read = Tokens(tokens.clone(), keep)  # the caller may write into its buffer
             self.since = read if self.since is None else self.since.join(read)
 
     def accept(self) -> None:
         """What was read so far can no longer be taken back."""
-        self.before, self.since, self.waiting = self.state, None, None
+        self.before, self.since, self.waiting = self.held, None, None
 
     # --- values
 
@@ -196,26 +211,31 @@ class HGRN2Cache(Cache):
         """A copy that goes its own way; both can go on from here."""
         other = HGRN2Cache()
         other.__dict__.update(self.__dict__)
-        other.made = None
-        other.state = None if self.state is None else self.state.map(Tensor.clone)
-        other.before = other.state if self.before is self.state else _cloned(self.before)
+        other.held = None if self.held is None else self.held.copy()
+        same = self.before is self.held
+        other.before = other.held if same else None if self.before is None else self.before.copy()
         return other
 
     def to(self, device: torch.device | str) -> "HGRN2Cache":
         """A copy on another device."""
         refuse(self.waiting is not None, "tokens wait in this cache; let the model read on before it moves")
         other = self.fork()
-        other.state = None if other.state is None else other.state.to(device)
-        other.before, other.since = other.state, None
+        other.held = None if other.held is None else other.held.to(device)
+        other.before, other.since = other.held, None
         return other
 
     def save(self, path: str | Path, model: Any) -> None:
-        """Write it to one safetensors file, whole or absent; `model` is the one that filled it."""
-        if self.state is None or self.waiting is not None:
+        """Write it to one safetensors file, whole or absent; `model` is the one that filled it.
+
+        Raises:
+            UserError: an empty cache; a model with adapters in place, or quantised or offloaded weights, whose settings
+                and weights do not say what it computes.
+        """
+        if self.held is None or self.waiting is not None:
             raise UserError("only a cache that has read something, and has nothing waiting, can be saved")
         tensors = {
             name: torch.view_as_real(x).contiguous() if x.is_complex() else x.contiguous()
-            for name, x in self.state.map(lambda x: x.detach().cpu()).tensors().items()
+            for name, x in self.held.map(lambda x: x.detach().cpu()).tensors().items()
         }
         metadata = {"format": FORMAT, "tokens": str(self.seen), "model_hash": model_hash(_language(model))}
         with reported(Path(path)), atomic_path(Path(path)) as temporary:
@@ -230,6 +250,9 @@ class HGRN2Cache(Cache):
             metadata = file.metadata() or {}
             refuse(metadata.get("format") != FORMAT, f"{path} is not a saved cache")
             refuse(metadata.get("model_hash") != model_hash(language), f"{path} is a cache of another model")
+            tokens = metadata.get("tokens", "")
+            whole = tokens.isascii() and tokens.isdigit() and len(tokens) <= 18
+            refuse(not whole, f"{path} is damaged: its number of tokens is {tokens[:30]!r}")
             stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dictionary)
         refuse(set(stored) != set(like.tensors()), f"{path} is damaged: its tensors are not those of a state")
         named = {
@@ -237,9 +260,21 @@ class HGRN2Cache(Cache):
             for name, x in like.tensors().items()
         }
         cache = cls()
-        cache.state, cache.seen = ModelState.from_tensors(named, like), int(metadata["tokens"])
-        cache.owner = model.base_model.identity
+        cache.held, cache.seen = ModelState.from_tensors(named, like), int(tokens)
+        cache.owner = next(
+            one for part in model.modules() if isinstance(one := getattr(part, "identity", None), Identity)
+        )
         return cache
+
+
+class Identity:
+    """Marks a model object: a deep copy of the model, or one that was unpickled, has another."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Identity":
+        return Identity()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Identity, ()
 
 
 @dataclass(frozen=True)
@@ -267,10 +302,6 @@ class Tokens:
 
     def select(self, rows: Tensor) -> "Tokens":
         return Tokens(self.ids[rows], None if self.keep is None else self.keep[rows])
-
-
-def _cloned(state: ModelState | None) -> ModelState | None:
-    return None if state is None else state.map(Tensor.clone)
 
 
 def _language(model: Any) -> LanguageModel:

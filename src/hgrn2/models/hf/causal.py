@@ -10,9 +10,10 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from hgrn2.errors import UserError
 from hgrn2.models.hf.cache import HGRN2Cache
 from hgrn2.models.hf.configuration import HGRN1Config, HGRN2Config
-from hgrn2.models.hf.loss import next_token_loss
+from hgrn2.models.hf.loss import can_fuse, next_token_loss
 from hgrn2.models.hf.modeling import HGRN1Model, HGRN2Model, HGRN2PreTrainedModel
 from hgrn2.models.language import LanguageModel
+from hgrn2.models.plain import check_plain
 
 
 class HGRN2ForCausalLM(HGRN2PreTrainedModel, GenerationMixin):
@@ -63,9 +64,12 @@ class HGRN2ForCausalLM(HGRN2PreTrainedModel, GenerationMixin):
         Args:
             labels: [B,T], the input ids themselves with -100 where nothing is to be predicted; shifted here.
             logits_to_keep: only the last so many logits (0: all), or those at the given columns.
-            kwargs: cu_seq_lens_q as in `HGRN2Model`; num_items_in_batch of Trainer: the loss is a sum divided by it.
+            kwargs: cu_seq_lens_q as in `HGRN2Model`; those of the library's loss: num_items_in_batch of Trainer (the
+                loss is a sum divided by it), shift_labels, ignore_index.
 
-        The other arguments are those of `HGRN2Model`. With `config.fused_loss` and labels, logits are None.
+        The other arguments are those of `HGRN2Model`. With `config.fused_loss` and labels, logits are None. Where the
+        head is no plain product (`hgrn2.models.hf.loss.can_fuse`) the loss is then computed from all logits as usual.
+        Where no label counts, the mean is NaN, as the library's; with num_items_in_batch the loss is 0.
         """
         count = logits_to_keep if isinstance(logits_to_keep, int) and logits_to_keep > 0 else None
         found = self.model(
@@ -76,13 +80,15 @@ class HGRN2ForCausalLM(HGRN2PreTrainedModel, GenerationMixin):
         )  # fmt: skip
         features: Tensor = found.last_hidden_state
         loss = logits = None
-        if labels is not None and self.config.fused_loss:
-            loss = next_token_loss(features, self.lm_head.weight, labels, kwargs.get("num_items_in_batch"))
+        fused = labels is not None and self.config.fused_loss
+        if fused and can_fuse(self, features, logits_to_keep):
+            loss = next_token_loss(features, self.lm_head.weight, labels, **kwargs)  # pyright: ignore[reportArgumentType]
         else:
             columns = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
             logits = self.lm_head(features if count is None and columns == slice(0, None) else features[:, columns])
             if labels is not None:
                 loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+            logits = None if fused else logits
         output = CausalLMOutputWithPast(
             loss=loss, logits=logits, past_key_values=found.past_key_values, hidden_states=found.hidden_states
         )
@@ -110,13 +116,18 @@ class HGRN2ForCausalLM(HGRN2PreTrainedModel, GenerationMixin):
             model_kwargs["past_key_values"].activate_past_recording()
 
     def to_language_model(self) -> LanguageModel:
-        """Our own `LanguageModel` with these very weights (shared memory), in evaluation mode."""
+        """Our own `LanguageModel` with these very weights (shared memory), in evaluation mode.
+
+        Raises:
+            UserError: adapters in place (merge them first), quantised or offloaded weights.
+        """
         with torch.device("meta"):
             language = LanguageModel(self.config.to_model_config())
         tensors = {name.removeprefix("model.language."): value for name, value in self.state_dict().items()}
-        head = tensors.pop("lm_head.weight")
-        if not self.config.tie_word_embeddings:
-            tensors["head.weight"] = head
+        tensors = {name.replace("lm_head.", "head.", 1): value for name, value in tensors.items()}
+        if self.config.tie_word_embeddings:
+            tensors.pop("head.weight", None)
+        check_plain(tensors, language.state_dict(), "to_language_model")
         language.load_state_dict(tensors, assign=True)
         return language.eval()
 

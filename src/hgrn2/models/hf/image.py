@@ -4,11 +4,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.loss.loss_utils import ForSequenceClassificationLoss
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from hgrn2.errors import UserError
 from hgrn2.models.hf.image_configuration import HGRN1VisionConfig, HGRN2VisionConfig
 from hgrn2.models.hf.modeling import HGRN2PreTrainedModel, start
+from hgrn2.models.plain import check_plain
 from hgrn2.models.sequence import cross_entropy
 from hgrn2.models.vision import VisionClassifier
 
@@ -52,7 +54,8 @@ class HGRN2ForImageClassification(HGRN2PreTrainedModel):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
     ) -> ImageClassifierOutput | tuple[Any, ...]:
-        """Logits [B,classes], and with labels the mean cross-entropy in nats, in float32.
+        """Logits [B,classes], and with labels the mean cross-entropy in nats, in float32; with a problem_type of the
+        configuration other than single_label_classification, or a `loss_function` of one's own, that loss.
 
         Args:
             pixel_values: [B,C,height,width] of any size that divides into patches, normalised as the model was trained;
@@ -73,18 +76,30 @@ class HGRN2ForImageClassification(HGRN2PreTrainedModel):
             backbone.set_recompute("block" if recompute else "none")
         logits = self.vision.head(self.vision.hidden(pixel_values, trace=trace))
         found = ImageClassifierOutput(
-            loss=None if labels is None else cross_entropy(logits, labels),  # pyright: ignore[reportArgumentType]
+            loss=None if labels is None else self._loss(logits, labels),  # pyright: ignore[reportArgumentType]
             logits=logits,
             hidden_states=None if trace is None else tuple(trace),  # pyright: ignore[reportArgumentType]
         )
         as_dict = return_dict if return_dict is not None else self.config.return_dict
         return found if as_dict else found.to_tuple()
 
+    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        usual = self.config.problem_type in (None, "single_label_classification")
+        if usual and self.loss_function is ForSequenceClassificationLoss:
+            return cross_entropy(logits, labels.to(logits.device))
+        return self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
+
     def to_vision_classifier(self) -> VisionClassifier:
-        """Our own `VisionClassifier` with these very weights (shared memory), in evaluation mode."""
+        """Our own `VisionClassifier` with these very weights (shared memory), in evaluation mode.
+
+        Raises:
+            UserError: adapters in place (merge them first), quantised or offloaded weights.
+        """
         with torch.device("meta"):
             made = VisionClassifier(self.config.to_vision_config())
-        made.load_state_dict(self.vision.state_dict(), assign=True)
+        tensors = self.vision.state_dict()
+        check_plain(tensors, made.state_dict(), "to_vision_classifier")
+        made.load_state_dict(tensors, assign=True)
         return made.eval()
 
 

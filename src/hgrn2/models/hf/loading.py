@@ -1,6 +1,7 @@
 """Folders for `from_pretrained`: checked before anything is built, and translated where fla-hub wrote them."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,20 +11,48 @@ from transformers import GenerationConfig, PreTrainedConfig
 from hgrn2.errors import UserError
 from hgrn2.models.convert import fla
 from hgrn2.models.convert.rules import check, gather
-from hgrn2.models.convert.weights import CONFIG, Weights, open_weights, read_settings
+from hgrn2.models.convert.weights import CONFIG, InMemory, Weights, open_weights, read_settings
 from hgrn2.settings import refuse
 
 _OF_HUB = ("revision", "cache_dir", "token", "local_files_only", "force_download")
 _HEAD = "lm_head.weight"
+_CLASSES = ("vision.head.proj.weight", "vision.head.proj.bias")
 
 
 def load_folder(kind: Any, load: Callable[..., Any], path: Any, *args: Any, **kwargs: Any) -> Any:
     """`kind.from_pretrained`; `load` is the library's own."""
-    special = path is None or kwargs.get("gguf_file") or kwargs.get("variant") or kwargs.get("state_dict") is not None
-    folder = None if special else _folder(path, kwargs)
-    if folder is None or ((folder / "adapter_config.json").exists() and not (folder / CONFIG).exists()):
-        return load(path, *args, **kwargs)
-    config = kwargs.pop("config", None)
+    wanted, given = kwargs.pop("output_loading_info", False), kwargs.get("state_dict")
+    asked, folder = path, None if path is None or kwargs.get("gguf_file") else _folder(path, kwargs)
+    if folder is not None and (folder / "adapter_config.json").exists() and not (folder / CONFIG).exists():
+        return load(path, *args, output_loading_info=wanted, **kwargs)  # which asks again for the folder of the base
+    if folder is not None:
+        kwargs = _with_config(kind, folder, kwargs)
+        path = folder
+    config, tensors = kwargs.get("config"), None
+    if isinstance(config, kind.config_class) and (folder is not None or given is not None):
+        variant = kwargs.get("variant") or ""
+        with open_weights(folder, variant) if given is None else nullcontext(InMemory(given)) as weights:
+            if any(".attn." in name for name in weights.files):
+                tensors = _translated(kind, config, weights)
+            elif getattr(config, "quantization_config", None) is None:
+                _check_own(kind, config, weights, bool(kwargs.get("ignore_mismatched_sizes")))
+    if tensors is not None:
+        for name in (*_OF_HUB, "subfolder", "use_safetensors", "variant"):
+            kwargs.pop(name, None)
+        kwargs["state_dict"], path = tensors, None
+    model, report = load(path, *args, output_loading_info=True, **kwargs)
+    if not kwargs.get("adapter_kwargs"):  # whose report is of the adapter
+        _refuse_drawn(kind, report, bool(kwargs.get("ignore_mismatched_sizes")))
+    if folder is not None:
+        model.config.name_or_path = str(asked)
+        if tensors is not None and (folder / "generation_config.json").is_file() and hasattr(model, "lm_head"):
+            model.generation_config = GenerationConfig.from_pretrained(folder)
+    return (model, report) if wanted else model
+
+
+def _with_config(kind: Any, folder: Path, options: dict[str, Any]) -> dict[str, Any]:
+    """The options of a call with the configuration of its folder among them."""
+    config = options.pop("config", None)
     if isinstance(config, PreTrainedConfig) and not isinstance(config, kind.config_class):
         raise UserError(
             f"the configuration is {type(config).__module__}.{type(config).__name__}; {kind.__name__} needs "
@@ -32,23 +61,23 @@ def load_folder(kind: Any, load: Callable[..., Any], path: Any, *args: Any, **kw
     if not isinstance(config, kind.config_class):
         refuse_others(read_settings(folder), folder, kind)
         where = folder if config is None else config
-        config, kwargs = kind.config_class.from_pretrained(where, return_unused_kwargs=True, **kwargs)
-    tensors = None
-    with open_weights(folder) as weights:
-        if any(".attn." in name for name in weights.files):
-            tensors = _translated(kind, config, weights)
-        elif getattr(config, "quantization_config", None) is None and not kwargs.get("ignore_mismatched_sizes"):
-            _check_own(kind, config, weights)
-    if tensors is None:
-        return load(folder, *args, config=config, **kwargs)
-    for name in (*_OF_HUB, "subfolder", "use_safetensors"):
-        kwargs.pop(name, None)
-    found = load(None, *args, config=config, state_dict=tensors, **kwargs)
-    model = found[0] if isinstance(found, tuple) else found
-    model.config.name_or_path = str(path)
-    if (folder / "generation_config.json").is_file() and hasattr(model, "lm_head"):
-        model.generation_config = GenerationConfig.from_pretrained(folder)
-    return found
+        config, options = kind.config_class.from_pretrained(where, return_unused_kwargs=True, **options)
+    return options | {"config": config}
+
+
+def _refuse_drawn(kind: Any, report: dict[str, Any], asked: bool) -> None:
+    """Whatever way a model was loaded by: no weight may have been drawn at random that was not asked for by name.
+
+    Args:
+        asked: ignore_mismatched_sizes, which starts anew what has another shape, and a classifier's missing head.
+    """
+    lacking = sorted(name for name in report["missing_keys"] if not (asked and name in _new_heads(kind)))
+    refuse(bool(lacking), f"{kind.__name__}: the weights given lack {_some(lacking)}; nothing was loaded")
+
+
+def _new_heads(kind: Any) -> tuple[str, ...]:
+    """Weights that a new task may begin with anew."""
+    return _CLASSES if kind.main_input_name == "pixel_values" else ()
 
 
 def refuse_others(values: dict[str, Any], folder: Path, kind: Any) -> None:
@@ -95,8 +124,12 @@ def _translated(kind: Any, config: Any, weights: Weights) -> dict[str, torch.Ten
     return found
 
 
-def _check_own(kind: Any, config: Any, weights: Weights) -> None:
-    """Shapes as the settings make them, and nothing absent but a head that a base model has not."""
+def _check_own(kind: Any, config: Any, weights: Weights, mismatched: bool) -> None:
+    """Names and shapes as the settings make them; a file may have a head more than a base model.
+
+    Args:
+        mismatched: the caller asked for other shapes to be started anew (ignore_mismatched_sizes).
+    """
     refuse(
         config.num_hidden_layers > len(weights.files),
         f"{weights.folder}: {len(weights.files)} tensors cannot be {config.num_hidden_layers} layers",
@@ -104,14 +137,26 @@ def _check_own(kind: Any, config: Any, weights: Weights) -> None:
     with torch.device("meta"):
         own = {_short(name): list(value.shape) for name, value in kind(config).state_dict().items()}
     stored = {_short(name): name for name in weights.files}
-    lacking = sorted(set(own) - set(stored) - {_HEAD})
-    more = f" and {len(lacking) - 3} more" if len(lacking) > 3 else ""
-    refuse(bool(lacking), f"{weights.folder}: the weights do not fit {CONFIG}: lacks {', '.join(lacking[:3])}{more}")
-    for name in sorted(set(own) & set(stored)):
+    spared = {_HEAD} if config.tie_word_embeddings else set()
+    spared |= set(_new_heads(kind)) if mismatched else set()
+    lacking = sorted(set(own) - set(stored) - spared)
+    base = lacking == [_HEAD]
+    how = "; for a new head, load the base with AutoModel and put it into HGRN2ForCausalLM(config).model"
+    refuse(
+        bool(lacking),
+        f"{weights.folder}: the weights do not fit {CONFIG}: lacks {_some(lacking)}{how if base else ''}",
+    )
+    more = sorted(stored[name] for name in set(stored) - set(own) if name.startswith(("language.", "vision.")))
+    refuse(bool(more), f"{weights.folder}: the weights do not fit {CONFIG}: has unknown tensors {_some(more)}")
+    for name in () if mismatched else sorted(set(own) & set(stored)):
         shape = weights.shape(stored[name])
         refuse(
             shape != own[name], f"{weights.folder}: {stored[name]} is {shape}, but its {CONFIG} makes it {own[name]}"
         )
+
+
+def _some(names: list[str]) -> str:
+    return f"{', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
 
 
 def _short(name: str) -> str:

@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 from typing import Any
-from uuid import uuid4
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +11,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from hgrn2.errors import UserError
 from hgrn2.models.config import InitConfig
 from hgrn2.models.hf import packing
-from hgrn2.models.hf.cache import HGRN2Cache
+from hgrn2.models.hf.cache import HGRN2Cache, Identity
 from hgrn2.models.hf.configuration import HGRN1Config, HGRN2Config
 from hgrn2.models.hf.loading import load_folder
 from hgrn2.models.init import initialise
@@ -27,6 +26,8 @@ class HGRN2PreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _no_split_modules = ["Block"]  # noqa: RUF012 (the library's name and type)
+    # A cache is updated in place, so no copy of it is handed down; its layers move by themselves.
+    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012 (the library's name and type)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
@@ -64,7 +65,7 @@ class HGRN2Model(HGRN2PreTrainedModel):
         self.language = LanguageModel(replace(settings, tie_embeddings=True))  # tied: no second head
         if self.language.embedding.weight.device.type != "meta":
             self.language._is_hf_initialized = True  # pyright: ignore[reportArgumentType]  (done just now)
-        self.identity = uuid4().hex
+        self.identity = Identity()
         self.gradient_checkpointing = False
         self.post_init()
 
@@ -165,7 +166,7 @@ class HGRN2Model(HGRN2PreTrainedModel):
         self, x: Tensor, keep: Tensor | None, offsets: Tensor | None, cache: HGRN2Cache | None,
         trace: list[Tensor] | None,
     ) -> Tensor:  # fmt: skip
-        start = None if cache is None else cache.state
+        start = None if cache is None else cache.held
         if offsets is not None:
             features, state = packing.read_documents(self.language, x, start, offsets, trace)
         else:
@@ -176,7 +177,7 @@ class HGRN2Model(HGRN2PreTrainedModel):
         if cache is not None:
             assert state is not None
             cache.record(x, keep)
-            cache.state = cache.made = state
+            cache.held, cache.made = state, True
             cache.owner = self.identity
             cache.seen += x.shape[1]
         return features
@@ -186,7 +187,7 @@ class HGRN2Model(HGRN2PreTrainedModel):
             return
         if not isinstance(cache, HGRN2Cache):
             raise UserError(f"past_key_values is a {type(cache).__name__}; this model needs an HGRN2Cache")
-        if cache.state is None:
+        if cache.held is None:
             return
         refuse(
             cache.owner not in (None, self.identity),
@@ -218,10 +219,10 @@ def start(module: nn.Module, config: InitConfig) -> None:
 
 def _writable(cache: HGRN2Cache) -> bool:
     """Whether its state may be overwritten: nobody else needs it, and PyTorch lets it be changed where we are."""
-    if cache.state is None or cache.state is not cache.made or cache.recording or torch.is_grad_enabled():
+    if cache.held is None or not cache.made or cache.recording or torch.is_grad_enabled():
         return False
-    tensor = cache.state.layers[0].recurrent
-    return not tensor.requires_grad and (torch.is_inference_mode_enabled() or not tensor.is_inference())
+    anywhere = torch.is_inference_mode_enabled()
+    return all(not x.requires_grad and (anywhere or not x.is_inference()) for x in cache.held.tensors().values())
 
 
 def _kept(mask: Tensor | None, x: Tensor, cache: HGRN2Cache | None) -> Tensor | None:

@@ -52,7 +52,8 @@ def read_documents(
     last = torch.cat((first[1:], first.new_full((1,), offsets.numel() - 1))) - 1
     start = None
     if state is not None:
-        start = language.zeros(offsets.numel() - 1).insert(first, state)
+        documents = offsets.numel() - 1
+        start = state.map(lambda x: x.new_zeros((documents, *x.shape[1:]))).insert(first, state)
     inner: list[Tensor] | None = None if trace is None else []
     y, final = language.hidden(x.flatten(0, 1).unsqueeze(0), start, cu_seqlens=offsets, trace=inner)
     assert final is not None
