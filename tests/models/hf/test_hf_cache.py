@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -206,3 +207,87 @@ def test_a_cache_goes_from_mode_to_mode(
     with then():
         found = [model(ids[:, t : t + 1], past_key_values=cache).logits for t in (4, 5)]
         same(torch.cat(found, 1), own(ids)[0][:, 4:])
+
+
+@pytest.mark.parametrize("recording", [False, True])
+@pytest.mark.parametrize("take", [copy.copy, copy.deepcopy, HGRN2Cache.fork, lambda c: c.to("cpu"), "state", "set"])
+def test_no_step_of_one_holder_reaches_another(
+    take: Any, recording: bool, twin: Callable, tokens: Callable, same: Callable
+) -> None:
+    """Whoever goes on first; with steps written in place, tokens taken back, rows reordered, a cache emptied."""
+    own, model = twin("hgru2 conv")
+    ids, step = tokens(2, 6), tokens(2, 1, seed=5)
+    truth = own(torch.cat((ids, step), 1))[0][:, -1:]
+
+    def taken(cache: HGRN2Cache) -> HGRN2Cache:
+        if take == "set":
+            made = HGRN2Cache()
+            made.state = cache.state
+            return made
+        return HGRN2Cache(cache.state) if take == "state" else take(cache)
+
+    for swapped in (False, True):
+        first = HGRN2Cache()
+        read(model, ids[:, :5], first)
+        read(model, ids[:, 5:], first)
+        second = taken(first)
+        mover, keeper = (second, first) if swapped else (first, second)
+        if recording:
+            mover.activate_past_recording()
+        read(model, step, mover)
+        read(model, step, mover)
+        if recording:
+            mover.crop(-1)
+        mover.reorder_cache(torch.tensor([1, 1]))
+        mover.reset()
+        same(read(model, step, keeper), truth)
+
+
+def test_a_state_that_was_handed_out_stays_and_changes_nothing(
+    twin: Callable, tokens: Callable, same: Callable
+) -> None:
+    own, model = twin("hgru2")
+    cache, step = HGRN2Cache(), tokens(1, 1, seed=5)
+    read(model, tokens(1, 6), cache)
+    state = cache.state
+    before = state.copy()
+    read(model, step, cache.fork())
+    with torch.no_grad():
+        own(step, cache.state, inplace=True)
+        same(read(model, step, cache.fork()), own(step, before)[0])
+        made = HGRN2Cache(state)
+        own(step, state, inplace=True)  # its holder may, and the cache made of it before does not see it
+        same(read(model, step, made), own(step, before)[0])
+    buffer = tokens(1, 3)
+    recorded = HGRN2Cache()
+    recorded.activate_past_recording()
+    read(model, buffer, recorded)
+    buffer.zero_()  # as static buffers are overwritten; the recording has its own
+    recorded.crop(-1)
+    same(read(model, step, recorded), own(torch.cat((tokens(1, 3)[:, :2], step), 1))[0][:, -1:])
+
+
+def test_a_state_of_inference_mode_is_trained_from(twin: Callable, tokens: Callable) -> None:
+    own, model = twin("hgru2 conv")
+    cache = HGRN2Cache()
+    with torch.inference_mode():
+        model(tokens(1, 6), past_key_values=cache)
+        _, state = own(tokens(1, 6))
+    model.train()(tokens(1, 5), past_key_values=cache, labels=tokens(1, 5)).loss.backward()
+    one = model.lm_head.weight.grad.clone()
+    model.zero_grad()
+    logits = own.train()(tokens(1, 5), state)[0]
+    torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), tokens(1, 5)[:, 1:].flatten()).backward()
+    torch.testing.assert_close(own.head.weight.grad, one, rtol=1e-5, atol=1e-7)
+
+
+def test_a_damaged_number_of_tokens(twin: Callable, tokens: Callable, tmp_path: Path) -> None:
+    _, model = twin("hgru2")
+    cache = HGRN2Cache()
+    read(model, tokens(1, 6), cache)
+    cache.save(tmp_path / "c", model)
+    with safe_open(tmp_path / "c", "pt") as file:
+        metadata = file.metadata()
+    for text in ("many", "-1", "9" * 5000):
+        save_file(load_file(tmp_path / "c"), tmp_path / "d", metadata | {"tokens": text})
+        refused("is damaged: its number of tokens is", HGRN2Cache.load, tmp_path / "d", model)

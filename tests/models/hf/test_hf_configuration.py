@@ -12,7 +12,7 @@ from hgrn2.errors import UserError
 from hgrn2.files import read_json, write_json
 from hgrn2.models.config import InitConfig
 from hgrn2.models.convert import fla
-from hgrn2.models.hf import HGRN1Config, HGRN2Config
+from hgrn2.models.hf import HGRN1Config, HGRN2Config, HGRN2VisionConfig
 
 OF_FLA = [name for name in published.VARIANTS if name.startswith("fla")]
 
@@ -82,3 +82,34 @@ def test_refused(kind: Any, fields: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
         kind(**fields)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", [HGRN2Config, HGRN1Config, HGRN2VisionConfig])
+def test_what_was_saved_loads_whatever_was_set(kind: Any, tmp_path: Path) -> None:
+    """Attributes that nobody declared, fields of other projects, and every one of the library's; twice over."""
+    config = kind(hidden_size=128)
+    own = {"my_note": {"when": ["Tuesday"]}, "window": 4, "attn": {"layers": [0]}, "transformers.js_config": {"a": 1}}
+    library = {
+        "chunk_size_feed_forward": 2, "problem_type": "regression", "return_dict": False, "output_attentions": True,
+        "output_hidden_states": True, "is_encoder_decoder": True, "id2label": {0: "a", 1: "b"}, "tokenizer_class": "T",
+        "architectures": ["X"], "quantization_config": {"quant_method": "torchao"}, "unsloth_version": "1",
+    }  # fmt: skip
+    for name, value in (own | library).items():
+        setattr(config, name, value)
+    for folder in ("a", "b"):
+        config.save_pretrained(tmp_path / folder)
+        config = transformers.AutoConfig.from_pretrained(tmp_path / folder)
+        assert type(config) is kind
+        assert {name: getattr(config, name) for name in own | library} == own | library
+    assert read_json(tmp_path / "a" / "config.json")["extra_fields"] == ["attn", "my_note", "window"]
+    assert not hasattr(config, "extra_fields")
+    assert kind(**config.to_dict()).to_dict() == config.to_dict()
+    values = read_json(tmp_path / "a" / "config.json")
+    for changes, message in (
+        ({"rope_base": 3}, "unknown fields: rope_base.*remove those that do not from config.json"),
+        ({"extra_fields": "rope"}, "extra_fields must be a list of names"),
+    ):
+        write_json(tmp_path / "a" / "config.json", values | changes)
+        with pytest.raises(UserError, match=message) as caught:
+            transformers.AutoConfig.from_pretrained(tmp_path / "a")
+        assert "--ignore" not in str(caught.value)

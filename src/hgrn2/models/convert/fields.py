@@ -33,8 +33,8 @@ NOTHING: Any = object()
 class Fields:
     """The values of one config.json, read one by one; `finish` refuses those that were not."""
 
-    def __init__(self, values: dict[str, Any], path: Path) -> None:
-        self.values, self.path = values, path
+    def __init__(self, values: dict[str, Any], path: Path, hint: str = "name those that do not with --ignore") -> None:
+        self.values, self.path, self.hint = values, path, hint
         self.read: set[str] = set()
 
     def get(self, name: str, kind: Any, default: Any, *, old: str = "", optional: bool = False) -> Any:
@@ -90,5 +90,5 @@ class Fields:
         refuse(
             bool(unknown),
             f"{self.path} has unknown fields: {', '.join(unknown[:5])}{more}; they may change what the model computes "
-            "(name those that do not with --ignore)",
+            f"({self.hint})",
         )

@@ -24,9 +24,9 @@ _NO_EFFECT = (
 )  # fmt: skip
 
 
-def read_config(values: dict[str, Any], path: Path, ignore: Collection[str] = ()) -> ModelConfig:
+def read_config(values: dict[str, Any], path: Path, ignore: Collection[str] = (), **more: Any) -> ModelConfig:
     """Our settings for a config.json of model_type hgrn2 or hgrn; what is not supported is a `UserError`."""
-    fields = Fields(values, path)
+    fields = Fields(values, path, **more)
     first = fields.choice("model_type", "hgrn2", {"hgrn2": False, "hgrn": True})
     fields.must_be_off("attn", "a hybrid with softmax attention in some layers")
     fields.must_be_off("attnres_block_size", "attention over residuals")

@@ -7,13 +7,12 @@ computes with (scores times n^-1/2, eps 1e-5 in the read-out). Which field means
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
-
-from transformers import PreTrainedConfig
+from typing import Any, ClassVar
 
 from hgrn2.errors import UserError
 from hgrn2.models.config import InitConfig, ModelConfig
 from hgrn2.models.convert import fla
+from hgrn2.models.hf.saving import HINT, Saved, foreign
 from hgrn2.settings import refuse
 
 _ACTIVATIONS = {"swish": "silu", "silu": "silu", "gelu": "gelu", "none": "none"}
@@ -21,14 +20,9 @@ _FLA = (
     "vocab_size", "hidden_size", "num_hidden_layers", "expand_ratio", "use_short_conv", "conv_size", "use_lower_bound",
     "hidden_ratio", "intermediate_size", "elementwise_affine", "norm_eps", "tie_word_embeddings", "initializer_range",
 )  # fmt: skip
-LIBRARY = frozenset({
-    "quantization_config", "attn_implementation", "experts_implementation", "name_or_path", "num_labels",
-    "per_layer_config", "is_assistant",
-})  # fmt: skip
-"""What transformers and its companions write into a configuration beside `convert.fields.GENERIC`."""
 
 
-class HGRN2Config(PreTrainedConfig):
+class HGRN2Config(Saved):
     """Settings of an HGRN2 model for transformers.
 
     Fields up to `initializer_range` are flash-linear-attention's. `num_heads` and `expand_ratio` (n, the size of a
@@ -46,6 +40,9 @@ class HGRN2Config(PreTrainedConfig):
 
     model_type = "hgrn2"
     keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012 (the library's name and type)
+    auto_classes: ClassVar = {
+        "AutoConfig": "HGRN2Config", "AutoModel": "HGRN2Model", "AutoModelForCausalLM": "HGRN2ForCausalLM",
+    }  # fmt: skip
 
     vocab_size: int = 32000
     hidden_size: int = 2048
@@ -92,8 +89,7 @@ class HGRN2Config(PreTrainedConfig):
         if "rms_norm_eps" in kwargs:  # older files
             self.norm_eps = kwargs.pop("rms_norm_eps")
         self._agree_on_heads()
-        extra = {name: value for name, value in kwargs.items() if not name.startswith("_") and name not in LIBRARY}
-        settings = self._read(extra)
+        settings = self._read(foreign(type(self), kwargs))
         self.num_heads, self.intermediate_size = settings.heads, settings.glu_width
         super().__post_init__(**kwargs)
 
@@ -120,7 +116,7 @@ class HGRN2Config(PreTrainedConfig):
         values["model_type"] = "hgrn2" if self.mixer == "hgru2" else "hgrn"
         clear = sorted({"decoder_embed_dim", "decoder_layers"} & set(extra))
         refuse(bool(clear), f"{name}: {', '.join(clear)} is of hgru2-pytorch: use `hgrn2 convert hgru2` first")
-        base = fla.read_config(extra | values, Path(name))
+        base = fla.read_config(extra | values, Path(name), hint=HINT)
         if self.hidden_act not in _ACTIVATIONS:
             raise UserError(
                 f"{name}: hidden_act {self.hidden_act!r} is not supported; choose {', '.join(_ACTIVATIONS)}"
@@ -178,4 +174,7 @@ class HGRN1Config(HGRN2Config):
     """Settings of an HGRN model: `mixer` hgru1_real (flash-linear-attention's, model_type hgrn) or hgru1 (complex)."""
 
     model_type = "hgrn"
+    auto_classes: ClassVar = {
+        "AutoConfig": "HGRN1Config", "AutoModel": "HGRN1Model", "AutoModelForCausalLM": "HGRN1ForCausalLM",
+    }  # fmt: skip
     mixer: str = "hgru1_real"

@@ -1,14 +1,12 @@
 """`HGRN2VisionConfig` and `HGRN1VisionConfig`: the fields of our `VisionConfig`, classes named as in transformers."""
 
 from dataclasses import fields
-from typing import Any
-
-from transformers import PreTrainedConfig
+from typing import Any, ClassVar
 
 from hgrn2.errors import UserError
 from hgrn2.models.config import VisionConfig
 from hgrn2.models.convert.fields import GENERIC
-from hgrn2.models.hf.configuration import LIBRARY
+from hgrn2.models.hf.saving import HINT, Saved, foreign
 from hgrn2.models.presets import vision_preset
 from hgrn2.settings import from_dict, refuse, to_dict
 
@@ -16,7 +14,7 @@ OWN = tuple(field.name for field in fields(VisionConfig) if field.name != "class
 """Fields that mean the same here and in `VisionConfig`."""
 
 
-class HGRN2VisionConfig(PreTrainedConfig):
+class HGRN2VisionConfig(Saved):
     """Settings of an HGRN2 image classifier for transformers.
 
     Every field but the number of classes (`num_labels`, or `id2label`) is one of `hgrn2.models.config.VisionConfig` and
@@ -37,6 +35,9 @@ class HGRN2VisionConfig(PreTrainedConfig):
     model_type = "hgrn2_vision"
     attribute_map = {  # noqa: RUF012 (the library's name and type)
         "hidden_size": "width", "num_hidden_layers": "layers", "patch_size": "patch", "num_channels": "channels",
+    }  # fmt: skip
+    auto_classes: ClassVar = {
+        "AutoConfig": "HGRN2VisionConfig", "AutoModelForImageClassification": "HGRN2ForImageClassification",
     }  # fmt: skip
     kinds = ("hgru2",)
     preset = "hgrn2_vit_tiny"
@@ -62,10 +63,9 @@ class HGRN2VisionConfig(PreTrainedConfig):
     init: dict[str, Any] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
-        extra = {name for name in kwargs if not name.startswith("_") and name not in LIBRARY}
-        unknown = sorted(extra - GENERIC - set(self.attribute_map))
+        unknown = sorted(set(foreign(type(self), kwargs)) - GENERIC - set(self.attribute_map))
         name = type(self).__name__
-        refuse(bool(unknown), f"{name} has unknown fields: {', '.join(unknown[:5])}")
+        refuse(bool(unknown), f"{name} has unknown fields: {', '.join(unknown[:5])} ({HINT})")
         super().__post_init__(**kwargs)
         base: Any = vision_preset(self.preset)
         if self.width is not None and self.glu_width is None and isinstance(self.width, int):
@@ -109,5 +109,8 @@ class HGRN1VisionConfig(HGRN2VisionConfig):
     """Settings of an HGRN1 image classifier, complex (hgru1) or real (hgru1_real); preset hgrn1_vit_tiny."""
 
     model_type = "hgrn_vision"
+    auto_classes: ClassVar = {
+        "AutoConfig": "HGRN1VisionConfig", "AutoModelForImageClassification": "HGRN1ForImageClassification",
+    }  # fmt: skip
     kinds = ("hgru1", "hgru1_real")
     preset = "hgrn1_vit_tiny"

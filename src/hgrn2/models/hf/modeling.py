@@ -42,6 +42,10 @@ class HGRN2PreTrainedModel(PreTrainedModel):
         """
         return load_folder(cls, super().from_pretrained, pretrained_model_name_or_path, *args, **kwargs)
 
+    @classmethod
+    def register_for_auto_class(cls, auto_class: Any = "AutoModel") -> None:
+        """Nothing: the library would copy our source files into every folder that is saved; see `saving`."""
+
     def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
         # For code outside transformers the library passes over modules without parameters of their own, the
         # LanguageModel among them; what is loaded already is spared below.
