@@ -240,7 +240,7 @@ def _read(model: LanguageModel, corpus: Corpus, start: int, stop: int) -> Tensor
     """Inputs [start, stop) and the target after each: ids [1, stop - start + 1] on the model's device."""
     tokens = torch.from_numpy(corpus.read(start, stop - start + 1))
     model.check_tokens(tokens)
-    return tokens.to(model.embedding.weight.device).unsqueeze(0)
+    return tokens.to(model.device).unsqueeze(0)
 
 
 def _targets(corpus: Corpus) -> int:

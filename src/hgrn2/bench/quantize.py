@@ -79,7 +79,7 @@ def _case(model: LanguageModel, corpus: Corpus, text_tokens: int, bench: Quantiz
 
 
 def _prefill(model: LanguageModel, prompt: torch.Tensor) -> Sample:
-    device = model.embedding.weight.device
+    device = model.device
     tokens = prompt.to(device)
 
     def sample() -> float:
@@ -95,7 +95,7 @@ def _prefill(model: LanguageModel, prompt: torch.Tensor) -> Sample:
 
 
 def _decode(model: LanguageModel, prompt: torch.Tensor, tokens: int) -> Sample:
-    device = model.embedding.weight.device
+    device = model.device
     steps = Steps(model, 1, SamplingConfig(greedy=True), graph=choose_graph(device, "auto")[0])
     with reading(model):
         features, state = model.hidden(prompt.to(device))

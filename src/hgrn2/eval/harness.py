@@ -75,7 +75,7 @@ class HGRN2LM(TemplateLM):
         self.scored: list[Request] = []
         """All requests so far, for a comparison of the ways to read them."""
         self._progress = progress
-        self._device = self.model.embedding.weight.device
+        self._device = self.model.device
 
     @property
     def eot_token_id(self) -> int:

@@ -82,7 +82,7 @@ def by_position(
             chosen = starts[row : row + batch_size]
             tokens = torch.from_numpy(np.stack([corpus.read(start, length) for start in chosen]))
             model.check_tokens(tokens)
-            tokens, state = tokens.to(model.embedding.weight.device), None
+            tokens, state = tokens.to(model.device), None
             for begin in range(0, length - 1, segment):
                 end = min(begin + segment, length - 1)
                 features, state = model.hidden(tokens[:, begin:end], state)

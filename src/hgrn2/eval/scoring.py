@@ -242,7 +242,7 @@ def _read(
 ) -> Iterator[tuple[int, list[Tensor], ModelState | None]]:
     """Read sequences packed in one call, or one long sequence in several: (where the call begins in it, features
     [T,D] of each sequence, their states after it)."""
-    device = model.embedding.weight.device
+    device = model.device
     if len(sequences) == 1:
         tokens = torch.tensor(sequences[0], device=device)
         for begin in range(0, len(tokens), TOKENS_AT_ONCE):

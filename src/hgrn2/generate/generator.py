@@ -236,7 +236,7 @@ class Generator:
     ) -> ModelState:
         """The state after all ids but the last; it holds one sequence."""
         with reading(self.model):
-            device = self.model.embedding.weight.device
+            device = self.model.device
             state = self.model.zeros(1) if start is None else start.state.to(device)
             end = len(ids) - 1
             for first in range(0, end, segment):
@@ -279,7 +279,7 @@ class Generator:
         return f"steps are {'replayed as a CUDA graph' if captured else 'run call by call'}: {why}"
 
     def _graph(self, config: GenerationConfig) -> tuple[bool, str]:
-        device, grows = self.model.embedding.weight.device, self.model.config.grows
+        device, grows = self.model.device, self.model.config.grows
         return choose_graph(device, config.graph, config.max_tokens, grows=grows)
 
     def _is_double(self) -> bool:

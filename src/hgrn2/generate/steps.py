@@ -68,7 +68,7 @@ class Steps:
             graph: capture a CUDA graph; see `choose_graph`.
             compile: let torch.compile fuse what stands between the matrix products.
         """
-        device = model.embedding.weight.device
+        device = model.device
         self.model, self.config, self.captured = model, config, graph
         self.vocabulary = vocabulary or model.config.vocab_size
         self.tokens = torch.zeros(rows, 1, dtype=torch.int64, device=device)

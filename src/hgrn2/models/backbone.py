@@ -65,7 +65,7 @@ class Backbone(nn.Module):
 
     def zeros(self, batch: int, dtype: torch.dtype | None = None) -> ModelState:
         """The state of `batch` sequences before their first token: float32 (float64 for a float64 model), keys and
-        values of attention in the model's dtype, unless a dtype is given. Each layer's lies where that layer computes."""
+        values of attention in the model's dtype, unless a dtype is given; each layer's where that layer computes."""
         refuse(self.config.mixer.direction != "causal", no_state(self.config.mixer))
         check_whole(batch, "batch", 0)
         floating = dtype is None or (isinstance(dtype, torch.dtype) and dtype.is_floating_point)

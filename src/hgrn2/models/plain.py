@@ -47,9 +47,11 @@ def device_of(module: nn.Module) -> torch.device:
 
 
 def dtype_of(module: nn.Module) -> torch.dtype:
-    """The precision of its first floating-point parameter or buffer; float32 where there is none."""
-    tensors = (*module.parameters(), *module.buffers())
-    return next((tensor.dtype for tensor in tensors if tensor.is_floating_point()), torch.float32)
+    """The precision of its first floating-point parameter, or of the first part that states one, as quantised parts do;
+    float32 where there is none."""
+    found = next((tensor.dtype for tensor in module.parameters() if tensor.is_floating_point()), None)
+    stated = (vars(part).get("dtype") for part in module.modules())
+    return found or next((dtype for dtype in stated if isinstance(dtype, torch.dtype)), torch.float32)
 
 
 def check_plain(tensors: dict[str, Tensor], own: dict[str, Tensor], what: str) -> None:

@@ -38,6 +38,7 @@ from hgrn2.files import (
 from hgrn2.models.config import DeiTConfig, ModelConfig, SequenceConfig, StackConfig, VisionConfig
 from hgrn2.models.deit import DeiT
 from hgrn2.models.language import LanguageModel
+from hgrn2.models.plain import check_plain, check_readable
 from hgrn2.models.sequence import SequenceClassifier
 from hgrn2.models.unmade import Unmade
 from hgrn2.models.vision import VisionClassifier
@@ -102,6 +103,7 @@ def write_model(folder: Path, model: Model, tokenizer: Saveable | None = None) -
     check_utf8(folder)
     state = model.state_dict()
     refuse("quantized" in state, "a quantised model is not saved; save the model it was made from")
+    check_plain(state, _without_weights(kind_of(model), model.config, folder / CONFIG).state_dict(), str(folder))
     for name in (CONFIG, WEIGHTS):
         refuse((folder / name).exists(), f"{folder / name} already exists; it is not overwritten")
     tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
@@ -323,6 +325,7 @@ def model_hash(model: Model) -> str:
 def add_tensors(digest: Any, tensors: Mapping[str, Tensor]) -> None:
     """Feed names, dtypes, shapes and bytes into a hash, in the order of the names."""
     for name, tensor in sorted(tensors.items()):
+        check_readable(name, tensor, "the weights cannot be told apart")
         digest.update(f"\0{name}\0{tensor.dtype}\0{list(tensor.shape)}\0".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
 

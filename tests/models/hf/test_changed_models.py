@@ -1,4 +1,4 @@
-"""Models that others have changed: adapters, hooks, quantised, offloaded or copied weights. The plain path, or a refusal."""
+"""Models that others have changed: adapters, hooks, weights quantised, offloaded or copied; plain paths and refusals."""
 
 import copy
 from collections.abc import Callable

@@ -137,7 +137,7 @@ def _check_own(kind: Any, config: Any, weights: Weights, mismatched: bool) -> No
     with torch.device("meta"):
         own = {_short(name): list(value.shape) for name, value in kind(config).state_dict().items()}
     stored = {_short(name): name for name in weights.files}
-    spared = {_HEAD} if config.tie_word_embeddings else set()
+    spared = {_HEAD} if getattr(config, "tie_word_embeddings", False) else set()
     spared |= set(_new_heads(kind)) if mismatched else set()
     lacking = sorted(set(own) - set(stored) - spared)
     base = lacking == [_HEAD]

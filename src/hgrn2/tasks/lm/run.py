@@ -98,7 +98,7 @@ def _finish(run: RunConfig, trainer: Trainer, task: LanguageTask, model: Languag
         "held_out": {_label(p, window): to_dict(p) for p in found},
     }
     write_json(folder / "summary.json", summary)
-    tokens = torch.from_numpy(valid.read(0, min(GATE_TOKENS, valid.n_tokens))).to(next(model.parameters()).device)
+    tokens = torch.from_numpy(valid.read(0, min(GATE_TOKENS, valid.n_tokens))).to(model.device)
     gates = layer_gates(gate_statistics(model, tokens[None]))
     write_report(
         folder, config=to_dict(run), environment=read_json(folder / "environment.json"),

@@ -62,7 +62,7 @@ def tune_state(
         quiet: no live view.
     """
     base, tokenizer = loaded.model, loaded.need_tokenizer()
-    place = base.embedding.weight.device
+    place = base.device
     if place.type == "cpu":
         cpu.keep_freed_memory()
     train, valid = corpora(settings.data, loaded)
