@@ -7,9 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from hgrn2.errors import UserError
+from hgrn2.models.convert import write_fla
 from hgrn2.models.hf import HGRN2Cache, HGRN2ForCausalLM
 from hgrn2.models.plain import is_product
 from hgrn2.models.quantize.model import quantize
@@ -222,3 +225,26 @@ def test_a_copy_of_a_model_is_another_model(twin: Callable, tokens: Callable) ->
         refused("this cache was filled by another model", other, tokens(1, 1), past_key_values=cache)
     with torch.no_grad():
         model(tokens(1, 1), past_key_values=copy.deepcopy(cache))
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")  # of PEFT
+@pytest.mark.parametrize("layout", ["ours", "fla"])
+def test_an_adapter_folder_brings_its_base(layout: str, twin: Callable, tokens: Callable, tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    own, model = twin("hgru2", torch.float32)
+    if layout == "fla":
+        write_fla(tmp_path / "base", own)
+        model = HGRN2ForCausalLM.from_pretrained(tmp_path / "base")
+    else:
+        model.save_pretrained(tmp_path / "base")
+        model.config.name_or_path = str(tmp_path / "base")
+    adapted = peft.get_peft_model(model, peft.LoraConfig(target_modules=["in_proj"], init_lora_weights=False)).eval()
+    adapted.save_pretrained(tmp_path / "adapter")
+    truth = adapted(input_ids=tokens(2, 5)).logits
+    for kind in (HGRN2ForCausalLM, transformers.AutoModelForCausalLM):
+        found = kind.from_pretrained(tmp_path / "adapter").eval()
+        torch.testing.assert_close(found(tokens(2, 5)).logits, truth, rtol=1e-5, atol=1e-6)
+    tensors = load_file(tmp_path / "base" / "model.safetensors")
+    del tensors["lm_head.weight"]
+    save_file(tensors, tmp_path / "base" / "model.safetensors", {"format": "pt"})
+    refused("lacks lm_head.weight", HGRN2ForCausalLM.from_pretrained, tmp_path / "adapter")

@@ -60,12 +60,11 @@ class InMemory(Weights):
         return self.files[name]
 
 
-def read_settings(folder: Path) -> dict[str, Any]:
-    """The object in a folder's config.json."""
+def read_settings(folder: Path, name: str = CONFIG) -> dict[str, Any]:
+    """The object in a folder's config.json, or another file of such a kind."""
     refuse(not folder.exists(), f"{folder} does not exist")
     refuse(not folder.is_dir(), f"{folder} is not a folder; give the folder that holds {CONFIG} and the weights")
-    path = folder / CONFIG
-    return read_json(path, dict, limit=LIMIT)
+    return read_json(folder / name, dict, limit=LIMIT)
 
 
 @contextmanager

@@ -16,6 +16,8 @@ from hgrn2.settings import refuse
 
 _OF_HUB = ("revision", "cache_dir", "token", "local_files_only", "force_download")
 _HEAD = "lm_head.weight"
+ADAPTER, ADAPTED = "adapter_config.json", "_adapter_model_path"
+"""PEFT's file, and the library's word for where it lies while the base is loaded."""
 _CLASSES = ("vision.head.proj.weight", "vision.head.proj.bias")
 
 
@@ -23,15 +25,20 @@ def load_folder(kind: Any, load: Callable[..., Any], path: Any, *args: Any, **kw
     """`kind.from_pretrained`; `load` is the library's own."""
     wanted, given = kwargs.pop("output_loading_info", False), kwargs.get("state_dict")
     asked, folder = path, None if path is None or kwargs.get("gguf_file") else _folder(path, kwargs)
-    if folder is not None and (folder / "adapter_config.json").exists() and not (folder / CONFIG).exists():
-        return load(path, *args, output_loading_info=wanted, **kwargs)  # which asks again for the folder of the base
+    if folder is not None and (folder / ADAPTER).exists() and not (folder / CONFIG).exists():
+        base = read_settings(folder, ADAPTER).get("base_model_name_or_path")
+        refuse(not isinstance(base, str), f"{folder / ADAPTER} names no base_model_name_or_path")
+        more = (kwargs.pop("adapter_kwargs", None) or {}) | {ADAPTED: str(path)}
+        return load_folder(kind, load, base, *args, output_loading_info=wanted, adapter_kwargs=more, **kwargs)
     if folder is not None:
         kwargs = _with_config(kind, folder, kwargs)
         path = folder
     config, tensors = kwargs.get("config"), None
-    if isinstance(config, kind.config_class) and (folder is not None or given is not None):
-        variant = kwargs.get("variant") or ""
-        with open_weights(folder, variant) if given is None else nullcontext(InMemory(given)) as weights:
+    source = None if given is None else nullcontext(InMemory(given))
+    if folder is not None and source is None:
+        source = open_weights(folder, kwargs.get("variant") or "")
+    if isinstance(config, kind.config_class) and source is not None:
+        with source as weights:
             if any(".attn." in name for name in weights.files):
                 tensors = _translated(kind, config, weights)
             elif getattr(config, "quantization_config", None) is None:
@@ -40,8 +47,9 @@ def load_folder(kind: Any, load: Callable[..., Any], path: Any, *args: Any, **kw
         for name in (*_OF_HUB, "subfolder", "use_safetensors", "variant"):
             kwargs.pop(name, None)
         kwargs["state_dict"], path = tensors, None
+    adapted = ADAPTED in (kwargs.get("adapter_kwargs") or {})
     model, report = load(path, *args, output_loading_info=True, **kwargs)
-    if not kwargs.get("adapter_kwargs"):  # whose report is of the adapter
+    if not adapted:  # the report is then that of the adapter; what its base lacks was refused above
         _refuse_drawn(kind, report, bool(kwargs.get("ignore_mismatched_sizes")))
     if folder is not None:
         model.config.name_or_path = str(asked)
