@@ -237,7 +237,7 @@ def test_an_adapter_folder_brings_its_base(layout: str, twin: Callable, tokens: 
         model = HGRN2ForCausalLM.from_pretrained(tmp_path / "base")
     else:
         model.save_pretrained(tmp_path / "base")
-        model.config.name_or_path = str(tmp_path / "base")
+        model.name_or_path = str(tmp_path / "base")  # where PEFT looks
     adapted = peft.get_peft_model(model, peft.LoraConfig(target_modules=["in_proj"], init_lora_weights=False)).eval()
     adapted.save_pretrained(tmp_path / "adapter")
     truth = adapted(input_ids=tokens(2, 5)).logits

@@ -52,7 +52,7 @@ def load_folder(kind: Any, load: Callable[..., Any], path: Any, *args: Any, **kw
     if not adapted:  # the report is then that of the adapter; what its base lacks was refused above
         _refuse_drawn(kind, report, bool(kwargs.get("ignore_mismatched_sizes")))
     if folder is not None:
-        model.config.name_or_path = str(asked)
+        model.config.name_or_path = model.name_or_path = str(asked)
         if tensors is not None and (folder / "generation_config.json").is_file() and hasattr(model, "lm_head"):
             model.generation_config = GenerationConfig.from_pretrained(folder)
     return (model, report) if wanted else model
