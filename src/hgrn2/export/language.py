@@ -22,6 +22,7 @@ from hgrn2.layers.hgru2 import HGRU2
 from hgrn2.layers.norm import Norm
 from hgrn2.models.config import ModelConfig
 from hgrn2.models.language import LanguageModel
+from hgrn2.models.saved import check_unchanged
 
 SMALLEST_FORGET = math.exp(-60.0)  # as in the chunked form: e^-60 vanishes beside any other term
 LARGEST_FORGET = 1 - 2.0**-24  # the largest float32 below 1
@@ -47,6 +48,7 @@ class Matrices:
     @staticmethod
     def of(model: LanguageModel, config: OnnxConfig) -> "Matrices":
         """Round what the settings want rounded. Embedding rows that do not divide into blocks stay float32."""
+        check_unchanged(model, "the model cannot be exported")
         plain, quantized = {}, {}
         for name, parameter in model.named_parameters():
             if parameter.dim() != 2 or name.endswith((".conv", "lower_bounds")):

@@ -103,7 +103,7 @@ def write_model(folder: Path, model: Model, tokenizer: Saveable | None = None) -
     check_utf8(folder)
     state = model.state_dict()
     refuse("quantized" in state, "a quantised model is not saved; save the model it was made from")
-    check_plain(state, _without_weights(kind_of(model), model.config, folder / CONFIG).state_dict(), str(folder))
+    check_unchanged(model, f"{folder} cannot be written")
     for name in (CONFIG, WEIGHTS):
         refuse((folder / name).exists(), f"{folder / name} already exists; it is not overwritten")
     tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
@@ -153,6 +153,12 @@ def load_classifier(
 def build_classifier(config: Settings) -> Classifier:
     """A new classifier of these settings."""
     return next(made for settings, made in _KINDS.values() if type(config) is settings)(config)
+
+
+def check_unchanged(model: Model, what: str) -> None:
+    """Refuse a model whose weights are not those that its settings make: with adapters, quantised or offloaded."""
+    own = _without_weights(kind_of(model), model.config, Path(CONFIG)).state_dict()
+    check_plain(model.state_dict(), own, what)
 
 
 def kind_of(model: Model) -> str:

@@ -169,6 +169,7 @@ def test_adapters_and_what_needs_plain_weights(twin: Callable, tokens: Callable,
     wrapped.backbone.blocks[0].glu.in_proj = Wrapper(wrapped.backbone.blocks[0].glu.in_proj)
     refused("has an adapter in place", save_model, tmp_path / "m", wrapped)
     refused("has an adapter in place", quantize, wrapped)
+    refused("has an adapter in place", write_fla, tmp_path / "m", wrapped)
     assert not (tmp_path / "m").exists()
 
 

@@ -20,7 +20,7 @@ from hgrn2.models.convert import exact, fla, hgru2_pytorch
 from hgrn2.models.convert.rules import check, gather, scatter
 from hgrn2.models.convert.weights import CONFIG, SINGLE, Weights, open_weights, read_settings
 from hgrn2.models.language import LanguageModel
-from hgrn2.models.saved import reported
+from hgrn2.models.saved import check_unchanged, reported
 from hgrn2.settings import refuse
 
 Family = Literal["fla", "hgru2"]
@@ -104,6 +104,7 @@ def write_fla(folder: str | Path, model: LanguageModel) -> list[str]:
     Raises:
         UserError: settings without a counterpart there, a folder that exists or cannot be written.
     """
+    check_unchanged(model, f"{folder} cannot be written")
     config = model.config
     dtype = str(model.embedding.weight.dtype).removeprefix("torch.")
     settings = fla.write_config(config, dtype)

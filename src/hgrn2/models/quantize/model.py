@@ -15,11 +15,9 @@ from torch import Tensor, nn
 
 from hgrn2.errors import UserError
 from hgrn2.models.language import LanguageModel
-from hgrn2.models.plain import check_plain
 from hgrn2.models.quantize.config import QuantizeConfig
 from hgrn2.models.quantize.weights import Int4, Int8
-from hgrn2.models.saved import add_tensors
-from hgrn2.models.unmade import Unmade
+from hgrn2.models.saved import add_tensors, check_unchanged
 
 FINGERPRINT = "quantized"
 DTYPES = (torch.float32, torch.bfloat16)
@@ -104,9 +102,7 @@ def quantize(model: LanguageModel, config: QuantizeConfig | None = None) -> Quan
         raise UserError(f"a {type(model).__name__} cannot be quantised, only a plain language model")
     if dtype not in DTYPES:
         raise UserError(f"a model in {str(dtype).removeprefix('torch.')} cannot be quantised; load it in float32")
-    with Unmade():
-        own = LanguageModel(model.config).state_dict()
-    check_plain(model.state_dict(), own, "quantize")
+    check_unchanged(model, "quantize")
     model.eval().requires_grad_(False)
     quantized = QuantizedLanguageModel.__new__(QuantizedLanguageModel)
     quantized.__dict__ = dict(model.__dict__)
