@@ -216,7 +216,7 @@ def test_the_command_refuses_what_has_no_class(tmp_path: Path, capsys: pytest.Ca
     ({"width": 100}, "HGRN2VisionConfig: width 100 does not divide into heads of head_size 64"),
     ({"layers": "many"}, "HGRN2VisionConfig.layers must be a whole number, not 'many'"),
     ({"num_labels": 1}, "HGRN2VisionConfig: classes is 1; it must be at least 2"),
-    ({"norm": "tall"}, "HGRN2VisionConfig: norm is 'tall'; choose one of"),
+    ({"norm": "tall"}, "HGRN2VisionConfig.norm is 'tall'; choose one of"),
 ])  # fmt: skip
 def test_settings_that_make_no_sense(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError) as caught:

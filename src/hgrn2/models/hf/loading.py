@@ -43,13 +43,17 @@ def load_folder(kind: Any, load: Callable[..., Any], path: Any, *args: Any, **kw
                 tensors = _translated(kind, config, weights)
             elif getattr(config, "quantization_config", None) is None:
                 _check_own(kind, config, weights, bool(kwargs.get("ignore_mismatched_sizes")))
+    adapter = (kwargs.get("adapter_kwargs") or {}).get(ADAPTED)
+    if adapter is None and folder is not None and (folder / ADAPTER).exists():  # beside the weights
+        adapter = str(folder)
     if tensors is not None:
-        for name in (*_OF_HUB, "subfolder", "use_safetensors", "variant"):
+        for name in (*_OF_HUB, "subfolder", "use_safetensors", "variant", "adapter_kwargs"):
             kwargs.pop(name, None)
         kwargs["state_dict"], path = tensors, None
-    adapted = ADAPTED in (kwargs.get("adapter_kwargs") or {})
     model, report = load(path, *args, output_loading_info=True, **kwargs)
-    if not adapted:  # the report is then that of the adapter; what its base lacks was refused above
+    if tensors is not None and adapter is not None:
+        model.load_adapter(adapter)  # which the library does for a path only
+    if tensors is not None or adapter is None:  # else the report is the adapter's; what its base lacks was refused above
         _refuse_drawn(kind, report, bool(kwargs.get("ignore_mismatched_sizes")))
     if folder is not None:
         model.config.name_or_path = model.name_or_path = str(asked)
