@@ -53,7 +53,7 @@ def load_folder(kind: Any, load: Callable[..., Any], path: Any, *args: Any, **kw
     model, report = load(path, *args, output_loading_info=True, **kwargs)
     if tensors is not None and adapter is not None:
         model.load_adapter(adapter)  # which the library does for a path only
-    if tensors is not None or adapter is None:  # else the report is the adapter's; what its base lacks was refused above
+    if tensors is not None or adapter is None:  # else it is the adapter's; what its base lacks was refused above
         _refuse_drawn(kind, report, bool(kwargs.get("ignore_mismatched_sizes")))
     if folder is not None:
         model.config.name_or_path = model.name_or_path = str(asked)
