@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from transformers import dynamic_module_utils
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 import hgrn2
 from hgrn2.data.tokenizer import ByteTokenizer
@@ -43,6 +45,7 @@ def fresh(code: str, place: Path, **more: str) -> CompletedProcess[str]:
     )  # fmt: skip
 
 
+@pytest.mark.full
 def test_the_auto_classes_find_it_without_an_import(folder: Path, tmp_path: Path) -> None:
     """And where hgrn2 is not installed they say what to install."""
     truth = HGRN2ForCausalLM.from_pretrained(folder)(torch.arange(6)[None]).logits[0, -1, :3].tolist()
@@ -71,7 +74,9 @@ def test_the_auto_classes_find_it_without_an_import(folder: Path, tmp_path: Path
     assert sorted(path.name for path in (tmp_path / "again").glob("*.py")) == [f"{MODULE}.py"]
 
 
-def test_every_class_that_a_folder_names_is_there(tmp_path: Path) -> None:
+def test_every_class_that_a_folder_names_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", tmp_path / "modules")
+    monkeypatch.syspath_prepend(tmp_path / "modules")
     space: dict[str, Any] = {}
     exec(REMOTE, space)
     for config in (hgrn2.HGRN2Config, HGRN1Config, HGRN2VisionConfig):
@@ -81,6 +86,9 @@ def test_every_class_that_a_folder_names_is_there(tmp_path: Path) -> None:
             assert (tmp_path / config.__name__ / f"{module}.py").read_text(encoding="utf-8") == REMOTE
             registered = config if auto == "AutoConfig" else getattr(transformers, auto)._model_mapping[config]
             assert space[name] is registered
+            assert get_class_from_dynamic_module(place, str(tmp_path / config.__name__)) is registered
+            registered.register_for_auto_class(auto)  # as the Auto classes do; the library would then copy our sources
+            assert registered._auto_class is None
 
 
 def test_our_loaders_run_no_code_of_a_folder(folder: Path) -> None:
