@@ -104,10 +104,10 @@ def write_fla(folder: str | Path, model: LanguageModel) -> list[str]:
     Raises:
         UserError: settings without a counterpart there, a folder that exists or cannot be written.
     """
-    check_unchanged(model, f"{folder} cannot be written")
     config = model.config
     dtype = str(model.embedding.weight.dtype).removeprefix("torch.")
     settings = fla.write_config(config, dtype)
+    check_unchanged(model, f"{folder} cannot be written")
     ours = {name: value.detach().cpu() for name, value in model.state_dict().items()}
     ours, notes = exact.for_fla(config, ours)
     tensors = scatter(fla.rules(fla.with_weights(config)), ours)
