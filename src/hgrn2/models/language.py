@@ -92,7 +92,7 @@ class LanguageModel(nn.Module):
         if self.head is not None:
             return self.head(features)
         refuse(
-            hasattr(self.embedding, "base_layer") or self.embedding.weight.is_meta,
+            hasattr(self.embedding, "base_layer") or (self.embedding.weight.is_meta and not features.is_meta),
             f"the head is tied to an embedding of class {type(self.embedding).__name__} whose weight is adapted or "
             "offloaded: what the head computes with is not certain; merge the adapter, or untie the head",
         )

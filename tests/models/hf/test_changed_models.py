@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from hgrn2.errors import UserError
 from hgrn2.models.convert import write_fla
 from hgrn2.models.hf import HGRN2Cache, HGRN2ForCausalLM
+from hgrn2.models.language import LanguageModel
 from hgrn2.models.plain import is_product
 from hgrn2.models.quantize.model import quantize
 from hgrn2.models.saved import save_model
@@ -132,6 +133,8 @@ def test_our_own_loss_calls_a_changed_head(make: Callable, tokens: Callable) -> 
     truth = tied(ids)[0]
     tied.embedding.register_forward_hook(lambda module, args, output: output.requires_grad_())  # as PEFT does
     torch.testing.assert_close(tied(ids)[0], truth)
+    with torch.device("meta"):
+        assert LanguageModel(tied.config)(ids.to("meta"))[0].is_meta
     tied.embedding = Wrapper(tied.embedding)
     refused("the head is tied to an embedding of class Wrapper", tied.logits, truth[..., :16])
 
