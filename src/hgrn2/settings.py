@@ -233,6 +233,7 @@ def with_overrides(config: T, assignments: tuple[str, ...]) -> T:
     for text in assignments:
         path, equals, value = text.partition("=")
         refuse(not equals, f"setting {text!r}: write it as name=value")
+        _open(config, values, path.strip())
         place, last = _place(values, path.strip())
         old = place[last]
         if isinstance(old, dict):
@@ -251,6 +252,18 @@ def _settled(config: Any, values: dict[str, Any], given: set[str]) -> dict[str, 
             values[field.name] = _settled(inner, values[field.name], below)
     follow = getattr(config, "settled", None)
     return values if follow is None else follow(values, given)
+
+
+def _open(config: Any, values: dict[str, Any], path: str) -> None:
+    """Where a setting is named in a group that is None and may be settings, let the group have them, all None;
+    `settled` of the settings around it says what they are."""
+    for name in path.split(".")[:-1]:
+        if not dataclasses.is_dataclass(config) or name not in values:
+            return
+        arms = [arm for arm in get_args(_hints(type(config))[name]) if dataclasses.is_dataclass(arm)]  # type: ignore[arg-type]
+        if values[name] is None and arms:
+            values[name] = dict.fromkeys(_hints(arms[0]))
+        config, values = getattr(config, name), values[name]
 
 
 def _place(values: dict[str, Any], path: str) -> tuple[dict[str, Any], str]:

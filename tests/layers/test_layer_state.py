@@ -26,10 +26,11 @@ CONFIGS = {
     "gla": MixerConfig(kind="gla", head_size=4),
     "attention": MixerConfig(kind="attention", head_size=4),
     "attention with conv": MixerConfig(kind="attention", head_size=4, conv_width=4),
+    "attention with window": MixerConfig(kind="attention", head_size=4, window=4),
 }
 NUMBERS = {
     "hgru2": 8 * 4, "hgru2 with conv": 8 * 4 + 3 * 24, "hgru1": 2 * 8, "hgru1_real": 8, "gla": 8 * 4,
-    "attention": 0, "attention with conv": 3 * 24,
+    "attention": 0, "attention with conv": 3 * 24, "attention with window": 0,
 }  # fmt: skip
 
 
@@ -70,8 +71,9 @@ def test_zeros_and_size(name: str) -> None:
     state = zeros(name)
     assert state.batch == 3
     assert all((x == 0).all() for x in state.tensors().values())
-    assert state.nbytes == 2 * 3 * NUMBERS[name] * 4
-    assert zeros(name, dtype=torch.float64).nbytes == 2 * state.nbytes
+    counters = 2 * 3 * 8 if "window" in name else 0
+    assert state.nbytes == 2 * 3 * NUMBERS[name] * 4 + counters
+    assert zeros(name, dtype=torch.float64).nbytes == 2 * state.nbytes - counters
     assert zeros(name, batch=5).nbytes * 3 == state.nbytes * 5
 
 
@@ -109,7 +111,7 @@ def test_to_and_detach(name: str) -> None:
     each([moved, state], lambda a, b: check_meta(a, b))
     each([state.to("cpu"), state], equal)
     grown = state.map(lambda x: x.clone().requires_grad_() * 2)
-    assert all(x.requires_grad for x in grown.tensors().values())
+    assert all(x.requires_grad for x in grown.tensors().values() if x.dtype != torch.int64)
     assert not any(x.requires_grad for x in grown.detach().tensors().values())
     each([grown.detach(), state.map(lambda x: x * 2)], equal)
 
@@ -125,6 +127,7 @@ def test_flat_names_round_trip(name: str) -> None:
     named = state.tensors()
     first = "keys_values" if name.startswith("attention") else "recurrent"
     parts = (first, "conv") if "conv" in name else (first,)
+    parts += ("dropped",) if "window" in name else ()
     assert set(named) == {f"{layer}.{part}" for layer in range(2) for part in parts}
     back = ModelState.from_tensors(dict(reversed(named.items())), zeros(name, batch=1))
     assert back.batch == 3
@@ -254,6 +257,20 @@ def test_a_state_made_while_reading_goes_on_in_training() -> None:
     assert torch.equal(new.grad, torch.ones_like(new))
     with torch.no_grad():
         assert go_on(state, 1.0).lengths == (4, 4, 4)
+
+
+def test_what_a_window_dropped_is_saved_and_checked() -> None:
+    like, state = zeros("attention with window"), filled("attention with window", batch=2)
+    named = state.tensors()
+    assert named["0.dropped"].tolist() == [2, 2]
+    assert named["0.keys_values"].shape[1] == 3
+    back = ModelState.from_tensors(named, like)
+    assert back.layers[0].positions(back.layers[0].places(2, None)).tolist() == [[5, 6], [5, 6]]
+    for wrong in (torch.tensor([2, -1]), torch.tensor([2]), torch.zeros(2), torch.tensor([0, 2**62])):
+        with pytest.raises(UserError, match=r"1.dropped does not fit 1.keys_values"):
+            ModelState.from_tensors(named | {"1.dropped": wrong}, like)
+    with pytest.raises(UserError, match=r"0.keys_values holds 4 tokens, the window 4"):
+        ModelState.from_tensors(named | {"0.keys_values": torch.zeros(2, 4, 2, 2, 4)}, like)
 
 
 def test_lengths_are_saved_where_they_differ() -> None:

@@ -1,6 +1,7 @@
 """What every token mixer promises: any way of cutting the tokens gives the same outputs and the same states."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -29,6 +30,8 @@ CONFIGS = {
     "attention": MixerConfig(kind="attention", head_size=8, bias=True),
     "attention conv": MixerConfig(kind="attention", head_size=4, conv_width=3),
     "attention without rotation": MixerConfig(kind="attention", head_size=16, rotary=False),
+    "attention window": MixerConfig(kind="attention", head_size=8, window=4),
+    "attention window conv": MixerConfig(kind="attention", head_size=8, window=9, conv_width=3),
 }
 every = pytest.mark.parametrize("name", CONFIGS)
 bounded = pytest.mark.parametrize("name", [name for name in CONFIGS if name.startswith("hgru")])
@@ -63,7 +66,7 @@ def start(mixer: nn.Module, batch: int) -> Any:
     if isinstance(zeros, KeyValues):
         shape = (batch, max(5, batch), *zeros.buffer.shape[2:])
         lengths = tuple(max(0, 5 - row) for row in range(batch))
-        zeros = KeyValues(zeros.buffer.new_zeros(shape)[:, :5], lengths, zeros.conv)
+        zeros = replace(zeros, buffer=zeros.buffer.new_zeros(shape)[:, :5], lengths=lengths)
     return zeros.map(lambda x: torch.randn(x.shape, generator=generator, dtype=x.dtype))
 
 

@@ -1,6 +1,7 @@
 """GLA and attention against their definitions, one token after the other, and what they refuse."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hgrn2.errors import UserError
-from hgrn2.layers.attention import Attention, rotate
+from hgrn2.layers.attention import BLOCK, Attention, rotate
 from hgrn2.layers.config import MixerConfig
 from hgrn2.layers.gla import GATE_ROOT, GLA
 
@@ -61,6 +62,59 @@ def test_attention_is_its_definition(randomised: Callable, same: Callable) -> No
         scores = torch.stack([(turned(q, t) * turned(k, s).conj()).real.sum(-1) / 2 for s in range(t + 1)], -1)
         outputs.append(torch.einsum("bhs,bshn->bhn", scores.softmax(-1), v[:, : t + 1]).flatten(1))
     same(mixer(x)[0], mixer.out_proj(torch.stack(outputs, 1)))
+
+
+@pytest.mark.parametrize("window", [1, 2, 7, 18, 19, 40])
+@pytest.mark.parametrize("block", [1, 5, BLOCK])
+def test_a_window_is_the_masked_loop(
+    window: int, block: int, randomised: Callable, same: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each token over its last `window` keys alone; whole, in two parts, token by token, and as two rows that differ in
+    length. The state holds window - 1 tokens."""
+    monkeypatch.setattr("hgrn2.layers.attention.BLOCK", block)
+    mixer, x = randomised(Attention(WIDTH, replace(ATTENTION["heads"], window=window))), inputs()
+    q, k, v = (part.unflatten(-1, (4, 4)) for part in mixer.in_proj(x).split(WIDTH, -1))
+    q, k = (rotate(part, torch.arange(19)[None]) for part in (q, k))
+    outputs = []
+    for t in range(19):
+        near = slice(max(0, t - window + 1), t + 1)
+        shares = (torch.einsum("bhn,bshn->bhs", q[:, t], k[:, near]) / 2).softmax(-1)
+        outputs.append(torch.einsum("bhs,bshn->bhn", shares, v[:, near]).flatten(1))
+    truth = mixer.out_proj(torch.stack(outputs, 1))
+    y, final = mixer(x)
+    same(y, truth)
+    left, state = mixer(x[:, :11], None, mixer.zeros(2, None, torch.float64))
+    same(torch.cat((left, mixer(x[:, 11:], None, state)[0]), 1), truth)
+    keep = torch.arange(11) < torch.tensor([[11], [6]])
+    _, state = mixer(x[:, :11], keep=keep)
+    rest = torch.stack((x[0, 11:], x[1, 6:14]))
+    right, _ = mixer(rest, None, state)
+    same(right, torch.stack((truth[0, 11:], truth[1, 6:14])))
+    state, read = mixer.zeros(2, None, torch.float64), []
+    with torch.no_grad():
+        for token in x.split(1, 1):
+            one, state = mixer(token, None, state)
+            read.append(one)
+    same(torch.cat(read, 1), truth)
+    named = state.tensors()
+    assert named["keys_values"].shape[1] == min(19, window - 1)
+    assert named["dropped"].tolist() == [max(0, 20 - window)] * 2
+    for name, tensor in final.tensors().items():
+        same(named[name], tensor)
+
+
+@torch.no_grad()
+def test_a_window_lets_go_of_what_nobody_sees(randomised: Callable, same: Callable) -> None:
+    """However long the text is, and whether it comes at once or token by token, the memory is that of the window."""
+    mixer, x = randomised(Attention(WIDTH, MixerConfig(kind="attention", head_size=8, window=10))), inputs(1, 400)
+    truth, at_once = mixer(x)
+    assert at_once.buffer.untyped_storage().nbytes() == 64 * 2 * WIDTH * 8
+    outputs, state = [], mixer.zeros(1, None, torch.float64)
+    for token in x.split(1, 1):
+        y, state = mixer(token, None, state)
+        outputs.append(y)
+        assert state.buffer.shape[1] <= 256
+    same(torch.cat(outputs, 1), truth)
 
 
 @every

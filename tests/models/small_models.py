@@ -23,9 +23,14 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "hgru1": {"mixer": MixerConfig(kind="hgru1", input_activation="silu", norm="layer", bias=True), "glu_bias": True},
     "hgru1_real": {"mixer": MixerConfig(kind="hgru1_real", input_activation="silu"), "norm": "simple_rms"},
     "gla": {"mixer": MixerConfig(kind="gla", head_size=8, conv_width=4, bias=True), "lower_bound": "none"},
+    "hybrid": {
+        "mixer": MixerConfig(head_size=8, conv_width=4),
+        "pattern": ("hgru2", "attention"),
+        "other": MixerConfig(kind="attention", head_size=8, window=5),
+    },
 }
 
-HGRN = [name for name in CONFIGS if name != "gla"]
+HGRN = [name for name in CONFIGS if name not in ("gla", "hybrid")]
 """The models of this project; transformers' classes and the published formats know no others."""
 
 

@@ -134,8 +134,8 @@ def test_counts_equal_the_built_model_and_settings_survive_json(name: str) -> No
     count = parameters(config)
     assert count.total == sum(p.numel() for p in model.parameters())
     assert count.non_embedding == sum(p.numel() for p in model.backbone.parameters())
-    for block in model.backbone.blocks:
-        assert count.mixer == sum(p.numel() for m in (block.mixer, block.mixer_norm) for p in m.parameters())
+    parts = [part for block in model.backbone.blocks for part in (block.mixer, block.mixer_norm)]
+    assert count.mixers == sum(p.numel() for part in parts for p in part.parameters())
     assert from_dict(type(config), to_dict(config)) == config
 
 

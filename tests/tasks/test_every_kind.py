@@ -1,6 +1,7 @@
 """Language models of every kind of mixer: trained, reported, resumed, measured, continued and saved alike."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -12,11 +13,14 @@ from hgrn2 import perplexity
 from hgrn2.data.corpus import Corpus
 from hgrn2.errors import UserError
 from hgrn2.eval.scoring import Request, score
+from hgrn2.export.language import check_supported
 from hgrn2.generate.config import GenerationConfig, SamplingConfig
 from hgrn2.generate.generator import Generator
 from hgrn2.generate.loading import load
 from hgrn2.generate.snapshots import Snapshot, load_snapshot, save_snapshot
-from hgrn2.layers.kinds import KINDS
+from hgrn2.models.convert.fla import representable
+from hgrn2.models.count import state_bytes
+from hgrn2.models.gates import gate_statistics
 from hgrn2.models.tuned import StateTuned
 from hgrn2.settings import with_overrides
 from hgrn2.tasks.lm.recipes import recipe
@@ -28,7 +32,16 @@ TINY = (
     "train.steps=4", "train.sequence_length=24", "train.batch_size=2", "train.eval_tokens=100", "train.eval_every=2",
     "train.save_every=2", "train.keep=2", "optim.warmup_steps=1", "data.reset_at_documents=true",
 )  # fmt: skip
-TRAINED = ("hgru1", "gla", "attention")  # runs of hgru2 are tested in detail elsewhere
+PAGE = (Path(__file__).parents[2] / "docs" / "mixers.md").read_text(encoding="utf-8")
+HYBRID = tuple(re.findall(r"--set (model\.\S+)", next(line for line in PAGE.splitlines() if "model.pattern=" in line)))
+"""Of the command on the page."""
+TRAINED = {
+    "hgru1": ("model.mixer.kind=hgru1",),
+    "gla": ("model.mixer.kind=gla",),
+    "attention": ("model.mixer.kind=attention",),
+    "hybrid": (*HYBRID, "model.layers=4", "model.other.window=8"),
+}
+"""Settings of each; runs of hgru2 are tested in detail elsewhere."""
 every = pytest.mark.parametrize("kind", TRAINED)
 
 
@@ -36,7 +49,7 @@ def run_of(kind: str, corpus: Path, *more: str) -> RunConfig:
     """The recipe for texts of one's own with another mixer, and nothing else said about it."""
     run = recipe("small")
     run = replace(run, data=replace(run.data, source=str(corpus)))
-    return fit_vocabulary(with_overrides(run, (*TINY, f"model.mixer.kind={kind}", *more)))
+    return fit_vocabulary(with_overrides(run, (*TINY, *TRAINED[kind], *more)))
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +70,7 @@ def test_a_run_ends_with_summary_and_report(kind: str, trained: dict[str, Path])
         "carried state": True, "windows of 24": True,
     }  # fmt: skip
     page = (trained[kind] / "report.html").read_text(encoding="utf-8")
-    assert ("Time scales of the forget gates" in page) == KINDS[kind].gates
+    assert ("Time scales of the forget gates" in page) == (kind != "attention")
 
 
 def test_a_run_goes_on_with_the_same_bits(trained: dict[str, Path], tiny_corpus: Path, tmp_path: Path) -> None:
@@ -123,6 +136,30 @@ def test_a_snapshot_of_attention_is_as_long_as_its_text(trained: dict[str, Path]
     save_snapshot(path, Snapshot(snapshot.state, snapshot.last, snapshot.tokens + 1), model, tokenizer)
     with pytest.raises(UserError, match="its tensors are not those of this model's state"):
         load_snapshot(path, model, tokenizer)
+
+
+def test_the_hybrid_of_the_page_is_what_it_says(tiny_corpus: Path, trained: dict[str, Path]) -> None:
+    """Every fourth layer attention with a window; bounds, snapshots and refusals of the two kinds together."""
+    assert HYBRID == ("model.pattern=hgru2,hgru2,hgru2,attention", "model.other.window=256")
+    made = with_overrides(recipe("small"), HYBRID).model
+    assert [mixer.kind for mixer in made.mixers] == ["hgru2", "hgru2", "hgru2", "attention"]
+    loaded = load(trained["hybrid"], "cpu")
+    model = loaded.model
+    assert [None if gamma is None else round(float(gamma.mean()), 1) for gamma in model.backbone.bounds()] == [
+        None, 0.3, 0.7, None,
+    ]  # fmt: skip
+    text = "Once upon a time "
+    state = Generator(model, loaded.need_tokenizer()).generate(text, GenerationConfig(max_tokens=9))[0].snapshot.state
+    assert state.nbytes == state_bytes(model.config, tokens=len(text) + 8)
+    assert len(gate_statistics(model, torch.tensor([[1, 2, 3]]))) == 3
+    for refused, said in (
+        (lambda: StateTuned(model, 0), "a state of hgru2 with attention is the text itself"),
+        (lambda: check_supported(model.config), "ONNX export is for hgru2, not for hgru2 with attention"),
+        (lambda: representable(model.config), "flash-linear-attention has no pattern hgru2,hgru2,hgru2,attention"),
+        (lambda: Generator(model, loaded.need_tokenizer()).generate(text, GenerationConfig(graph="on")), "graph=on"),
+    ):
+        with pytest.raises(UserError, match=said):
+            refused()
 
 
 def test_what_a_growing_state_cannot_do_is_refused_by_name(trained: dict[str, Path]) -> None:

@@ -189,7 +189,7 @@ def _class_names(run: Path | None, classes: int) -> tuple[str, ...] | None:
 def _report(model: "LanguageModel | VisionClassifier", out: Path) -> None:
     config = model.config
     count = sum(parameter.numel() for parameter in model.parameters())
-    print(f"{out}: {config.mixer.kind}, {config.layers} layers of {config.width}, {count:,} parameters")
+    print(f"{out}: {config.named_kinds}, {config.layers} layers of {config.width}, {count:,} parameters")
 
 
 def _warn(message: str) -> None:

@@ -78,7 +78,9 @@ def _of(kind: type, before: str, model: str | None, made: Any) -> "typing.Iterat
         name, hint = before + field.name, hints[field.name]
         default = _default(field) if made is None else getattr(made, field.name)
         inner = _class_of(hint, model)
-        if inner is not None:
+        if inner is not None and default is None:
+            yield Setting(name, "none, or a group", "none", texts.get(field.name, ""))
+        elif inner is not None:
             given = default if isinstance(default, inner) else None
             yield from _of(inner, f"{name}.", model, given)
         else:
@@ -122,7 +124,7 @@ def _type(hint: Any) -> str:
     if origin in (typing.Union, types.UnionType):
         return " or ".join("none" if arm is types.NoneType else _type(arm) for arm in arms)
     if origin is tuple:
-        return f"list of {_NAMES[arms[0]]}s"
+        return f"list of {_NAMES[arms[0]]}s" if arms[0] in _NAMES else f"list of: {_type(arms[0])}"
     return _NAMES.get(hint, getattr(hint, "__name__", str(hint)))
 
 

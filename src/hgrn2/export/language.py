@@ -31,9 +31,9 @@ FLOAT_PRODUCTS, BYTE_PRODUCTS = 1, 4  # onnxruntime's accuracy_level
 
 def check_supported(config: ModelConfig) -> None:
     """Refuse what the operator cannot express."""
-    kind = config.mixer.kind
+    kind = config.named_kinds
     if kind != "hgru2":
-        why = f"; LinearAttention cannot express the vector states of {kind}" if kind.startswith("hgru1") else ""
+        why = f"; LinearAttention cannot express the vector states of {kind}" if kind in ("hgru1", "hgru1_real") else ""
         raise UserError(f"the ONNX export is for hgru2, not for {kind}{why}")
 
 

@@ -79,7 +79,9 @@ class Steps:
             self.seen = torch.zeros(rows, self.vocabulary, dtype=torch.bool, device=device)
         self.state = model.zeros(rows, state_dtype)
         self.grows = model.config.grows
-        refuse(graph and self.grows, f"a step of {model.config.mixer.kind} cannot be captured as a CUDA graph: {GROWS}")
+        refuse(
+            graph and self.grows, f"a step of {model.config.named_kinds} cannot be captured as a CUDA graph: {GROWS}"
+        )
         self._sent = torch.zeros(rows, dtype=torch.float64, pin_memory=device.type == "cuda")
         self._call = torch.compile(self._step, fullgraph=True, dynamic=False) if compile else self._step
         self._graph = self._capture() if graph else None

@@ -2,10 +2,10 @@
 
     [q, k, v] = x W_in      y_t = Σ_s softmax_s(R_t q_t · R_s k_s / √n) v_s W_out
 
-The sum runs over s ≤ t, or with direction bidirectional over all tokens. R_t is the rotary position (arXiv 2104.09864),
-which turns the pair of channels (j, j + n/2) of a head by the angle t / 10000^(2j/n), or nothing: then attention sees a
-set, and order only in what was added to its tokens. t counts the tokens of the sequence or document itself: padding has
-no position, and a text goes on counting where its state stopped.
+The sum runs over s ≤ t, with a window W over t - W < s ≤ t, or with direction bidirectional over all tokens. R_t is the
+rotary position (arXiv 2104.09864), which turns the pair of channels (j, j + n/2) of a head by the angle t /
+10000^(2j/n), or nothing: then attention sees a set, and order only in what was added to its tokens. t counts the tokens
+of the sequence or document itself: padding has no position, and a text goes on counting where its state stopped.
 """
 
 from itertools import pairwise
@@ -21,10 +21,13 @@ from hgrn2.layers.short_conv import short_conv
 from hgrn2.ops.sequences import check_cu_seqlens, offsets_of
 
 ROTARY_BASE = 10_000.0
+BLOCK = 256
+"""Queries that look through a window side by side, at least."""
 
 
 class Attention(nn.Module):
-    """D -> D, H = D / n heads of n; 4 D² weights. The state is every key and value so far (`KeyValues`).
+    """D -> D, H = D / n heads of n; 4 D² weights. The state is every key and value so far (`KeyValues`), or those
+    that the next token can see through the window.
 
     With direction bidirectional every token sees every other one, and no state can be carried. Pictures have no
     direction of their own here: a picture is its tokens, row by row, with positions that tell rows and columns.
@@ -44,7 +47,8 @@ class Attention(nn.Module):
         n, taps = self.config.head_size, self.config.conv_width - 1
         conv_dtype = torch.float64 if dtype == torch.float64 else torch.float32
         conv = torch.zeros(batch, taps, 3 * self.width, device=device, dtype=conv_dtype) if taps > 0 else None
-        return KeyValues(torch.zeros(batch, 0, 2, self.heads, n, device=device, dtype=dtype), (0,) * batch, conv)
+        none = torch.zeros(batch, 0, 2, self.heads, n, device=device, dtype=dtype)
+        return KeyValues(none, (0,) * batch, conv, self.config.window)
 
     def state_dtype(self, weights: torch.dtype) -> torch.dtype:
         """That of the weights: keys and values are kept as they were computed, and nothing is added to them."""
@@ -110,21 +114,24 @@ class Attention(nn.Module):
         batch, tokens = qkv.shape[:2]
         fresh = state is None or state.longest == 0
         if state is None:
-            state = KeyValues(qkv.new_zeros(batch, 0, 2, self.heads, qkv.shape[-1]), (0,) * batch)
+            none = qkv.new_zeros(batch, 0, 2, self.heads, qkv.shape[-1])
+            state = KeyValues(none, (0,) * batch, window=self.config.window)
         places = state.places(tokens, keep)
-        q, k, v = self._turned(qkv, places)
+        q, k, v = self._turned(qkv, state.positions(places))
         final = None
         if output_state or keep is not None or not fresh:
             final = state.append(torch.stack((k, v), 2), places, keep)
             k, v = final.seen.to(q.dtype).unbind(2)
-        if keep is None and not state.ragged:
+        if keep is None and not state.ragged and 0 < self.config.window < k.shape[1]:
+            y = windowed(q, k, v, self.config.window)
+        elif keep is None and not state.ragged:
             mask = None if fresh or tokens == 1 else self._visible(places, k.shape[1])
             y = scaled_dot_product(q, k, v, mask, causal=fresh and tokens > 1)
         elif k.shape[1] == 0:  # padding alone
             y = torch.zeros_like(q)
         else:
             y = scaled_dot_product(q, k, v, self._visible(places, k.shape[1]))
-        return y, final if output_state else None
+        return y, final.released() if output_state and final is not None else None
 
     def _both_ways(self, qkv: Tensor, keep: Tensor | None) -> Tensor:
         if keep is None:
@@ -140,10 +147,29 @@ class Attention(nn.Module):
         q, k, v = qkv.unbind(2)
         return (rotate(q, places), rotate(k, places), v) if self.config.rotary else (q, k, v)
 
-    @staticmethod
-    def _visible(places: Tensor, size: int) -> Tensor:
+    def _visible(self, places: Tensor, size: int) -> Tensor:
         """Who sees which of `size` keys: those up to its own place, [1 or B,1,T,S]."""
-        return (torch.arange(size, device=places.device) <= places.unsqueeze(-1)).unsqueeze(1)
+        return visible(places, torch.arange(size, device=places.device), self.config.window)
+
+
+def visible(places: Tensor, keys: Tensor, window: int) -> Tensor:
+    """Whether a query at `places` [1 or B,T] sees the keys at `keys` [S]: [1 or B,1,T,S]."""
+    places = places.unsqueeze(-1)
+    seen = keys <= places
+    return (seen & (keys > places - window) if window else seen).unsqueeze(1)
+
+
+def windowed(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
+    """Attention of the last T of S tokens, each over the last `window` up to itself: O(T · window), block by block."""
+    before, outputs = k.shape[1] - q.shape[1], []
+    places = torch.arange(k.shape[1], device=q.device)
+    for part in q.split(max(window, BLOCK), 1):
+        after = before + part.shape[1]
+        keys = slice(max(0, before - window + 1), after)
+        mask = visible(places[None, before:after], places[keys], window) if part.shape[1] > 1 else None
+        outputs.append(scaled_dot_product(part, k[:, keys], v[:, keys], mask))
+        before = after
+    return torch.cat(outputs, 1)
 
 
 def scaled_dot_product(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, causal: bool = False) -> Tensor:

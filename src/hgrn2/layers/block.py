@@ -57,7 +57,7 @@ class Block(nn.Module):
     ) -> tuple[Tensor, MixerState | None]:
         """x [B,T,D] -> (x [B,T,D], state); `keep` [B,T] is False where a token must leave the state alone, `shape` is
         that of a picture, for mixers that read one."""
-        picture = {} if shape is None else {"shape": shape}
+        picture = {"shape": shape} if self.mixer.config.is_2d else {}
         mixed, state = self.mixer(
             self.mixer_norm(x, keep), lower_bound, state, cu_seqlens=cu_seqlens, keep=keep, output_state=output_state,
             inplace=inplace, **picture,

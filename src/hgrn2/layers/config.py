@@ -47,6 +47,9 @@ class MixerConfig:
     rotary: bool = True
     """attention only: turn queries and keys by where they stand; false: order is seen only in positions that were added
     to the embedding, as in the first Transformer."""
+    window: int = 0
+    """causal attention only: a token sees itself and the window - 1 tokens before it, and the state holds no more; 0:
+    all of them."""
     direction: Direction = "causal"
     """causal: each token sees those before it, and a state can be carried; bidirectional: a second scan reads from the
     end; parallel_2d: four scans over a picture, along rows and columns both ways; series_2d: the bidirectional mixer
@@ -89,6 +92,8 @@ class MixerConfig:
             self.kind == "attention" and self.rotary and self.head_size % 2 != 0,
             f"head_size is {self.head_size}; rotary positions of attention need an even one",
         )
+        refuse(self.window < 0, f"window is {self.window}; use 0 or at least 1")
+        refuse(self.kind != "attention" and self.window > 0, f"window is offered for attention, not {self.kind}")
         refuse(self.norm == "batch", "norm batch is offered between blocks, not inside the mixer")
         causal = self.direction == "causal"
         refuse(
@@ -100,6 +105,7 @@ class MixerConfig:
             f"output_gate {self.output_gate} is offered for hgru2 in directions other than causal",
         )
         refuse(causal and self.separate_scans, "separate_scans needs a direction of more than one scan, not causal")
+        refuse(not causal and self.window > 0, f"window looks back; direction {self.direction} needs window 0")
         refuse(causal and self.count_once, "count_once needs a direction of more than one scan, not causal")
         refuse(
             self.local_width < 0 or (self.local_width > 0 and self.local_width % 2 == 0) or self.local_width == 1,
@@ -128,14 +134,24 @@ class MixerConfig:
         if kind != "hgru2":
             found["output_gate"] = "none"
         if kind != "attention":
-            found["rotary"] = True
+            found |= {"rotary": True, "window": 0}
         if known.heads:
             found["norm_first"] = True
         return found
 
+    @staticmethod
+    def beside(kind: MixerKind, values: dict[str, Any]) -> dict[str, Any]:
+        """Settings of a second kind in a stack of mixers with these settings: the same, as far as it has them."""
+        found = MixerConfig.fitted(kind, values) | {"kind": kind}
+        if kind == "attention":
+            found |= {"separate_scans": False, "count_once": False, "local_width": 0}
+            if found.get("direction") in ("parallel_2d", "series_2d"):
+                found["direction"] = "bidirectional"  # sees a whole picture as well
+        return found
+
     @property
     def grows(self) -> bool:
-        """Whether the state holds every token that was read, and grows with the text."""
+        """Whether the state holds tokens that were read, and grows with the text (to the window at most)."""
         return KINDS[self.kind].grows
 
     @property

@@ -3,6 +3,9 @@
 Tokens are appended to a buffer that is made twice as large when it is full, so that a text of S tokens costs O(S)
 copies. States stay values all the same: a state sees the first `lengths` tokens of the buffer, what is appended lies
 behind them, and only one state may append in place. A second one that goes on from the same text (a fork) copies.
+
+With a window W no token sees further back than W - 1 tokens, and a state is the last W - 1 of them and how many there
+were before. The buffer then holds a few more, which are let go when they are as many again: O(1) copies a token.
 """
 
 from collections.abc import Callable
@@ -23,11 +26,16 @@ class KeyValues:
     """Keys, already turned by their positions, and values of B sequences, each with a length of its own."""
 
     buffer: Tensor
-    """[B,C,2,H,n]: token t of sequence b at [b,t]; what lies behind lengths[b] means nothing, and is finite."""
+    """[B,C,2,H,n]: token t of sequence b at [b,t - dropped[b]]; what lies behind lengths[b] means nothing, and is
+    finite."""
     lengths: tuple[int, ...]
-    """Tokens of each sequence."""
+    """Tokens of each sequence in the buffer."""
     conv: Tensor | None = None
     """The last W-1 inputs of the short convolution [B,W-1,3D], oldest first; None without one."""
+    window: int = 0
+    """W; 0: every token is kept."""
+    dropped: tuple[int, ...] = ()
+    """Tokens of each sequence before those in the buffer; empty for none."""
     permit: list[None] = field(default_factory=list, repr=False, compare=False)
     """One entry where the buffer may be appended to in place; whoever does so takes it out."""
 
@@ -52,7 +60,7 @@ class KeyValues:
         return self.buffer[:, : self.longest]
 
     def places(self, tokens: int, keep: Tensor | None) -> Tensor:
-        """Where in its sequence each of the next tokens stands, [1 or B,T]; for padding, where the token before does
+        """Where in the buffer each of the next tokens goes, [1 or B,T]; for padding, where the token before does
         (0 without one)."""
         device = self.buffer.device
         if keep is None and not self.ragged:
@@ -61,6 +69,40 @@ class KeyValues:
         if keep is None:
             return before + torch.arange(tokens, device=device)
         return (before + keep.cumsum(1) - 1).clamp_min(0)
+
+    def positions(self, places: Tensor) -> Tensor:
+        """Where in its sequence a token stands that is at these places of the buffer, [1 or B,T]."""
+        if not any(self.dropped):
+            return places
+        return places + torch.tensor(self.dropped, device=places.device).unsqueeze(1)
+
+    def trimmed(self) -> "KeyValues":
+        """The same state with no more in its buffer than the window needs; copies where sequences differ in length."""
+        size = self.window - 1
+        if not self.window or self.longest <= size:
+            return self
+        first = [max(0, length - size) for length in self.lengths]
+        dropped = tuple(old + more for old, more in zip(self.dropped or (0,) * self.batch, first, strict=True))
+        if self.ragged:
+            device = self.buffer.device
+            slots = torch.tensor(first, device=device).unsqueeze(1) + torch.arange(size, device=device)
+            buffer = self.buffer[
+                torch.arange(self.batch, device=device).unsqueeze(1), slots.clamp_max(self.longest - 1)
+            ]
+        else:
+            buffer = self.seen[:, first[0] :]
+        return replace(
+            self, buffer=buffer, lengths=tuple(min(n, size) for n in self.lengths), dropped=dropped, permit=[]
+        )
+
+    def released(self) -> "KeyValues":
+        """The same state without a buffer of much more than its window."""
+        if not self.window or self.longest <= 2 * max(self.window, SMALLEST):
+            return self
+        kept = self.trimmed()
+        if kept.buffer.requires_grad:
+            return kept
+        return replace(kept, buffer=kept._copy(0), permit=[None])
 
     def append(self, new: Tensor, places: Tensor, keep: Tensor | None) -> "KeyValues":
         """The state after the tokens `new` [B,T,2,H,n], of which those whose `keep` [B,T] is False are left out."""
@@ -74,14 +116,14 @@ class KeyValues:
             rows, places, new = rows[keep], places[keep], new[keep]
         if torch.is_grad_enabled() and (new.requires_grad or self.buffer.requires_grad):
             grown = torch.nn.functional.pad(self.seen, (0,) * 6 + (0, size - self.longest))
-            return KeyValues(grown.index_put((rows, places), new), lengths)
+            return replace(self, buffer=grown.index_put((rows, places), new), lengths=lengths, permit=[])
         mine = self._may_append(size)
         buffer = self.buffer if mine else self._copy(size)
         if keep is None and not self.ragged:
             buffer[:, self.longest : size] = new
         else:
             buffer[rows, places] = new
-        return KeyValues(buffer, lengths, permit=[None])
+        return replace(self, buffer=buffer, lengths=lengths, permit=[None])
 
     def _may_append(self, size: int) -> bool:
         """Whether `size` tokens go into the buffer and nobody else may write there; if so, nobody else will."""
@@ -105,15 +147,20 @@ class KeyValues:
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "KeyValues":
         """The same state with every tensor changed."""
-        return KeyValues(change(self.seen), self.lengths, None if self.conv is None else change(self.conv))
+        kept, conv = self.trimmed(), None if self.conv is None else change(self.conv)
+        return replace(kept, buffer=change(kept.seen), conv=conv, permit=[])
 
     def select(self, rows: Rows) -> "KeyValues":
         """A copy of the sequences `rows`, in that order."""
         chosen = torch.arange(self.batch)[rows.cpu() if isinstance(rows, Tensor) else rows].tolist()
-        lengths = tuple(self.lengths[row] for row in chosen)
+        kept = self.trimmed()
+        lengths = tuple(kept.lengths[row] for row in chosen)
         index = torch.tensor(chosen, dtype=torch.int64, device=self.buffer.device)
-        kept = self.buffer[:, : max(lengths, default=0)].index_select(0, index)
-        return KeyValues(kept, lengths, None if self.conv is None else self.conv.index_select(0, index))
+        return KeyValues(
+            kept.buffer[:, : max(lengths, default=0)].index_select(0, index), lengths,
+            None if self.conv is None else self.conv.index_select(0, index), self.window,
+            tuple(kept.dropped[row] for row in chosen) if kept.dropped else (),
+        )  # fmt: skip
 
     def insert(self, rows: Rows, other: "KeyValues") -> "KeyValues":
         """A new state in which the sequences `rows` are those of `other`."""
@@ -130,20 +177,27 @@ class KeyValues:
         conv = self.conv
         if conv is not None and other.conv is not None:
             conv = other.conv.to(conv)
-        return KeyValues(other.seen.to(self.buffer, copy=True), other.lengths, conv)
+        other = other.trimmed()
+        return replace(other, buffer=other.seen.to(self.buffer, copy=True), conv=conv, permit=[])
 
     def tensors(self) -> dict[str, Tensor]:
-        """`keys_values` [B,S,2,H,n]; `lengths` [B] where they differ, with zeros behind the ends; `conv` if any."""
-        found = {"keys_values": self.seen}
-        if self.ragged:
-            lengths = torch.tensor(self.lengths, device=self.buffer.device)
-            inside = torch.arange(self.longest, device=self.buffer.device) < lengths.unsqueeze(1)
-            found = {"keys_values": self.seen * inside[:, :, None, None, None], "lengths": lengths}
+        """`keys_values` [B,S,2,H,n]; `lengths` [B] where they differ, with zeros behind the ends; `dropped` [B] where
+        there is a window; `conv` if any."""
+        kept, device = self.trimmed(), self.buffer.device
+        found = {"keys_values": kept.seen}
+        if kept.ragged:
+            lengths = torch.tensor(kept.lengths, device=device)
+            inside = torch.arange(kept.longest, device=device) < lengths.unsqueeze(1)
+            found = {"keys_values": kept.seen * inside[:, :, None, None, None], "lengths": lengths}
+        if self.window:
+            found["dropped"] = torch.tensor(kept.dropped or (0,) * self.batch, device=device)
         return found | ({} if self.conv is None else {"conv": self.conv})
 
     def shapes(self, tokens: int) -> dict[str, list[int]]:
         """Shapes [B,...] of `tensors` after so many tokens of each sequence."""
+        tokens = min(tokens, self.window - 1) if self.window else tokens
         found = {"keys_values": [self.batch, tokens, *self.buffer.shape[2:]]}
+        found |= {"dropped": [self.batch]} if self.window else {}
         return found | ({} if self.conv is None else {"conv": list(self.conv.shape)})
 
     def restored(self, named: dict[str, Tensor], where: str) -> "KeyValues":
@@ -156,23 +210,29 @@ class KeyValues:
             same = tensor.dim() == mine.dim() and tensor.shape[free:] == mine.shape[free:]
             if not same or tensor.dtype != mine.dtype:
                 raise UserError(f"state tensor {where}{name} is {kind(tensor)}, this model needs {kind(mine)}")
-        lengths = (found.shape[1],) * found.shape[0]
-        if "lengths" in named:
-            stated = named["lengths"]
-            good = stated.shape == found.shape[:1] and not stated.is_floating_point()
-            if not good or (stated.numel() and not 0 <= int(stated.min()) <= int(stated.max()) <= found.shape[1]):
-                raise UserError(f"state tensor {where}lengths does not fit {where}keys_values")
-            lengths = tuple(stated.tolist())
-        return KeyValues(found, lengths, conv)
+        if self.window and found.shape[1] >= self.window:
+            raise UserError(f"state tensor {where}keys_values holds {found.shape[1]} tokens, the window {self.window}")
+        counts = {"lengths": (found.shape[1],) * found.shape[0], "dropped": ()}
+        for name, most in (("lengths", found.shape[1]), ("dropped", 2**53)):
+            if name not in named:
+                continue
+            stated = named[name]
+            good = stated.shape == found.shape[:1] and stated.dtype == torch.int64
+            if not good or (stated.numel() and not 0 <= int(stated.min()) <= int(stated.max()) <= most):
+                raise UserError(f"state tensor {where}{name} does not fit {where}keys_values")
+            counts[name] = tuple(stated.tolist())
+        return KeyValues(found, counts["lengths"], conv, self.window, counts["dropped"])
 
 
 def join(states: list[KeyValues]) -> KeyValues:
     """The sequences of several states, one after the other."""
+    states = [state.trimmed() for state in states]
     size = max(state.longest for state in states)
     padded = [torch.nn.functional.pad(s.seen, (0,) * 6 + (0, size - s.longest)) for s in states]
     lengths = tuple(length for state in states for length in state.lengths)
     convs = [state.conv for state in states if state.conv is not None]
-    return KeyValues(torch.cat(padded), lengths, torch.cat(convs) if convs else None)
+    dropped = tuple(n for state in states for n in state.dropped or (0,) * state.batch)
+    return KeyValues(torch.cat(padded), lengths, torch.cat(convs) if convs else None, states[0].window, dropped)
 
 
 def with_conv(state: KeyValues, conv: Tensor | None) -> KeyValues:

@@ -24,15 +24,15 @@ class Backbone(nn.Module):
     def __init__(self, config: StackConfig, *, final_norm: bool = True) -> None:
         super().__init__()
         self.config = config
-        learned = config.lower_bound != "none"
-        # The first layer's bound is zero by definition: with one layer there is nothing to learn, though the tensor
+        self.bounded = config.bounded if config.lower_bound != "none" else ()
+        # The first bound is zero by definition: with one such layer there is nothing to learn, though the tensor
         # stays where checkpoints and other implementations have it.
-        raw = nn.Parameter(torch.empty(config.layers, config.width), requires_grad=config.layers > 1)
-        self.lower_bounds = raw if learned else None
+        raw = nn.Parameter(torch.empty(len(self.bounded), config.width), requires_grad=len(self.bounded) > 1)
+        self.lower_bounds = raw if self.bounded else None
         self.blocks = nn.ModuleList(
             Block(
                 config.width,
-                config.mixer,
+                mixer,
                 glu_width=config.glu_width,
                 glu_activation=config.glu_activation,
                 glu_bias=config.glu_bias,
@@ -41,16 +41,21 @@ class Backbone(nn.Module):
                 dropout=config.dropout,
                 drop_path=config.drop_path_of(layer),
             )
-            for layer in range(config.layers)
+            for layer, mixer in enumerate(config.mixers)
         )
         self.norm = Norm(config.norm, config.width, config.norm_eps) if final_norm else None
+        self.shaped = next((mixer for mixer in config.kinds.values() if mixer.is_2d), config.mixer)
         self.recompute_blocks = False
 
     def bounds(self) -> list[Tensor | None]:
-        """γ of every layer, [D] float32; None where it is zero by definition (the first layer, or no bounds at all)."""
-        if self.lower_bounds is None:
-            return [None] * self.config.layers
-        return [None, *lower_bounds(self.lower_bounds, self.config.lower_bound)[1:].unbind(0)]
+        """γ of every layer, [D] float32; None where it is zero by definition (the first of those that have bounds) or
+        there is none."""
+        found: list[Tensor | None] = [None] * self.config.layers
+        if self.lower_bounds is not None:
+            rows = lower_bounds(self.lower_bounds, self.config.lower_bound)
+            for layer, gamma in zip(self.bounded[1:], rows[1:].unbind(0), strict=True):
+                found[layer] = gamma
+        return found
 
     def set_recompute(self, what: Recompute) -> None:
         """Which activations a training step keeps: all of them (none), all but those of the GLUs (glu), or only the
@@ -102,7 +107,7 @@ class Backbone(nn.Module):
         """
         self._check(x, state)
         check_keep(keep, x)
-        check_shape(self.config.mixer, x.shape[1], shape)
+        check_shape(self.shaped, x.shape[1], shape)
         state = state if state is None or inplace else state.usable()
         finals = []
         recompute = self.recompute_blocks and torch.is_grad_enabled()

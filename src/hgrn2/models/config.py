@@ -4,10 +4,11 @@ Every field names its effect and, where published implementations differ, who us
 A configuration that cannot work is refused when it is made, with one line that says why.
 """
 
-from dataclasses import field
+from dataclasses import asdict, field
 from typing import Any, Literal
 
-from hgrn2.layers.config import KINDS, BoundKind, GLUActivation, MixerConfig, NormKind
+from hgrn2.errors import UserError
+from hgrn2.layers.config import KINDS, BoundKind, GLUActivation, MixerConfig, MixerKind, NormKind
 from hgrn2.settings import refuse, settings
 
 InitKind = Literal["normal", "scaled_normal", "xavier_small"]
@@ -51,6 +52,12 @@ class StackConfig:
     layers: int
     """L, the number of blocks."""
     mixer: MixerConfig = field(default_factory=MixerConfig)
+    pattern: tuple[MixerKind, ...] = ()
+    """Kinds of mixers, layer by layer and then again from its start: hgru2,hgru2,hgru2,attention makes every fourth
+    layer attention. mixer.kind is one of them, and one more is possible. Empty: all layers are of mixer.kind."""
+    other: MixerConfig | None = None
+    """Settings of the second kind in pattern, with the names that mixer has (other.head_size=64); what is not given is
+    as in mixer, as far as that kind has it."""
     glu_width: int
     """Hidden width of the gated linear unit."""
     glu_activation: GLUActivation = "silu"
@@ -66,56 +73,129 @@ class StackConfig:
     drop_path: float = 0.0
     """Stochastic depth: share of sequences for which the last block's branches are left out; 0 at the first block."""
     lower_bound: BoundKind = "inclusive"
-    """Bounds of the forget gate from a softmax over layers. inclusive: cumulative sum minus the first row (language
-    models); exclusive: sum of the rows below (HGRN1's formula, images, long range); none: no bound."""
+    """Bounds of the forget gate from a softmax over the layers that have such gates. inclusive: cumulative sum minus
+    the first row (language models); exclusive: sum of the rows below (HGRN1's formula, images, long range); none: no
+    bound."""
     init: InitConfig = field(default_factory=InitConfig)
 
     def __post_init__(self) -> None:
         for name in ("width", "layers", "glu_width"):
             refuse(getattr(self, name) < 1, f"{name} is {getattr(self, name)}; it must be at least 1")
-        if KINDS[self.mixer.kind].heads:
+        self._check_pattern()
+        for mixer in self.kinds.values():
             refuse(
-                self.width % self.mixer.head_size != 0,
-                f"width {self.width} does not divide into heads of head_size {self.mixer.head_size}",
+                KINDS[mixer.kind].heads and self.width % mixer.head_size != 0,
+                f"width {self.width} does not divide into heads of head_size {mixer.head_size} ({mixer.kind})",
+            )
+            refuse(
+                self.init.memory > 0 and mixer.kind.startswith("hgru") and not mixer.bias,
+                "init.memory is the bias of the forget gates: "
+                f"{'mixer' if mixer is self.mixer else 'other'}.bias must be true",
             )
         for name in ("dropout", "drop_path"):
             refuse(not 0 <= getattr(self, name) < 1, f"{name} is {getattr(self, name)}; it must be in [0, 1)")
         refuse(
-            self.init.memory > 0 and self.mixer.kind.startswith("hgru") and not self.mixer.bias,
-            "init.memory is the bias of the forget gates: mixer.bias must be true",
-        )
-        refuse(
-            not KINDS[self.mixer.kind].bounds and self.lower_bound != "none",
-            f"{self.mixer.kind} has no bounds: lower_bound {self.lower_bound} must be none",
+            not self.bounded and self.lower_bound != "none",
+            f"{self.named_kinds} has no bounds: lower_bound {self.lower_bound} must be none",
         )
         refuse(self.norm == "head_rms", "norm head_rms is offered inside the mixer only")
         refuse(self.norm_eps <= 0, f"norm_eps is {self.norm_eps}; it must be positive")
 
+    def _check_pattern(self) -> None:
+        kind, others = self.mixer.kind, [one for one in dict.fromkeys(self.pattern) if one != self.mixer.kind]
+        shown = ",".join(self.pattern)
+        refuse(bool(self.pattern) and kind not in self.pattern, f"pattern {shown} has no layer of mixer.kind {kind}")
+        refuse(len(others) > 1, f"pattern {shown} has {len(others) + 1} kinds; mixer and other are settings of two")
+        refuse(len(self.pattern) > self.layers, f"pattern {shown} is longer than the stack: layers is {self.layers}")
+        refuse(
+            self.other is not None and self.other.kind not in others,
+            f"other is {self.other and self.other.kind}; pattern ({shown or 'empty'}) has no such layer beside {kind}",
+        )
+        second = self.kinds.get(others[0]) if others else None
+        refuse(
+            second is not None and (second.direction == "causal") != (self.mixer.direction == "causal"),
+            f"mixer and other must both be causal or both not: they are {self.mixer.direction} and "
+            f"{second and second.direction}",
+        )
+
+    @property
+    def kinds(self) -> dict[MixerKind, MixerConfig]:
+        """The settings of each kind of mixer in the stack, `mixer` first."""
+        found = {self.mixer.kind: self.mixer}
+        for kind in self.pattern:
+            if kind not in found:
+                found[kind] = self.other or _beside(kind, self.mixer)
+        return found
+
+    @property
+    def mixers(self) -> tuple[MixerConfig, ...]:
+        """The settings of the mixer of every layer."""
+        kinds, pattern = self.kinds, self.pattern or (self.mixer.kind,)
+        return tuple(kinds[pattern[layer % len(pattern)]] for layer in range(self.layers))
+
+    @property
+    def named_kinds(self) -> str:
+        """The kinds of mixers, for messages."""
+        return " with ".join(self.kinds)
+
+    @property
+    def bounded(self) -> tuple[int, ...]:
+        """Layers whose forget gates can have lower bounds: the softmax of the bounds runs over these alone."""
+        return tuple(layer for layer, mixer in enumerate(self.mixers) if KINDS[mixer.kind].bounds)
+
+    @property
+    def grows(self) -> bool:
+        """Whether the state of any layer grows with the text."""
+        return any(mixer.grows for mixer in self.kinds.values())
+
+    @property
+    def is_2d(self) -> bool:
+        """Whether any mixer reads pictures, and must be told their height and width."""
+        return any(mixer.is_2d for mixer in self.kinds.values())
+
     @property
     def heads(self) -> int:
-        """H = D / n for kinds with heads; 1 for the vector states of HGRN1."""
+        """H = D / n of `mixer` for kinds with heads; 1 for the vector states of HGRN1."""
         return self.width // self.mixer.head_size if KINDS[self.mixer.kind].heads else 1
 
     @staticmethod
     def settled(values: dict[str, Any], given: set[str]) -> dict[str, Any]:
-        """What follows from the settings `given` by name: with another `mixer.kind` come the settings that it needs,
-        except those that are given too."""
-        kind = values["mixer"]["kind"]
-        if "mixer.kind" not in given or kind not in KINDS:
+        """What follows from the settings `given` by name: with other kinds (`mixer.kind`, `pattern`) come the settings
+        that they need, except those that are given too."""
+        kind, pattern = values["mixer"]["kind"], values["pattern"]
+        pattern = [part.strip() for part in pattern.split(",")] if isinstance(pattern, str) else list(pattern)
+        if not {kind, *pattern} <= set(KINDS):
             return values
-        fitted = MixerConfig.fitted(kind, values["mixer"])
-        own = {name: value for name, value in values["mixer"].items() if f"mixer.{name}" in given}
-        bounds = {} if KINDS[kind].bounds or "lower_bound" in given else {"lower_bound": "none"}
-        return values | bounds | {"mixer": fitted | own}
-
-    @property
-    def grows(self) -> bool:
-        """Whether the state grows with the text."""
-        return self.mixer.grows
+        found = dict(values)
+        if "mixer.kind" in given:
+            own = {name: value for name, value in values["mixer"].items() if f"mixer.{name}" in given}
+            found["mixer"] = MixerConfig.fitted(kind, values["mixer"]) | own
+        if not any(KINDS[one].bounds for one in (kind, *pattern)) and "lower_bound" not in given:
+            found["lower_bound"] = "none"
+        if values["other"] is not None:
+            second = next((one for one in pattern if one != kind), None)
+            own = {name: value for name, value in values["other"].items() if f"other.{name}" in given}
+            refuse(
+                second is None and bool(own), f"other.{next(iter(own), '')} needs a second kind of mixers in pattern"
+            )
+            if second is None:
+                found["other"] = None
+            elif values["other"]["kind"] != second or None in values["other"].values():
+                found["other"] = MixerConfig.beside(second, found["mixer"]) | own
+        return found
 
     def drop_path_of(self, layer: int) -> float:
         """The rate of one block, 0 at the first and `drop_path` at the last."""
         return self.drop_path * layer / (self.layers - 1) if self.layers > 1 else self.drop_path
+
+
+def _beside(kind: MixerKind, mixer: MixerConfig) -> MixerConfig:
+    try:
+        return MixerConfig(**MixerConfig.beside(kind, asdict(mixer)))
+    except UserError as error:
+        raise UserError(
+            f"layers of {kind} beside {mixer.kind}: {error} (give them settings of their own: other)"
+        ) from None
 
 
 @settings

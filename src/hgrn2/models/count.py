@@ -5,7 +5,7 @@ No torch here: the numbers are formulas, and tests hold them to the modules that
 
 from dataclasses import dataclass
 
-from hgrn2.layers.config import KINDS, NormKind
+from hgrn2.layers.config import KINDS, MixerConfig, NormKind
 from hgrn2.models.config import ClassifierConfig, ModelConfig, SequenceConfig, StackConfig, VisionConfig
 
 
@@ -17,23 +17,17 @@ class ParameterCount:
     """What stands around the stack: a language model's token embedding and, unless it is tied, its head, V D each; a
     classifier's input map, learned positions and head."""
     bounds: int
-    """Γ of the lower bounds, L D."""
+    """Γ of the lower bounds: D for each layer that has them."""
     final_norm: int
-    mixer: int
-    """One token mixer with the norm before it."""
-    glu: int
-    """One gated linear unit with the norm before it."""
-    layers: int
-
-    @property
-    def block(self) -> int:
-        """One block."""
-        return self.mixer + self.glu
+    mixers: int
+    """All token mixers with the norms before them."""
+    glus: int
+    """All gated linear units with the norms before them."""
 
     @property
     def non_embedding(self) -> int:
         """All but the embedding and the head: what papers compare."""
-        return self.layers * self.block + self.bounds + self.final_norm
+        return self.mixers + self.glus + self.bounds + self.final_norm
 
     @property
     def total(self) -> int:
@@ -46,26 +40,25 @@ def parameters(config: StackConfig) -> ParameterCount:
 
     With width D, GLU width m and convolution width W, biases and norm weights aside: 4 D² + 3 D W for hgru2 and
     attention, 4 D² for hgru1_real, 7 D² + D for hgru1, 5 D² + 33 D + 3 D W for gla, 3 D m for the GLU, L D for the
-    bounds. Every scan with projections of its own beside the first adds 3 D² (2 D² for hgru1_real, 3 D² for hgru1), an
-    output gate D², a local convolution of width W D W (D W² for pictures).
+    bounds of the L layers that have them. Every scan with projections of its own beside the first adds 3 D² (2 D² for
+    hgru1_real), an output gate D², a local convolution of width W D W (D W² for pictures).
     """
     width, hidden = config.width, config.glu_width
     before = _norm(config.norm, width)
     glu = 3 * width * hidden + (2 * hidden + width if config.glu_bias else 0)
     return ParameterCount(
         embedding=_around(config),
-        bounds=0 if config.lower_bound == "none" else config.layers * width,
+        bounds=0 if config.lower_bound == "none" else len(config.bounded) * width,
         final_norm=before if not isinstance(config, ClassifierConfig) or config.head_norm == "tokens" else 0,
-        mixer=before + _mixer(config),
-        glu=before + glu,
-        layers=config.layers,
+        mixers=config.layers * before + sum(_mixer(width, mixer) for mixer in config.mixers),
+        glus=config.layers * (before + glu),
     )
 
 
 def flops_per_token(config: ModelConfig, *, training: bool, tokens: int = 0) -> int:
     """Floating-point operations (a multiplication and an addition are two) for one token of the whole model.
 
-        forward = 2 · (matrix weights of L blocks + V D of the head) + L · (scan + short convolution)
+        forward = 2 · (matrix weights of all blocks + V D of the head) + Σ_layers (scan + short convolution)
 
     The matrices of a block hold 4 D² (7 D² for hgru1, 5 D² + 32 D for gla) + 3 D m weights; the head counts whether or
     not it is tied, the embedding is a look-up and counts nothing. The scan counts the recurrence that defines the
@@ -75,15 +68,17 @@ def flops_per_token(config: ModelConfig, *, training: bool, tokens: int = 0) -> 
         hgru2, gla   5 D n    each of the D n numbers of the state: decay 1, k ⊗ i and its sum 2, read-out o S 2
         hgru1_real   3 D      f h, (1-f) c and their sum
         hgru1       10 D      the same with complex h and c: f e^{iθ} h 6, (1-f) c 2, sum 2
-        attention    4 D S    scores and their weighted sum over the S = `tokens` it sees; the others do not ask for S
+        attention    4 D S    scores and their weighted sum over the S = `tokens` it sees, at most its window
 
     The convolution of width W costs 2 · 3 D W. Biases, norms, gates and activations, all O(D), are left out.
     Training counts three times the forward: the backward has two products for each one of the forward.
     """
-    width, mixer = config.width, config.mixer
-    matrices = config.layers * (_mixer_matrices(config) + 3 * width * config.glu_width) + config.vocab_size * width
-    scan = KINDS[mixer.kind].scan(width, mixer.head_size, tokens)
-    forward = 2 * matrices + config.layers * (scan + 2 * 3 * width * mixer.conv_width)
+    width, mixers = config.width, config.mixers
+    matrices = sum(_mixer_matrices(width, mixer) + 3 * width * config.glu_width for mixer in mixers)
+    forward = 2 * (matrices + config.vocab_size * width)
+    for mixer in mixers:
+        seen = min(tokens, mixer.window) if mixer.window else tokens
+        forward += KINDS[mixer.kind].scan(width, mixer.head_size, seen) + 2 * 3 * width * mixer.conv_width
     return 3 * forward if training else forward
 
 
@@ -91,14 +86,17 @@ def state_bytes(config: ModelConfig, dtype: str = "float32", *, tokens: int = 0)
     """Bytes of one sequence's state: `LanguageModel.zeros(1).nbytes`, and after `tokens` of them for attention.
 
     A layer keeps D n numbers for hgru2 and gla, D for hgru1_real, 2 D for hgru1 (complex) and 2 D S for attention, the
-    only one that asks for the S = `tokens` that were read; and 3 D (W-1) for a convolution of width W. `dtype` is the
-    model's ("float32", "bfloat16", …): states are float32 unless the model is float64, but keys and values of
-    attention have the model's dtype.
+    only one that asks for the S = `tokens` that were read (with a window at most window - 1 of them, and 8 bytes that
+    count the others); and 3 D (W-1) for a convolution of width W. `dtype` is the model's ("float32", "bfloat16", …):
+    states are float32 unless the model is float64, but keys and values of attention have the model's dtype.
     """
-    width, mixer, dtype = config.width, config.mixer, str(dtype).removeprefix("torch.")
-    kind, work = KINDS[mixer.kind], 8 if dtype == "float64" else 4
-    kept = kind.state(width, mixer.head_size, tokens) * (2 if kind.grows and "16" in dtype else work)
-    return config.layers * (kept + 3 * width * max(mixer.conv_width - 1, 0) * work)
+    width, dtype, total = config.width, str(dtype).removeprefix("torch."), 0
+    work = 8 if dtype == "float64" else 4
+    for mixer in config.mixers:
+        kind, held = KINDS[mixer.kind], min(tokens, mixer.window - 1) if mixer.window else tokens
+        total += kind.state(width, mixer.head_size, held) * (2 if kind.grows and "16" in dtype else work)
+        total += 3 * width * max(mixer.conv_width - 1, 0) * work + (8 if mixer.window else 0)
+    return total
 
 
 def _around(config: StackConfig) -> int:
@@ -118,14 +116,14 @@ def _around(config: StackConfig) -> int:
     return inputs + (places * width if config.positions == "learned" else 0) + head
 
 
-def _mixer_matrices(config: StackConfig) -> int:
+def _mixer_matrices(width: int, mixer: MixerConfig) -> int:
     """Weights of a mixer's matrices: into all its projections, out, and of gates."""
-    kind = KINDS[config.mixer.kind]
-    return kind.matrices * config.width**2 + kind.thin * config.width
+    kind = KINDS[mixer.kind]
+    return kind.matrices * width**2 + kind.thin * width
 
 
-def _mixer(config: StackConfig) -> int:
-    width, mixer, kind = config.width, config.mixer, KINDS[config.mixer.kind]
+def _mixer(width: int, mixer: MixerConfig) -> int:
+    kind = KINDS[mixer.kind]
     biases = kind.biases * width if mixer.bias else 0
     norm = _norm(mixer.norm, 2 * width if mixer.kind == "hgru1" else width) if kind.norm else 0
     scan = kind.scanned * width * (width + mixer.bias)  # input and gates of one more scan
@@ -133,7 +131,7 @@ def _mixer(config: StackConfig) -> int:
     more += width * mixer.local_width ** (2 if mixer.is_2d else 1)
     more += width * (width + mixer.bias) if mixer.output_gate != "none" else 0
     convolution = 3 * width * mixer.conv_width
-    return _mixer_matrices(config) + biases + kind.vectors * width + norm + convolution + more
+    return _mixer_matrices(width, mixer) + biases + kind.vectors * width + norm + convolution + more
 
 
 def _norm(kind: NormKind, width: int) -> int:

@@ -47,14 +47,14 @@ class StateTuned(LanguageModel):
         self.config, self.opening = base.config, opening
         refuse(
             base.config.grows,
-            f"a state of {base.config.mixer.kind} is the text itself and has no fixed size: it cannot be tuned",
+            f"a state of {base.config.named_kinds} is the text itself and has no fixed size: it cannot be tuned",
         )
         self._base = (base.requires_grad_(False).eval(),)  # in a tuple: no submodule, so not saved and not trained
         start = base.zeros(1)
         # Complex states (HGRN1) are kept as pairs of real numbers, which optimisers and files know.
         self.recurrent = nn.ParameterList(nn.Parameter(_real(layer.recurrent)) for layer in start.layers)
         self.conv = nn.ParameterList(nn.Parameter(layer.conv) for layer in start.layers if layer.conv is not None)
-        self._complex = start.layers[0].recurrent.is_complex()
+        self._like = start
 
     def __getattr__(self, name: str) -> Any:
         """What is not here is the base's: embedding, backbone, head and scale."""
@@ -66,17 +66,17 @@ class StateTuned(LanguageModel):
     @property
     def learned(self) -> ModelState:
         """S_0, the state of one sequence before its opening token; gradients reach the parameters."""
-        states = [torch.view_as_complex(x) if self._complex else x for x in self.recurrent]
-        taps = list(self.conv) or [None] * len(states)
-        return ModelState(tuple(LayerState(*pair) for pair in zip(states, taps, strict=True)))
+        taps, layers = iter(self.conv), []
+        for like, real in zip(self._like.layers, self.recurrent, strict=True):
+            state = torch.view_as_complex(real) if like.recurrent.is_complex() else real
+            layers.append(LayerState(state, None if like.conv is None else next(taps)))
+        return ModelState(tuple(layers))
 
     def set_learned(self, state: ModelState) -> None:
         """Put the values of a state of one sequence in place of the learned ones."""
         with torch.no_grad():
-            for n, layer in enumerate(state.layers):
-                self.recurrent[n].copy_(_real(layer.recurrent))
-                if layer.conv is not None:
-                    self.conv[n].copy_(layer.conv)
+            for mine, theirs in zip(self.learned.layers, state.layers, strict=True):
+                mine.overwrite(theirs)
 
     def zeros(self, batch: int, dtype: torch.dtype | None = None) -> ModelState:
         """The state of `batch` sequences before their first token: the learned one after its opening token."""

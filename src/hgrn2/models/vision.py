@@ -48,7 +48,7 @@ class VisionClassifier(nn.Module):
         the features."""
         x, shape = self.patches(images)
         x = self.dropout(self.positions.picture(x, shape))
-        x, _ = self.backbone(x, shape=shape if self.config.mixer.is_2d else None, output_state=False, trace=trace)
+        x, _ = self.backbone(x, shape=shape if self.config.is_2d else None, output_state=False, trace=trace)
         return x
 
     def forward(self, images: Tensor) -> Tensor:

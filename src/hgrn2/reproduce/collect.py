@@ -45,7 +45,7 @@ def _cell(folder: Path, run: Run, size: Size) -> Cell:
         return Cell(table="mqar", task="mqar", model=model, seed=run.train.seed, size=size, n=n)
     table = _table(run.task)
     refuse(not table, f"{folder} holds a run of the task {run.task}, which no table has")
-    model = "transformer" if isinstance(run.model, DeiTConfig) else MIXERS.get(run.model.mixer.kind, "")
+    model = "transformer" if isinstance(run.model, DeiTConfig) else MIXERS.get(run.model.named_kinds, "")
     refuse(not model, f"{folder} holds a run of a model that the table does not have")
     return Cell(table=table, task=run.task, model=model, seed=run.train.seed, size=size)
 

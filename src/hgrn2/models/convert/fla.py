@@ -134,6 +134,7 @@ def representable(config: ModelConfig) -> None:
     given = {
         "mixer.kind hgru1 (complex states)": mixer.kind == "hgru1",
         f"mixer.kind {mixer.kind} as HGRN2": mixer.kind in ("gla", "attention"),
+        f"pattern {','.join(config.pattern)}": len(config.kinds) > 1,
         "mixer.bias": mixer.bias,
         "glu_bias": config.glu_bias,
         f"glu_activation {config.glu_activation}": config.glu_activation != "silu",

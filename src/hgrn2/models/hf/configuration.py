@@ -149,7 +149,8 @@ class HGRN2Config(Saved):
         """The settings of a model of ours; `more` are fields of transformers, as in `eos_token_id=0`."""
         mixer, bounds = config.mixer, config.lower_bound
         known = ("hgru2", "hgru1", "hgru1_real")
-        refuse(mixer.kind not in known, f"a model with {mixer.kind} has no transformers class here; those of HGRN do")
+        named = config.named_kinds
+        refuse(named not in known, f"a model with {named} has no transformers class here; those of HGRN do")
         kind = HGRN2Config if mixer.kind == "hgru2" else HGRN1Config
         own: dict[str, Any] = {"expand_ratio": mixer.head_size} if mixer.kind == "hgru2" else {}
         own |= {"bos_token_id": None, "eos_token_id": None} | more

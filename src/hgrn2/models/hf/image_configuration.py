@@ -10,8 +10,8 @@ from hgrn2.models.hf.saving import HINT, Saved, foreign
 from hgrn2.models.presets import vision_preset
 from hgrn2.settings import from_dict, refuse, to_dict
 
-OWN = tuple(field.name for field in fields(VisionConfig) if field.name != "classes")
-"""Fields that mean the same here and in `VisionConfig`."""
+OWN = tuple(field.name for field in fields(VisionConfig) if field.name not in ("classes", "pattern", "other"))
+"""Fields that mean the same here and in `VisionConfig`; all layers are of one kind."""
 
 
 class HGRN2VisionConfig(Saved):
@@ -94,11 +94,12 @@ class HGRN2VisionConfig(Saved):
     @classmethod
     def from_vision_config(cls, config: VisionConfig, **more: Any) -> "HGRN2VisionConfig":
         """The settings of a model of ours; `more` are fields of transformers, as in `id2label={0: "cat", 1: "dog"}`."""
-        kind = next((k for k in (HGRN2VisionConfig, HGRN1VisionConfig) if config.mixer.kind in k.kinds), None)
+        kind = next((k for k in (HGRN2VisionConfig, HGRN1VisionConfig) if config.named_kinds in k.kinds), None)
         if kind is None:
-            raise UserError(f"a model with {config.mixer.kind} has no transformers class here; those of HGRN do")
+            raise UserError(f"a model with {config.named_kinds} has no transformers class here; those of HGRN do")
         values = to_dict(config)
         classes = values.pop("classes")
+        del values["pattern"], values["other"]  # one kind, as asked above
         names = more.get("id2label")
         wrong = names is not None and len(names) != classes
         refuse(wrong, f"id2label names {len(names or ())} classes, the model has {classes}")

@@ -173,7 +173,7 @@ def logits(model: nn.Module, run: ClassifyRun, inputs: Tensor, keep: Tensor | No
         return model(inputs)
     if inputs.is_floating_point():  # a picture as a sequence of pixels: [B,C,H,W] -> [B,H*W,C]
         height, width = inputs.shape[-2:]
-        return model(inputs.flatten(2).transpose(1, 2), shape=(height, width) if config.mixer.is_2d else None)
+        return model(inputs.flatten(2).transpose(1, 2), shape=(height, width) if config.is_2d else None)
     return model(inputs, keep)
 
 

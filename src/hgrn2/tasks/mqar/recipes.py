@@ -45,9 +45,9 @@ def name_of(model: ModelConfig) -> tuple[str, bool]:
     """The compared mixer that a model has, and whether its state grows with n."""
     conv = model.mixer.conv_width > 0
     for name, one in VARIANTS.items():
-        if (one.kind, one.conv) == (model.mixer.kind, conv):
+        if (one.kind, one.conv) == (model.named_kinds, conv) and not model.mixer.window:
             return name, one.sized
-    raise UserError(f"{model.mixer.kind} is not among the models that are compared ({', '.join(VARIANTS)})")
+    raise UserError(f"{model.named_kinds} is not among the models that are compared ({', '.join(VARIANTS)})")
 
 
 def with_variant(run: MQARRun, name: str, *, head_size: int, width: int) -> MQARRun:
@@ -58,7 +58,9 @@ def with_variant(run: MQARRun, name: str, *, head_size: int, width: int) -> MQAR
         kind=kind, head_size=head_size if sized else width, conv_width=CONV_WIDTH if conv else 0,
         bias=run.model.mixer.bias,
     )  # fmt: skip
-    model = replace(run.model, width=width, glu_width=2 * width, lower_bound=bounds, mixer=mixer)
+    model = replace(
+        run.model, width=width, glu_width=2 * width, lower_bound=bounds, mixer=mixer, pattern=(), other=None
+    )
     return replace(run, model=model)
 
 
