@@ -300,7 +300,7 @@ def test_refusals(direction: str, options: dict[str, Any], message: str) -> None
         ({"separate_scans": True}, "separate_scans needs a direction of more than one scan"),
         ({"count_once": True}, "count_once needs a direction of more than one scan"),
         ({"direction": "bidirectional", "conv_width": 4}, "conv_width 4 looks back along one line; direction bidirect"),
-        ({"local_width": 3}, "local_width 3 looks both ways; it needs hgru2 or hgru1 in a direction other than causal"),
+        ({"local_width": 3}, "local_width 3 looks both ways; it needs a direction other than causal"),
         ({"direction": "bidirectional", "local_width": 4}, "local_width is 4; use 0 or an odd number from 3"),
         ({"output_gate": "silu"}, "output_gate silu is offered for hgru2 in directions other than causal"),
         ({"norm": "batch"}, "norm batch is offered between blocks"),

@@ -35,7 +35,8 @@ def test_the_page_is_the_table() -> None:
     assert list(found) == list(KINDS)
     for name, kind in KINDS.items():
         flags = (
-            kind.heads, kind.bounds, kind.gates, kind.convolution, kind.input_activation, kind.scale_scores, kind.norm
+            kind.heads, kind.bounds, kind.gates, "conv_width" in kind.offers, "input_activation" in kind.offers,
+            "scale_scores" in kind.offers, kind.norm,
         )  # fmt: skip
         assert found[name] == [
             *("yes" if flag else "no" for flag in flags), ", ".join(kind.directions), kind.tokens
@@ -61,9 +62,15 @@ def test_settings_are_offered_as_the_table_says(name: Any) -> None:
     assert accepted(name)
     assert accepted(name, width=12) != kind.heads  # 8 does not divide 12
     assert accepted(name, lower_bound="inclusive") == kind.bounds
-    assert accepted(name, conv_width=4) == kind.convolution
-    assert accepted(name, input_activation="silu") == kind.input_activation
-    assert accepted(name, scale_scores=True) == kind.scale_scores
+    values = {"conv_width": 4, "input_activation": "silu", "scale_scores": True, "rotary": False, "window": 3}
+    for setting, value in values.items():
+        assert accepted(name, **{setting: value}) == (setting in kind.offers), setting
+    across = {"output_gate": "silu", "separate_scans": True, "count_once": True, "local_width": 3}
+    for setting, value in across.items():
+        both_ways = accepted(name, direction="bidirectional", **{setting: value})
+        assert both_ways == (setting in kind.offers), setting
+        assert not accepted(name, **{setting: value}), setting
+    assert accepted(name, norm_first=False) == ("norm_first" in kind.offers)
     for direction in KINDS["hgru2"].directions:
         assert accepted(name, direction=direction) == (direction in kind.directions)
 
@@ -102,4 +109,4 @@ def test_what_does_not_fit_is_left_out(name: Any) -> None:
     }  # fmt: skip
     MixerConfig(**MixerConfig.fitted(name, values))
     if name == "hgru2":
-        assert MixerConfig.fitted(name, values) == values | {"rotary": True, "norm_first": True}
+        assert MixerConfig.fitted(name, values) == values | {"rotary": True, "window": 0, "norm_first": True}

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from hgrn2.layers.block import token_mixer
 from hgrn2.layers.config import MixerConfig
 from hgrn2.layers.key_values import KeyValues
+from hgrn2.layers.kinds import KINDS
 from hgrn2.layers.mixer import Mixer
 from hgrn2.layers.state import MixerState
 
@@ -75,6 +76,10 @@ def both(found: MixerState, truth: MixerState, same: Callable) -> None:
     assert type(found) is type(truth)
     for mine, theirs in zip(tensors(found), tensors(truth), strict=True):
         same(mine, theirs)
+
+
+def test_no_kind_is_forgotten() -> None:
+    assert {config.kind for config in CONFIGS.values()} == set(KINDS)
 
 
 @every

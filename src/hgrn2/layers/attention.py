@@ -17,7 +17,7 @@ from hgrn2.errors import UserError
 from hgrn2.layers.config import MixerConfig
 from hgrn2.layers.directions import Shape, check_shape, no_state
 from hgrn2.layers.key_values import KeyValues, join, with_conv
-from hgrn2.layers.short_conv import short_conv
+from hgrn2.layers.short_conv import short_conv, start_conv
 from hgrn2.ops.sequences import check_cu_seqlens, offsets_of
 
 ROTARY_BASE = 10_000.0
@@ -41,6 +41,10 @@ class Attention(nn.Module):
         self.in_proj = nn.Linear(width, sum(self.projections), bias=config.bias)
         self.conv = nn.Parameter(torch.empty(3 * width, config.conv_width)) if config.conv_width else None
         self.out_proj = nn.Linear(width, width, bias=config.bias)
+
+    def start(self) -> None:
+        """Taps of the convolution."""
+        start_conv(self.conv)
 
     def zeros(self, batch: int, device: torch.device | None = None, dtype: torch.dtype = torch.float32) -> KeyValues:
         """The state before the first token: no key, no value."""

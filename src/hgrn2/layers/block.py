@@ -1,30 +1,27 @@
 """The pre-norm residual pair: x += mixer(norm x); x += GLU(norm x). The only residual code."""
 
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from hgrn2.layers.attention import Attention
-from hgrn2.layers.config import GLUActivation, MixerConfig, NormKind
+from hgrn2.layers.config import KINDS, GLUActivation, MixerConfig, NormKind
 from hgrn2.layers.directions import Directional, Shape
-from hgrn2.layers.gla import GLA
 from hgrn2.layers.glu import GLU
-from hgrn2.layers.hgru1 import HGRU1
-from hgrn2.layers.hgru2 import HGRU2
 from hgrn2.layers.norm import Norm
 from hgrn2.layers.reading import Dropout, DropPath
 from hgrn2.layers.state import MixerState
 
 
-def token_mixer(width: int, config: MixerConfig) -> HGRU2 | HGRU1 | Directional | GLA | Attention:
-    """The mixer that the settings name."""
+def token_mixer(width: int, config: MixerConfig) -> Any:
+    """The `Mixer` that the settings name."""
     if config.direction != "causal" and config.kind != "attention":  # attention only needs another mask
         return Directional(width, config)
-    kinds = {"hgru2": HGRU2, "hgru1": HGRU1, "hgru1_real": HGRU1, "gla": GLA, "attention": Attention}
-    return kinds[config.kind](width, config)
+    module, _, name = KINDS[config.kind].made_by.partition(":")
+    return getattr(import_module(module), name)(width, config)
 
 
 class Block(nn.Module):

@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from hgrn2.layers.kinds import GATE_RANK, KINDS, Direction, MixerKind
+from hgrn2.layers.kinds import GATE_RANK, KINDS, OPTIONAL, Direction, MixerKind
 from hgrn2.settings import refuse, settings
 
 __all__ = ["GATE_RANK", "KINDS", "Direction", "MixerConfig", "MixerKind"]
@@ -71,82 +71,56 @@ class MixerConfig:
         refuse(self.norm_eps <= 0, f"norm_eps is {self.norm_eps}; it must be positive")
         refuse(self.conv_width < 0 or self.conv_width == 1, f"conv_width is {self.conv_width}; use 0 or at least 2")
         kind = KINDS[self.kind]
-        headed = kind.heads
-        refuse(not headed and self.norm == "head_rms", f"norm head_rms needs heads, which {self.kind} has not")
-        refuse(not kind.convolution and self.conv_width > 0, f"conv_width is not offered for {self.kind}")
-        refuse(
-            not kind.scale_scores and self.scale_scores,
-            f"scale_scores is offered for hgru2 and gla, not for {self.kind}",
-        )
-        refuse(
-            not kind.input_activation and self.input_activation != "none",
-            f"input_activation is not offered for {self.kind}",
-        )
+        for name, without in OPTIONAL.items():
+            value = getattr(self, name)
+            refuse(value != without and name not in kind.offers, _not_offered(name, value, self.kind))
+        refuse(not kind.heads and self.norm == "head_rms", f"norm head_rms needs heads, which {self.kind} has not")
         refuse(self.direction not in kind.directions, f"direction {self.direction} is not offered for {self.kind}")
-        refuse(
-            self.kind == "attention" and (self.separate_scans or self.count_once),
-            "attention has no scans: separate_scans and count_once are not offered for it",
-        )
-        refuse(self.kind != "attention" and not self.rotary, f"rotary=false is offered for attention, not {self.kind}")
         refuse(
             self.kind == "attention" and self.rotary and self.head_size % 2 != 0,
             f"head_size is {self.head_size}; rotary positions of attention need an even one",
         )
         refuse(self.window < 0, f"window is {self.window}; use 0 or at least 1")
-        refuse(self.kind != "attention" and self.window > 0, f"window is offered for attention, not {self.kind}")
         refuse(self.norm == "batch", "norm batch is offered between blocks, not inside the mixer")
-        causal = self.direction == "causal"
+        self._check_direction()
+
+    def _check_direction(self) -> None:
+        causal, direction = self.direction == "causal", self.direction
         refuse(
             not causal and self.conv_width > 0,
-            f"conv_width {self.conv_width} looks back along one line; direction {self.direction} needs conv_width 0",
+            f"conv_width {self.conv_width} looks back along one line; direction {direction} needs conv_width 0",
         )
+        refuse(not causal and self.window > 0, f"window looks back; direction {direction} needs window 0")
         refuse(
-            self.output_gate != "none" and (causal or self.kind != "hgru2"),
+            causal and self.output_gate != "none",
             f"output_gate {self.output_gate} is offered for hgru2 in directions other than causal",
         )
-        refuse(causal and self.separate_scans, "separate_scans needs a direction of more than one scan, not causal")
-        refuse(not causal and self.window > 0, f"window looks back; direction {self.direction} needs window 0")
-        refuse(causal and self.count_once, "count_once needs a direction of more than one scan, not causal")
+        for name in ("separate_scans", "count_once"):
+            refuse(causal and getattr(self, name), f"{name} needs a direction of more than one scan, not causal")
         refuse(
             self.local_width < 0 or (self.local_width > 0 and self.local_width % 2 == 0) or self.local_width == 1,
             f"local_width is {self.local_width}; use 0 or an odd number from 3",
         )
         refuse(
-            self.local_width > 0 and (causal or self.kind == "attention"),
-            f"local_width {self.local_width} looks both ways; it needs hgru2 or hgru1 in a direction other than causal",
+            causal and self.local_width > 0,
+            f"local_width {self.local_width} looks both ways; it needs a direction other than causal",
         )
-        refuse(headed and not self.norm_first, f"norm_first=false is offered for hgru1, not for {self.kind}")
 
     @staticmethod
     def fitted(kind: MixerKind, values: dict[str, Any]) -> dict[str, Any]:
         """Settings of another kind made to fit: those that `kind` does not offer take the value that leaves them out.
-        What would change which tokens see each other (direction, local_width) is left to be refused."""
-        known = KINDS[kind]
-        found = dict(values)
-        if not known.convolution:
-            found["conv_width"] = 0
-        if not known.input_activation:
-            found["input_activation"] = "none"
-        if not known.scale_scores:
-            found["scale_scores"] = False
-        if not known.heads and values.get("norm") == "head_rms":
-            found["norm"] = "rms"
-        if kind != "hgru2":
-            found["output_gate"] = "none"
-        if kind != "attention":
-            found |= {"rotary": True, "window": 0}
-        if known.heads:
-            found["norm_first"] = True
-        return found
+        What would change which tokens see each other (direction, scans, local_width) is left to be refused."""
+        left = ("separate_scans", "count_once", "local_width")
+        found = values | {name: x for name, x in OPTIONAL.items() if name not in (*KINDS[kind].offers, *left)}
+        return found | ({"norm": "rms"} if not KINDS[kind].heads and values.get("norm") == "head_rms" else {})
 
     @staticmethod
     def beside(kind: MixerKind, values: dict[str, Any]) -> dict[str, Any]:
         """Settings of a second kind in a stack of mixers with these settings: the same, as far as it has them."""
         found = MixerConfig.fitted(kind, values) | {"kind": kind}
-        if kind == "attention":
-            found |= {"separate_scans": False, "count_once": False, "local_width": 0}
-            if found.get("direction") in ("parallel_2d", "series_2d"):
-                found["direction"] = "bidirectional"  # sees a whole picture as well
+        found |= {name: x for name, x in OPTIONAL.items() if name not in KINDS[kind].offers}
+        if found.get("direction") in ("parallel_2d", "series_2d") and found["direction"] not in KINDS[kind].directions:
+            found["direction"] = "bidirectional"  # sees a whole picture as well
         return found
 
     @property
@@ -163,3 +137,9 @@ class MixerConfig:
     def is_2d(self) -> bool:
         """Whether the mixer reads pictures, and must be told their height and width."""
         return self.direction in ("parallel_2d", "series_2d")
+
+
+def _not_offered(name: str, value: Any, kind: MixerKind) -> str:
+    others = ", ".join(other for other, known in KINDS.items() if name in known.offers)
+    shown = f"{name}={str(value).lower()}" if isinstance(value, bool) else f"{name} {value}"
+    return f"{shown} is offered for {others}, not for {kind}"

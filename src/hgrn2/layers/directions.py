@@ -61,6 +61,13 @@ class Directional(nn.Module):
         taps = config.local_width ** (2 if config.is_2d else 1)
         self.local = nn.Parameter(torch.empty(width, taps)) if taps else None
 
+    def start(self) -> None:
+        """Taps of the local convolution and what the unit has."""
+        if self.local is not None:
+            edge = self.local.shape[1] ** -0.5
+            nn.init.uniform_(self.local, -edge, edge)
+        self.unit.start()
+
     @property
     def out_proj(self) -> nn.Linear:
         """The projection that writes to the residual stream."""

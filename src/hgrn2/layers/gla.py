@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from hgrn2 import ops
 from hgrn2.layers.config import GATE_RANK, MixerConfig
 from hgrn2.layers.norm import Norm
-from hgrn2.layers.short_conv import short_conv
+from hgrn2.layers.short_conv import short_conv, start_conv
 from hgrn2.layers.state import LayerState
 from hgrn2.ops.backend import work_dtype
 
@@ -37,6 +37,10 @@ class GLA(nn.Module):
         self.out_proj = nn.Linear(width, width, bias=config.bias)
         self.output_activation = nn.SiLU() if config.output_activation == "silu" else nn.Sigmoid()
         self.scale = config.head_size**-0.5 if config.scale_scores else 1.0
+
+    def start(self) -> None:
+        """Taps of the convolution."""
+        start_conv(self.conv)
 
     def zeros(self, batch: int, device: torch.device | None = None, dtype: torch.dtype = torch.float32) -> LayerState:
         """The state before the first token; dtype as in `HGRU2.zeros`."""

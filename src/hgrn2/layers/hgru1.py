@@ -38,6 +38,12 @@ class HGRU1(nn.Module):
         self.norm = Norm(config.norm, self.parts * width, config.norm_eps)
         self.out_proj = nn.Linear(self.parts * width, width, bias=config.bias)
 
+    def start(self) -> None:
+        """The phases θ_j = 10000^(-2j/D)."""
+        if self.theta is not None:
+            channel = torch.arange(self.width, dtype=torch.float64, device=self.theta.device)
+            self.theta.copy_(10000.0 ** (-2 * channel / self.width))
+
     def zeros(self, batch: int, device: torch.device | None = None, dtype: torch.dtype = torch.float32) -> LayerState:
         """The state before the first token; dtype is that of the real numbers, float32 or float64."""
         if dtype not in (torch.float32, torch.float64):

@@ -17,7 +17,7 @@ from hgrn2 import ops
 from hgrn2.layers.config import MixerConfig
 from hgrn2.layers.gates import log_forget
 from hgrn2.layers.norm import Norm
-from hgrn2.layers.short_conv import short_conv
+from hgrn2.layers.short_conv import short_conv, start_conv
 from hgrn2.layers.small_heads import current, mix
 from hgrn2.layers.state import LayerState
 from hgrn2.ops.backend import work_dtype
@@ -75,6 +75,10 @@ class HGRU2(nn.Module):
             "output_activation": config.output_activation,
             "scale": self.scale,
         }
+
+    def start(self) -> None:
+        """Taps of the convolution."""
+        start_conv(self.conv)
 
     def zeros(self, batch: int, device: torch.device | None = None, dtype: torch.dtype = torch.float32) -> LayerState:
         """The state before the first token; dtype is float32 (float64 for a float64 model), or a narrower one to save

@@ -21,18 +21,16 @@ class Kind:
 
     meaning: str
     """What it is, in a line."""
+    made_by: str
+    """Module and class of the mixer, which meets `hgrn2.layers.mixer.Mixer`."""
+    offers: tuple[str, ...]
+    """Which of the settings in OPTIONAL it has."""
     heads: bool
     """The width is cut into heads of `head_size`; else `head_size` is ignored."""
     bounds: bool
     """The forget gate has lower bounds; else `lower_bound` must be none."""
     gates: bool
     """There are forget gates to look at: the report of a run shows their time scales."""
-    convolution: bool
-    """`conv_width` is offered."""
-    input_activation: bool
-    """`input_activation` is offered."""
-    scale_scores: bool
-    """`scale_scores` is offered."""
     norm: bool
     """The output has a norm (`norm`); else that setting is ignored."""
     directions: tuple[Direction, ...]
@@ -59,32 +57,40 @@ class Kind:
     """Floating-point operations of the recurrence for one token, likewise."""
 
 
+OPTIONAL: dict[str, object] = {
+    "conv_width": 0, "input_activation": "none", "scale_scores": False, "output_gate": "none", "norm_first": True,
+    "rotary": True, "window": 0, "separate_scans": False, "count_once": False, "local_width": 0,
+}  # fmt: skip
+"""Settings that not every kind has, and the values that leave them out."""
+_SCANS = ("separate_scans", "count_once", "local_width")
+
 KINDS: dict[MixerKind, Kind] = {
     "hgru2": Kind(
-        meaning="HGRN2: matrix state by outer product, key tied to the gate",
-        heads=True, bounds=True, gates=True, convolution=True, input_activation=True, scale_scores=True, norm=True,
-        directions=_ALL,
+        meaning="HGRN2: matrix state by outer product, key tied to the gate", made_by="hgrn2.layers.hgru2:HGRU2",
+        offers=("conv_width", "input_activation", "scale_scores", "output_gate", *_SCANS),
+        heads=True, bounds=True, gates=True, norm=True, directions=_ALL,
     ),
     "hgru1": Kind(
-        meaning="HGRN1: complex vector state",
-        heads=False, bounds=True, gates=True, convolution=False, input_activation=True, scale_scores=False, norm=True,
+        meaning="HGRN1: complex vector state", made_by="hgrn2.layers.hgru1:HGRU1",
+        offers=("input_activation", "norm_first", *_SCANS), heads=False, bounds=True, gates=True, norm=True,
         directions=_ALL, narrow_states=False, tokens="2 D", matrices=7, biases=6, vectors=1,
         state=lambda width, n, tokens: 2 * width, scan=lambda width, n, tokens: 10 * width,
     ),
     "hgru1_real": Kind(
-        meaning="HGRN1 without phases: real vector state",
-        heads=False, bounds=True, gates=True, convolution=False, input_activation=True, scale_scores=False, norm=True,
+        meaning="HGRN1 without phases: real vector state", made_by="hgrn2.layers.hgru1:HGRU1",
+        offers=("input_activation", "norm_first", *_SCANS), heads=False, bounds=True, gates=True, norm=True,
         directions=_ALL, narrow_states=False, tokens="D", scanned=2,
         state=lambda width, n, tokens: width, scan=lambda width, n, tokens: 3 * width,
     ),
     "gla": Kind(
-        meaning="gated linear attention: matrix state, key of its own",
-        heads=True, bounds=False, gates=True, convolution=True, input_activation=False, scale_scores=True, norm=True,
+        meaning="gated linear attention: matrix state, key of its own", made_by="hgrn2.layers.gla:GLA",
+        offers=("conv_width", "scale_scores"), heads=True, bounds=False, gates=True, norm=True,
         directions=("causal",), matrices=5, biases=5, thin=2 * GATE_RANK, vectors=1,
     ),
     "attention": Kind(
         meaning="softmax attention over the keys so far, or over the whole sequence",
-        heads=True, bounds=False, gates=False, convolution=True, input_activation=False, scale_scores=False, norm=False,
+        made_by="hgrn2.layers.attention:Attention", offers=("conv_width", "rotary", "window"),
+        heads=True, bounds=False, gates=False, norm=False,
         directions=("causal", "bidirectional"), grows=True, tokens="2 D S",
         state=lambda width, n, tokens: 2 * width * tokens, scan=lambda width, n, tokens: 4 * width * tokens,
     ),

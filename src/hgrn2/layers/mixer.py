@@ -19,6 +19,10 @@ class Mixer(Protocol):
         """The projection that writes to the residual stream."""
         ...
 
+    def start(self) -> None:
+        """Give parameters that are no matrix, bias or norm their starting values, in place, without gradients."""
+        ...
+
     def zeros(self, batch: int, device: Any = None, dtype: torch.dtype = torch.float32) -> Any:
         """The state of `batch` sequences before their first token, a `MixerState`; `UserError` for a dtype that states
         of this kind do not have."""

@@ -1,9 +1,15 @@
 """The short causal convolution in front of a mixer's recurrence: one call for whole texts, states and padding."""
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from hgrn2 import ops
 from hgrn2.layers.masking import convolve_kept
+
+
+def start_conv(weight: Tensor | None) -> None:
+    """Starting values of the taps [D,W], if any: uniform within W^-1/2, as of every convolution in PyTorch."""
+    if weight is not None:
+        nn.init.uniform_(weight, -(weight.shape[-1] ** -0.5), weight.shape[-1] ** -0.5)
 
 
 def short_conv(

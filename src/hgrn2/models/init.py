@@ -11,17 +11,13 @@ phases at 10000^(-2j/D) (hgru-pytorch), convolutions uniform within 1/sqrt(W) as
 """
 
 import math
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from hgrn2.layers.attention import Attention
 from hgrn2.layers.block import Block
-from hgrn2.layers.directions import Directional
 from hgrn2.layers.embedding import Positions
-from hgrn2.layers.gla import GLA
-from hgrn2.layers.hgru1 import HGRU1
-from hgrn2.layers.hgru2 import HGRU2
 from hgrn2.layers.norm import Norm
 from hgrn2.models.backbone import Backbone
 from hgrn2.models.config import InitConfig
@@ -49,16 +45,11 @@ def initialise(model: nn.Module, config: InitConfig) -> None:
         for name in ("embedding", "input"):
             if isinstance(first := getattr(model, name, None), (nn.Linear, nn.Embedding)):
                 nn.init.normal_(first.weight, std=config.input_std)
-    for module in model.modules():
-        if isinstance(module, (HGRU1, HGRU2, GLA, Attention)):
-            _mixer(module, config)
-        elif isinstance(module, Directional):
-            if module.local is not None:
-                edge = module.local.shape[1] ** -0.5
-                nn.init.uniform_(module.local, -edge, edge)
-            for more in module.more if config.kind == "xavier_small" else ():
-                _small(more.weight, module.unit.scanned)  # pyright: ignore[reportArgumentType]
     blocks = [module for module in model.modules() if isinstance(module, Block)]
+    for block in blocks:
+        if config.kind == "xavier_small":
+            _small(block.mixer)
+        block.mixer.start()
     for block in blocks:
         for writer in (block.mixer.out_proj, block.glu.out_proj):
             if config.zero_outputs:
@@ -69,19 +60,11 @@ def initialise(model: nn.Module, config: InitConfig) -> None:
         open_gates(model, config.memory)
 
 
-def _mixer(mixer: HGRU1 | HGRU2 | GLA | Attention, config: InitConfig) -> None:
-    if config.kind == "xavier_small":
-        _small(mixer.in_proj.weight, mixer.projections)
-        nn.init.xavier_uniform_(mixer.out_proj.weight, gain=SMALL_GAIN)
-    if isinstance(mixer, HGRU1) and mixer.theta is not None:
-        channel = torch.arange(mixer.width, dtype=torch.float64, device=mixer.theta.device)
-        mixer.theta.copy_(10000.0 ** (-2 * channel / mixer.width))
-    if not isinstance(mixer, HGRU1) and mixer.conv is not None:
-        edge = mixer.config.conv_width**-0.5
-        nn.init.uniform_(mixer.conv, -edge, edge)
-
-
-def _small(weight: Tensor, projections: tuple[int, ...]) -> None:
-    """Each projection by itself, as if they were not fused."""
-    for rows in weight.split(projections):
-        nn.init.xavier_uniform_(rows, gain=SMALL_GAIN)
+def _small(mixer: Any) -> None:
+    """Every matrix of a mixer: each projection by itself, as if they were not fused."""
+    unit = getattr(mixer, "unit", mixer)
+    fused = [(unit.in_proj, unit.projections), *((more, unit.scanned) for more in getattr(mixer, "more", ()))]
+    for projection, widths in fused:
+        for rows in projection.weight.split(widths):
+            nn.init.xavier_uniform_(rows, gain=SMALL_GAIN)
+    nn.init.xavier_uniform_(unit.out_proj.weight, gain=SMALL_GAIN)
