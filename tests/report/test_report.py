@@ -92,7 +92,7 @@ def layer_gates(layers: int = 4, channels: int = 32) -> list[LayerGates]:
     for layer in range(layers):
         bound = np.full(channels, layer / layers, np.float32)
         forget = bound + (1 - bound) * generator.uniform(0.05, 0.95, channels)
-        gates.append(LayerGates(lower_bound=bound, mean_log_forget=np.log(forget)))
+        gates.append(LayerGates(lower_bound=bound, mean_log_forget=np.log(forget), layer=len(gates)))
     return gates
 
 
@@ -208,19 +208,21 @@ def test_the_same_data_give_the_same_page(tmp_path: Path) -> None:
 
 
 def test_time_scales() -> None:
-    gates = LayerGates(lower_bound=np.array([0.0, 0.5, 0.9]), mean_log_forget=np.array([-1.0, -0.1, 0.0]))
+    gates = LayerGates(lower_bound=np.array([0.0, 0.5, 0.9]), mean_log_forget=np.array([-1.0, -0.1, 0.0]), layer=0)
     assert gates.time_scales() == pytest.approx([1.0, 10.0, 1e7])
     assert gates.guaranteed() == pytest.approx([0.0, -1 / math.log(0.5), -1 / math.log(0.9)])
     for wrong in (np.zeros(2), np.zeros((3, 1)), np.zeros(0)):
         with pytest.raises(UserError, match="two vectors of one length"):
-            LayerGates(lower_bound=np.zeros(3), mean_log_forget=wrong)
+            LayerGates(lower_bound=np.zeros(3), mean_log_forget=wrong, layer=0)
 
 
 @pytest.mark.parametrize(("layers", "channels"), [(1, 1), (48, 16)])
 def test_gate_pictures_of_any_size(tmp_path: Path, layers: int, channels: int) -> None:
     pytest.importorskip("matplotlib")
     gates = layer_gates(layers, channels)
-    gates[-1] = LayerGates(lower_bound=np.zeros(channels), mean_log_forget=np.zeros(channels))  # never forgets
+    gates[-1] = LayerGates(
+        lower_bound=np.zeros(channels), mean_log_forget=np.zeros(channels), layer=layers - 1
+    )  # never forgets
     report(tmp_path, metrics=[], gates=gates)
     assert (tmp_path / "figures" / "gates.png").stat().st_size > 5000
 

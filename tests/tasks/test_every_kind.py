@@ -151,7 +151,8 @@ def test_the_hybrid_of_the_page_is_what_it_says(tiny_corpus: Path, trained: dict
     text = "Once upon a time "
     state = Generator(model, loaded.need_tokenizer()).generate(text, GenerationConfig(max_tokens=9))[0].snapshot.state
     assert state.nbytes == state_bytes(model.config, tokens=len(text) + 8)
-    assert len(gate_statistics(model, torch.tensor([[1, 2, 3]]))) == 3
+    assert [one.layer for one in gate_statistics(model, torch.tensor([[1, 2, 3]]))] == [0, 1, 2]
+    assert "hgru2, hgru2, hgru2, attention" in (trained["hybrid"] / "report.html").read_text(encoding="utf-8")
     for refused, said in (
         (lambda: StateTuned(model, 0), "a state of hgru2 with attention is the text itself"),
         (lambda: check_supported(model.config), "ONNX export is for hgru2, not for hgru2 with attention"),

@@ -102,7 +102,8 @@ class StackConfig:
         refuse(self.norm_eps <= 0, f"norm_eps is {self.norm_eps}; it must be positive")
 
     def _check_pattern(self) -> None:
-        kind, others = self.mixer.kind, [one for one in dict.fromkeys(self.pattern) if one != self.mixer.kind]
+        kind = self.mixer.kind
+        others: list[MixerKind] = [one for one in dict.fromkeys(self.pattern) if one != kind]
         shown = ",".join(self.pattern)
         refuse(bool(self.pattern) and kind not in self.pattern, f"pattern {shown} has no layer of mixer.kind {kind}")
         refuse(len(others) > 1, f"pattern {shown} has {len(others) + 1} kinds; mixer and other are settings of two")
@@ -121,7 +122,7 @@ class StackConfig:
     @property
     def kinds(self) -> dict[MixerKind, MixerConfig]:
         """The settings of each kind of mixer in the stack, `mixer` first."""
-        found = {self.mixer.kind: self.mixer}
+        found: dict[MixerKind, MixerConfig] = {self.mixer.kind: self.mixer}
         for kind in self.pattern:
             if kind not in found:
                 found[kind] = self.other or _beside(kind, self.mixer)
@@ -162,8 +163,9 @@ class StackConfig:
     def settled(values: dict[str, Any], given: set[str]) -> dict[str, Any]:
         """What follows from the settings `given` by name: with other kinds (`mixer.kind`, `pattern`) come the settings
         that they need, except those that are given too."""
-        kind, pattern = values["mixer"]["kind"], values["pattern"]
-        pattern = [part.strip() for part in pattern.split(",")] if isinstance(pattern, str) else list(pattern)
+        kind, given_pattern = values["mixer"]["kind"], values["pattern"]
+        text = isinstance(given_pattern, str)
+        pattern: list[Any] = [one.strip() for one in given_pattern.split(",")] if text else list(given_pattern)
         if not {kind, *pattern} <= set(KINDS):
             return values
         found = dict(values)

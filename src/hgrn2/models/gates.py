@@ -17,6 +17,8 @@ class GateStatistics(NamedTuple):
     """γ."""
     mean_log_forget: Tensor
     """Mean of log f over the measured tokens; -1 over it is the channel's time scale in tokens."""
+    layer: int
+    """Which layer of the stack it is, from 0; some may have no gates."""
 
 
 def gate_statistics(model: Any, tokens: Tensor) -> list[GateStatistics]:
@@ -27,12 +29,13 @@ def gate_statistics(model: Any, tokens: Tensor) -> list[GateStatistics]:
     found: list[GateStatistics] = []
     with reading(model):
         model.hidden(tokens, output_state=False, trace=entered)
-        for block, x, bound in zip(backbone.blocks, entered[:-1], backbone.bounds(), strict=True):
+        parts = zip(backbone.blocks, entered[:-1], backbone.bounds(), strict=True)
+        for layer, (block, x, bound) in enumerate(parts):
             assert isinstance(block, Block)
             mixer: Any = block.mixer
             log_forget = mixer.log_forget(block.mixer_norm(x), bound)
             if log_forget is not None:
                 mean = log_forget.float().mean((0, 1))
                 gamma = torch.zeros_like(mean) if bound is None else bound.float()
-                found.append(GateStatistics(gamma.cpu(), mean.cpu()))
+                found.append(GateStatistics(gamma.cpu(), mean.cpu(), layer))
     return found

@@ -29,6 +29,8 @@ class LayerGates:
 
     lower_bound: np.ndarray
     mean_log_forget: np.ndarray
+    layer: int
+    """From 0; in a stack of several kinds of mixers some layers have no gates."""
 
     def __post_init__(self) -> None:
         bound, log_forget = np.asarray(self.lower_bound), np.asarray(self.mean_log_forget)
@@ -48,7 +50,7 @@ class LayerGates:
 def layer_gates(statistics: Sequence[Any]) -> list[LayerGates] | None:
     """The gates of a report from `hgrn2.models.gates.gate_statistics`; None for mixers that have none."""
     found = [
-        LayerGates(lower_bound=one.lower_bound.numpy(), mean_log_forget=one.mean_log_forget.numpy())
+        LayerGates(lower_bound=one.lower_bound.numpy(), mean_log_forget=one.mean_log_forget.numpy(), layer=one.layer)
         for one in statistics
     ]
     return found or None
@@ -145,14 +147,14 @@ def _small(steps: list[dict[str, Any]], field: str, label: str, colour: str, log
 def _gates(gates: list[LayerGates]) -> "Figure":
     """Half violins by layer: to the right the time scales measured, to the left those that the bound guarantees."""
     figure, axes = plotting.new_axes(WIDE)
-    for layer, gate in enumerate(gates):
+    for gate in gates:
         sides = ((1, gate.time_scales(), BLUE), (-1, gate.guaranteed(), ORANGE))
         for side, scales, colour in sides:
             scales = scales[scales > 0]
             if scales.size:
-                _half_violin(axes, layer, side, np.clip(scales, *_TAU_LIMITS), colour)
+                _half_violin(axes, gate.layer, side, np.clip(scales, *_TAU_LIMITS), colour)
     axes.set_yscale("log")
-    axes.set_xlim(-0.6, len(gates) - 0.4)
+    axes.set_xlim(-0.6, gates[-1].layer + 0.6)
     axes.set_xlabel("layer (0 is next to the embedding)")
     axes.set_ylabel("time scale τ (tokens)")
     axes.xaxis.set_major_locator(_integer_locator())

@@ -56,6 +56,8 @@ def plain(value: Any) -> str:
     """A plain value for reading: thousands separated, yes and no, a dash for nothing."""
     if value is None or isinstance(value, bool):
         return {None: "–", True: "yes", False: "no"}[value]
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(plain, value))
     if isinstance(value, int):
         return f"{value:,}" if abs(value) >= 10_000 else str(value)
     return f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -22,13 +22,14 @@ __all__ = ["LayerGates", "Sample", "layer_gates", "write_report"]
 
 # Settings shown first, where the configuration has them: the end of their name, and what they are called here.
 _SETTINGS = {
-    "mixer.kind": "mixer", "layers": "layers", "width": "width", "head_size": "head size", "glu_width": "GLU width",
+    "mixer.kind": "mixer", "pattern": "mixers by layer",
+    "layers": "layers", "width": "width", "head_size": "head size", "glu_width": "GLU width",
     "vocab_size": "vocabulary", "lower_bound": "lower bound", "source": "data", "sequence_length": "sequence length",
     "batch_size": "batch size", "steps": "steps", "budget_s": "time budget (s)", "optimizer": "optimizer",
     "lr": "peak learning rate", "schedule": "schedule", "warmup_steps": "warm-up steps", "weight_decay": "weight decay",
     "dropout": "dropout", "precision": "precision", "seed": "seed",
 }  # fmt: skip
-_HIDDEN_ZEROS = ("budget_s", "dropout")  # 0 turns these off: not worth a place
+_HIDDEN_ZEROS = ("budget_s", "dropout", "pattern")  # 0 or nothing turns these off: not worth a place
 _EVENTS = 200  # newest ones shown
 
 _CAPTIONS = {
@@ -177,7 +178,7 @@ def _chosen_settings(config: dict[str, Any]) -> list[tuple[str, str]]:
     chosen = []
     for name, label in _SETTINGS.items():
         values = [value for path, value in leaves if f".{path}".endswith(f".{name}") and value is not None]
-        if values and not (name in _HIDDEN_ZEROS and values[0] == 0):
+        if values and not (name in _HIDDEN_ZEROS and not values[0]):
             chosen.append((label, page.plain(values[0])))
     return chosen or [(path, page.plain(value)) for path, value in leaves]
 
@@ -226,11 +227,15 @@ def _curves(pictures: dict[str, Picture], metrics: list[dict[str, Any]]) -> str:
 def _gates(pictures: dict[str, Picture], gates: list[LayerGates]) -> str:
     head = ["layer", "τ of 5 %", "median τ", "τ of 95 %", "guaranteed, median"]
     rows = []
-    for layer, gate in enumerate(gates):
+    for gate in gates:
         low, middle, high = np.quantile(gate.time_scales(), (0.05, 0.5, 0.95))
         promised = float(np.median(gate.guaranteed()))
         rows.append(
-            [str(layer), *(number(float(x), 1) for x in (low, middle, high)), number(promised, 1) if promised else "–"]
+            [
+                str(gate.layer),
+                *(number(float(x), 1) for x in (low, middle, high)),
+                number(promised, 1) if promised else "–",
+            ]
         )
     picture = _figure(pictures, "gates") or page.paragraph(page.text(_CAPTIONS["gates"].partition(" Shapes")[0]), "sub")
     return picture + page.details("time scales in tokens, by layer", page.table(head, rows, numeric=True), not pictures)
