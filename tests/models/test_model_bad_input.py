@@ -10,6 +10,7 @@ import torch
 from hgrn2.errors import UserError
 from hgrn2.generate.generator import Generator
 from hgrn2.layers.config import MixerConfig
+from hgrn2.layers.key_values import KeyValues
 from hgrn2.layers.state import ModelState
 from hgrn2.models.config import ModelConfig, SequenceConfig, VisionConfig
 from hgrn2.models.language import LanguageModel
@@ -61,6 +62,10 @@ MISTAKES: dict[str, tuple[Callable[[], Any], str]] = {
     "states for half a text": (lambda: MODEL.zeros(0.5), "batch is 0.5; it must be a whole number"),
     "states for less than none": (lambda: MODEL.zeros(-1), "batch is -1; it must be a whole number of at least 0"),
     "no layer's state": (lambda: MODEL(T, ModelState(())), "the state is of 0 layers, the model has 1"),
+    "a state of another kind": (
+        lambda: MODEL(T, ModelState((KeyValues(torch.zeros(1, 0, 2, 2, 8), (0,)),))),
+        "the state of layer 0 is not one of hgru2: it belongs to another model",
+    ),
     "another thing as state": (lambda: MODEL(T, {}), "a state is a ModelState, as zeros() makes it, not dict"),
     "features of other width": (
         lambda: MODEL.backbone(torch.zeros(1, 5, 8)),

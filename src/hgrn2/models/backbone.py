@@ -9,6 +9,7 @@ from hgrn2.errors import UserError
 from hgrn2.layers.block import Block, recomputed
 from hgrn2.layers.directions import Shape, check_shape, no_state
 from hgrn2.layers.gates import lower_bounds
+from hgrn2.layers.key_values import KeyValues
 from hgrn2.layers.masking import check_keep
 from hgrn2.layers.norm import Norm
 from hgrn2.layers.state import ModelState
@@ -44,6 +45,7 @@ class Backbone(nn.Module):
             for layer, mixer in enumerate(config.mixers)
         )
         self.norm = Norm(config.norm, config.width, config.norm_eps) if final_norm else None
+        self.mixers = config.mixers
         self.shaped = next((mixer for mixer in config.kinds.values() if mixer.is_2d), config.mixer)
         self.recompute_blocks = False
 
@@ -139,3 +141,7 @@ class Backbone(nn.Module):
         refuse(not isinstance(state, ModelState), f"a state is a ModelState, as zeros() makes it, not {kind.__name__}")
         mine, its = self.config.layers, len(state.layers)
         refuse(mine != its, f"the state is of {its} layers, the model has {mine}: it belongs to another model")
+        for n, (mixer, layer) in enumerate(zip(self.mixers, state.layers, strict=True)):
+            grows = isinstance(layer, KeyValues)
+            if grows != mixer.grows or (grows and layer.window != mixer.window):
+                raise UserError(f"the state of layer {n} is not one of {mixer.kind}: it belongs to another model")
