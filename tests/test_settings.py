@@ -78,7 +78,10 @@ def test_models_that_cannot_work(changes: dict[str, Any], said: str) -> None:
         ({"output_activation": "none"}, "output_activation is 'none'; choose one of: silu, sigmoid"),
         ({"kind": "hgru1", "norm": "head_rms"}, "norm head_rms needs heads, which hgru1 has not"),
         ({"kind": "hgru1", "conv_width": 4}, "conv_width 4 is offered for hgru2, gla, attention, not for hgru1"),
-        ({"kind": "hgru1_real", "scale_scores": True}, "scale_scores=true is offered for hgru2, gla, not for"),
+        (
+            {"kind": "hgru1_real", "scale_scores": True},
+            "scale_scores=true is offered for hgru2, gla, not for hgru1_real",
+        ),
         ({"norm_first": False}, "norm_first=false is offered for hgru1, hgru1_real, not for hgru2"),
     ],
 )

@@ -290,10 +290,13 @@ def test_both_directions_read_packed_documents(randomised: Callable, same: Calla
     [
         ({"kind": "attention", "head_size": 7}, "head_size is 7; rotary positions of attention need an even one"),
         ({"rotary": False}, "rotary=false is offered for attention, not for hgru2"),
-        ({"kind": "gla", "input_activation": "silu"}, "input_activation silu is offered for hgru2, hgru1, "),
+        (
+            {"kind": "gla", "input_activation": "silu"},
+            "input_activation silu is offered for hgru2, hgru1, hgru1_real, not for gla",
+        ),
         ({"kind": "gla", "direction": "bidirectional"}, "direction bidirectional is not offered for gla"),
         ({"kind": "attention", "direction": "parallel_2d"}, "direction parallel_2d is not offered for attention"),
-        ({"kind": "attention", "scale_scores": True}, "scale_scores=true is offered for hgru2, gla, not"),
+        ({"kind": "attention", "scale_scores": True}, "scale_scores=true is offered for hgru2, gla, not for attention"),
         ({"kind": "gla", "norm_first": False}, "norm_first=false is offered for hgru1, hgru1_real, not for gla"),
     ],
 )

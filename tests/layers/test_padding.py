@@ -95,7 +95,7 @@ def test_steps_in_place_leave_waiting_rows_alone(name: str, mixer: Any) -> None:
         _, state = mixer(x[:, :1], gamma, start(mixer, 3), keep=wait, inplace=True)
     for row, moved in enumerate(wait.flatten().tolist()):
         pairs = zip(tensors(state.select([row])), tensors(start(mixer, 3).select([row])), strict=True)
-        assert all(torch.equal(mine, before) != moved for mine, before in pairs)
+        assert all(torch.equal(mine, before) != moved for mine, before in pairs if before.dtype != torch.int64)
 
 
 @every

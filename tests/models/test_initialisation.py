@@ -149,8 +149,9 @@ def test_born_on_meta_equals_born_on_the_device(name: str, kind: Any, tokens: Ca
         assert torch.equal(late.state_dict()[key], tensor), key
     with torch.no_grad():
         assert torch.equal(late(tokens())[0], direct(tokens())[0])
+    bounded = late.config.bounded
     for layer, bound in enumerate(late.backbone.bounds()):
-        assert bound is None or torch.allclose(bound, torch.tensor(layer / 3))
+        assert bound is None or torch.allclose(bound, torch.tensor(bounded.index(layer) / len(bounded)))
 
 
 def test_construction_follows_the_global_seed() -> None:

@@ -24,7 +24,9 @@ def gammas(model: LanguageModel) -> list[Tensor | None]:
         return [None] * model.config.layers
     shares = raw.exp() / raw.exp().sum(0)
     sums = torch.tril(torch.ones(len(raw), len(raw), dtype=raw.dtype)) @ shares
-    return list(sums - (shares[0] if model.config.lower_bound == "inclusive" else shares))
+    sums = sums - (shares[0] if model.config.lower_bound == "inclusive" else shares)
+    found = dict(zip(model.config.bounded, sums, strict=True))
+    return [found.get(layer) for layer in range(model.config.layers)]
 
 
 def normed(x: Tensor, norm: nn.Module, kind: str, eps: float) -> Tensor:
@@ -142,8 +144,10 @@ def test_the_past_does_not_see_the_future_to_the_bit(
 @torch.no_grad()
 def test_state_is_as_large_after_one_token_as_after_many(name: str, make: Callable, tokens: Callable) -> None:
     model = make(name)
-    sizes = {model(tokens(2, length))[1].nbytes for length in (1, 2, 29, 300)}
-    assert sizes == {2 * state_bytes(model.config)} == {model.zeros(2).nbytes}
+    assert model.zeros(2).nbytes == 2 * state_bytes(model.config)
+    for length in (1, 2, 29, 300):
+        assert model(tokens(2, length))[1].nbytes == 2 * state_bytes(model.config, tokens=length)
+        assert model.config.grows or state_bytes(model.config, tokens=length) == state_bytes(model.config)
 
 
 @torch.no_grad()
@@ -176,10 +180,11 @@ def test_bounds_are_live(name: str, make: Callable, tokens: Callable) -> None:
         assert model.backbone.lower_bounds is None
         return
     before = blocks_of(model, ids)
-    model.backbone.lower_bounds += torch.tensor([[0.0], [2.0], [-1.0]])
+    first, *others = model.config.bounded
+    model.backbone.lower_bounds += torch.tensor([[0.0], [2.0], [-1.0]])[: len(others) + 1]
     after = blocks_of(model, ids)
-    assert torch.equal(before[0], after[0])
-    for layer in (1, 2):
+    assert torch.equal(before[first], after[first])
+    for layer in others:
         assert float((before[layer] - after[layer]).abs().max()) > 1e-2
 
 

@@ -85,7 +85,8 @@ class StackConfig:
         for mixer in self.kinds.values():
             refuse(
                 KINDS[mixer.kind].heads and self.width % mixer.head_size != 0,
-                f"width {self.width} does not divide into heads of head_size {mixer.head_size} ({mixer.kind})",
+                f"width {self.width} does not divide into heads of head_size {mixer.head_size}"
+                f"{'' if mixer is self.mixer else ' (other)'}",
             )
             refuse(
                 self.init.memory > 0 and mixer.kind.startswith("hgru") and not mixer.bias,
