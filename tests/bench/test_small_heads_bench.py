@@ -26,14 +26,18 @@ def test_rows(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert len(capsys.readouterr().out.splitlines()) == 4
 
 
+def wrong_gates(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = small_heads.form_of
+
+    def form(name: str, device: str) -> Any:
+        run = right(name, device)
+        return run if name == "outer" else lambda q, f, *rest, **options: run(q, 1.2 * f, *rest, **options)
+
+    monkeypatch.setattr(small_heads, "form_of", form)
+
+
 def test_a_wrong_form_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = small_heads.FORMS["element-wise"]
-
-    def wrong(*inputs: torch.Tensor, **options: Any) -> Any:
-        o, state = right(*inputs, **options)
-        return o * 1.01, state
-
-    monkeypatch.setitem(small_heads.FORMS, "element-wise", wrong)
+    wrong_gates(monkeypatch)
     rows: list[Row] = []
     with pytest.raises(UserError, match="the forms disagree with 6 heads; nothing was recorded"):
         small_heads.measure(SMALL, (2,), "cpu", Limits(repeats=1, threads=1), rows.append)
@@ -43,13 +47,10 @@ def test_a_wrong_form_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_sixteen_bit_forms_agree_within_their_bound_and_a_wrong_one_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = small_heads._problem(2, 70, 12, "cpu", torch.bfloat16)
     for n in (1, 2, 4):
-        small_heads._check_equal(inputs, 12 // n)
-    right = small_heads.FORMS["element-wise"]
-    monkeypatch.setitem(
-        small_heads.FORMS, "element-wise", lambda q, f, *rest, **options: right(q, 1.2 * f, *rest, **options)
-    )
+        small_heads._check_equal(inputs, 12 // n, {x: small_heads.form_of(x, "cpu") for x in small_heads.FORMS})
+    wrong_gates(monkeypatch)
     with pytest.raises(UserError, match="disagree"):
-        small_heads._check_equal(inputs, 3)
+        small_heads._check_equal(inputs, 3, {x: small_heads.form_of(x, "cpu") for x in small_heads.FORMS})
 
 
 def test_default_shapes_divide_by_every_default_size() -> None:

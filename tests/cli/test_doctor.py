@@ -16,7 +16,7 @@ from hgrn2.cli.main import entry
 from hgrn2.doctor import pool, speed
 from hgrn2.doctor.checks import Check, planned
 from hgrn2.doctor.outcome import Outcome
-from hgrn2.ops import distrust
+from hgrn2.ops import known_bad
 from hgrn2.ops.native import build, call
 from hgrn2.testing.cases import Case
 
@@ -30,10 +30,10 @@ def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]
     """A private cache folder: the kernels already built are loaded, the user's own records are out of reach."""
     kernels, _ = build.library()
     monkeypatch.setenv("HGRN2_CACHE", str(tmp_path / "cache"))
-    distrust.reason.cache_clear()
+    known_bad.reason.cache_clear()
     assert build.library()[0] is kernels
     yield tmp_path / "cache"
-    distrust.reason.cache_clear()
+    known_bad.reason.cache_clear()
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ def test_a_healthy_machine(capsys: pytest.CaptureFixture[str], own_cache: Path) 
     assert "wrong" not in out + err
     for name in ("hgru2", "hgru2_step", "gated_outer_scan", "gated_outer_step", "gated_scan", "causal_conv"):
         assert name in out
-    assert not (own_cache / distrust.FILE).exists()
+    assert not (own_cache / known_bad.FILE).exists()
 
 
 def test_json_names_everything(capsys: pytest.CaptureFixture[str]) -> None:
@@ -107,18 +107,18 @@ def test_a_wrong_kernel_is_found_and_avoided_until_forgotten(
     assert ops.explain("gated_scan", X, X, backend="native").endswith("for this processor")  # by name it still runs
     assert "1 records of wrong kernels forgotten" in printed(capsys, ["doctor", "--forget"], 0)[0]
     assert "runs on native" in ops.explain("gated_scan", X, X)
-    assert "no kernel was distrusted" in printed(capsys, ["doctor", "--forget"], 0)[0]
+    assert "no kernel is known to be bad" in printed(capsys, ["doctor", "--forget"], 0)[0]
 
 
 def test_a_kernel_that_is_right_again_is_trusted_again(
     capsys: pytest.CaptureFixture[str], wrong: Callable[[], None], own_cache: Path
 ) -> None:
     assert not examined(capsys, 1)["healthy"]
-    assert (own_cache / distrust.FILE).exists()
+    assert (own_cache / known_bad.FILE).exists()
     wrong()
     assert examined(capsys, 0)["healthy"]
-    assert not (own_cache / distrust.FILE).exists()
-    assert distrust.reason("gated_scan", "native", CPU) == ""
+    assert not (own_cache / known_bad.FILE).exists()
+    assert known_bad.reason("gated_scan", "native", CPU) == ""
 
 
 def test_a_kernel_that_raises_is_wrong_too(
@@ -136,36 +136,36 @@ def test_a_kernel_that_raises_is_wrong_too(
 
 
 def remember_here() -> None:
-    assert distrust.remember([("gated_scan", "native", CPU, "off by 1")], [])
-    assert "off by 1" in distrust.reason("gated_scan", "native", CPU)
+    assert known_bad.remember([("gated_scan", "native", CPU, "off by 1")], [])
+    assert "off by 1" in known_bad.reason("gated_scan", "native", CPU)
 
 
 @pytest.mark.parametrize("part", ["torch", "hgrn2", "device", "kernels"])
 def test_records_of_another_place_say_nothing(part: str, own_cache: Path) -> None:
     remember_here()
-    (record,) = json.loads((own_cache / distrust.FILE).read_text())
+    (record,) = json.loads((own_cache / known_bad.FILE).read_text())
     record["place"][part] += "+other"
-    (own_cache / distrust.FILE).write_text(json.dumps([record]))
-    distrust.reason.cache_clear()
-    assert distrust.reason("gated_scan", "native", CPU) == ""
-    assert distrust.forget() == 1
+    (own_cache / known_bad.FILE).write_text(json.dumps([record]))
+    known_bad.reason.cache_clear()
+    assert known_bad.reason("gated_scan", "native", CPU) == ""
+    assert known_bad.forget() == 1
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", '[{"op": "gated_scan"}]', "\xff"])
 def test_a_broken_file_of_records_says_nothing_and_is_replaced(text: str, own_cache: Path) -> None:
     remember_here()
-    (own_cache / distrust.FILE).write_bytes(text.encode("latin-1"))
-    distrust.reason.cache_clear()
-    assert distrust.reason("gated_scan", "native", CPU) == ""
+    (own_cache / known_bad.FILE).write_bytes(text.encode("latin-1"))
+    known_bad.reason.cache_clear()
+    assert known_bad.reason("gated_scan", "native", CPU) == ""
     remember_here()
 
 
 def test_a_folder_that_others_can_write_to_is_not_read(own_cache: Path, wrong: Callable[[], None]) -> None:
     remember_here()
     own_cache.chmod(0o777)
-    distrust.reason.cache_clear()
-    assert distrust.reason("gated_scan", "native", CPU) == ""
-    assert not distrust.remember([("gated_scan", "native", CPU, "off by 1")], [])
+    known_bad.reason.cache_clear()
+    assert known_bad.reason("gated_scan", "native", CPU) == ""
+    assert not known_bad.remember([("gated_scan", "native", CPU, "off by 1")], [])
 
 
 def test_what_cannot_be_remembered_is_said(
@@ -199,7 +199,7 @@ def test_memory_that_runs_out_is_no_fault_of_the_kernel(
     monkeypatch.setattr(call, "elementwise", full)
     _, err = printed(capsys, SCAN, 1)
     assert "could not be checked on cpu" in err
-    assert distrust.records() == []
+    assert known_bad.records() == []
 
 
 def test_several_processes_find_the_same(

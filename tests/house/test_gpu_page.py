@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from hgrn2.cli.main import VERBS, entry
-from hgrn2.ops import distrust
+from hgrn2.ops import known_bad
 
 PAGE = (Path(__file__).parents[2] / "docs" / "gpu.md").read_text(encoding="utf-8")
 
@@ -24,7 +24,7 @@ COMMANDS = [shlex.split(line, comments=True)[1:] for block in blocks("sh") for l
 @pytest.fixture
 def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HGRN2_CACHE", str(tmp_path / "cache"))
-    distrust.reason.cache_clear()
+    known_bad.reason.cache_clear()
 
 
 def test_the_page_shows_the_verbs_of_a_gpu() -> None:

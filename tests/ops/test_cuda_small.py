@@ -9,6 +9,7 @@ from hgrn2 import ops
 from hgrn2.errors import UserError
 from hgrn2.ops import backend as backends
 from hgrn2.ops.cuda import plan, small, support
+from hgrn2.ops.hgru2 import backends as registry
 from hgrn2.testing import contracts, emulator
 from hgrn2.testing.cases import Case, packed
 from hgrn2.testing.compare import failures
@@ -90,8 +91,8 @@ def test_few_long_sequences_are_left_to_chunks() -> None:
 def test_auto_leaves_them_and_a_name_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """By name the walk is what runs, also where it is slow: a benchmark must not time another kernel."""
     serving = {"cuda", "triton"}
-    monkeypatch.setattr(backends, "_support", lambda name, *_: backends.Choice(name if name in serving else "", name))
-    monkeypatch.setattr(backends, "_processors", lambda _: 132)
+    monkeypatch.setattr(backends, "_support", lambda _, name, *__: (name in serving, name))
+    monkeypatch.setattr(registry, "_processors", lambda _: 132)
     place, few, many = torch.device("cuda"), (32, 2048, 16), (256, 2048, 16)
 
     def chosen(batch: tuple[int, int, int], name: str = "auto") -> str:

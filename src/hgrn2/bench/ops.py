@@ -27,9 +27,6 @@ FIRST = "first fwd+bwd"
 OUTER = ("hgru2", "gated_outer_scan")
 """Operators that do the work of attention; the first one measured has SDPA beside it."""
 SMALL = {"batch": 2, "tokens": 129}  # two chunks and a token: what the token loop is asked about
-PLAIN = ("chunked", "reference")
-USUAL = {"cpu": ("native", *PLAIN), "cuda": ("cuda", "triton", "chunked")}
-"""Measured where no backend is named: neither Triton's interpreter nor, on a GPU, the loop over tokens."""
 
 
 @dataclass(kw_only=True)
@@ -69,7 +66,7 @@ def measure(bench: OpsBench, record: Callable[[Row], None], progress: Progress =
     if fla is not None:
         shapes = bench.against_shapes or bench.measured_shapes
         for number, setting in enumerate(x for x in settings(bench) if x.op == "hgru2" and x.shape in shapes):
-            fast = tuple(name for name in available(bench, setting) if name not in PLAIN)
+            fast = tuple(name for name in available(bench, setting) if not backends.find(setting.op, name).plain)
             _compare(run, setting, fast, fla, first=number == 0)
         _sweep(run, fla)
     return list(run.wrong)
@@ -87,24 +84,20 @@ def settings(bench: OpsBench) -> list[Setting]:
 
 def available(bench: OpsBench, setting: Setting) -> tuple[str, ...]:
     """The backends to measure; one asked for by name that cannot serve is a `UserError`."""
-    choose = partial(_choose, setting)
     if bench.backends:
-        return tuple(choose(name) for name in bench.backends)
-    usable = []
-    for name in USUAL[setting.device]:
-        if name == "reference" and setting.dtype != "float32":
-            continue  # its states are as narrow as its inputs: nobody would want its results
-        try:
-            usable.append(choose(name))
-        except UserError:
-            continue
-    return tuple(usable)
+        return tuple(_choose(setting, name) for name in bench.backends)
+    call = _call(setting)
+    return tuple(one.name for one in backends.REGISTRY[setting.op] if one.timed(call) and one.supports(call)[0])
+
+
+def _call(setting: Setting) -> backends.Call:
+    head = parse_shape(setting.shape)[3] if setting.op in OUTER else 0
+    return backends.Call(setting.op, torch.device(setting.device), dtype_of(setting.dtype), head, head)
 
 
 def _choose(setting: Setting, name: str) -> str:
-    head = parse_shape(setting.shape)[3] if setting.op in OUTER else 0
-    place, dtype = torch.device(setting.device), dtype_of(setting.dtype)
-    return backends.choose(place, name, op=setting.op, dtype=dtype, keys=head, values=head).backend
+    op, device, dtype, keys, values, _ = _call(setting)
+    return backends.choose(device, name, op=op, dtype=dtype, keys=keys, values=values).backend
 
 
 def _compare(run: Run, setting: Setting, chosen: tuple[str, ...], fla: Fla | None = None, first: bool = False) -> None:
@@ -224,7 +217,7 @@ def _first_calls(run: Run) -> None:
     """The first call of every kernel backend in a process of its own, at the first setting of hgru2."""
     setting = next(x for x in settings(run.bench) if x.op == "hgru2")
     for name in available(run.bench, setting):
-        if name in PLAIN:
+        if backends.find(setting.op, name).plain:
             continue
         run.progress(f"first call on {name}, {setting.shape}", 0, 1)
         seconds, details = first_call(setting, name)

@@ -12,7 +12,6 @@ from hgrn2.models.count import parameters
 from hgrn2.settings import refuse, settings
 
 Op = Literal["hgru2", "gated_outer_scan", "gated_scan", "causal_conv"]
-Backend = Literal["cuda", "triton", "native", "chunked", "reference"]
 Device = Literal["cpu", "cuda"]
 Dtype = Literal["float32", "bfloat16", "float16"]
 ModelDtype = Literal["float32", "bfloat16"]
@@ -108,7 +107,7 @@ class OpsBench:
     """Of the inputs; none given: float32 on a CPU, bfloat16 on a GPU."""
     ops: tuple[Op, ...] = ("hgru2", "gated_outer_scan", "gated_scan", "causal_conv")
     """Which operators."""
-    backends: tuple[Backend, ...] = ()
+    backends: tuple[str, ...] = ()
     """Which backends; none given: all that can serve on this machine, on a GPU without the loop over tokens."""
     shapes: tuple[str, ...] = ()
     """BxTxDxn: sequences, tokens, channels, head size; element-wise operators have no heads and ignore the last. None

@@ -1,7 +1,7 @@
 """Which form of the mixing core is quicker for small heads: `python -m hgrn2.bench.small_heads --out results`.
 
 One row a form, head size and shape: milliseconds of forward and backward, of forms that take turns, after all gave the
-same numbers. `layers/small_heads.py` takes its rule from these rows. With `--device cuda` inputs are bfloat16,
+same numbers. `ops/hgru2/elementwise.py` takes its rule from these rows. With `--device cuda` inputs are bfloat16,
 shapes fill a large GPU, and the outer form is measured twice, as the walk of the CUDA kernels for small heads and in
 chunks on Triton. `--sizes`, `--shapes` and `--forms` ask for others.
 """
@@ -19,7 +19,6 @@ from hgrn2 import ops
 from hgrn2.bench.settings import Limits
 from hgrn2.bench.timing import Progress, Sample, interleave, prepare_process, sample_of, silent
 from hgrn2.errors import UserError
-from hgrn2.layers.small_heads import elementwise
 from hgrn2.ops.backend import choose
 from hgrn2.rows import Row, append, measurement, prepare_folder
 
@@ -34,17 +33,15 @@ EPSILONS = {torch.float32: 100, torch.bfloat16: 8}
 """By which the two forms may differ, norm-wise. On a GPU the outer form rounds operands of products to bfloat16, and
 the gradient of γ, a sum over all tokens, was seen to lose three epsilons by that; a wrong form is off by far more."""
 Form = Callable[..., tuple[Tensor, Tensor | None]]
-FORMS: dict[str, Form] = {
-    "outer": ops.hgru2,
-    "element-wise": partial(
-        elementwise, state=None, cu_seqlens=None, reverse=False, input_activation="none", output_activation="silu",
-        scale=1.0,
-    ),
-}  # fmt: skip
-GPU_FORMS: dict[str, Form] = {
-    "walk": partial(ops.hgru2, backend="cuda"), "outer": partial(ops.hgru2, backend="triton"),
-    "element-wise": FORMS["element-wise"],
-}  # fmt: skip
+FORMS = {"outer": "", "element-wise": "elementwise"}
+"""What rows call them, and their backends; none for the one that `auto` takes for larger heads."""
+GPU_FORMS = {"walk": "cuda", "outer": "triton", "element-wise": "elementwise"}
+
+
+def form_of(name: str, device: str) -> partial[tuple[Tensor, Tensor | None]]:
+    """The operator on the backend of this form."""
+    backend = (GPU_FORMS if device == "cuda" else FORMS)[name]
+    return partial(ops.hgru2, backend=backend or choose(torch.device(device), keys=16, values=16).backend)
 
 
 def measure(
@@ -52,8 +49,7 @@ def measure(
     record: Callable[[Row], None], progress: Progress = silent, forms: tuple[str, ...] = (),
 ) -> None:  # fmt: skip
     """Time the forms (none named: all of the device) in every shape and head size, and hand over a row each."""
-    known = GPU_FORMS if device == "cuda" else FORMS
-    chosen = {name: known[name] for name in forms or known}
+    chosen = {name: form_of(name, device) for name in forms or (GPU_FORMS if device == "cuda" else FORMS)}
     conditions = prepare_process(limits)
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     for batch, length, width in shapes:
@@ -64,7 +60,7 @@ def measure(
             case = {"shape": f"{batch},{length},{width}", "n": n, "device": device}
             taken = interleave(samples, limits, f"B {batch}, T {length}, n {n}", progress)
             for form, seconds in taken.items():
-                backend = _backend(form, n, inputs[0])
+                backend = _backend(form, inputs[0])
                 milliseconds = [1e3 * s for s in seconds]
                 record(measurement("small_heads", case, form, backend, milliseconds, "ms", conditions))
 
@@ -76,12 +72,11 @@ def _problem(batch: int, length: int, width: int, device: str, dtype: torch.dtyp
     return [x.requires_grad_() for x in made]
 
 
-def _backend(form: str, n: int, x: Tensor) -> str:
-    if form == "walk" or (form == "outer" and x.device.type == "cuda"):
-        return "cuda" if form == "walk" else "triton"
-    if form == "outer":
-        return choose(x.device, op="hgru2", dtype=x.dtype, keys=n, values=n).backend
-    return choose(x.device, op="gated_scan", dtype=torch.float32).backend
+def _backend(form: str, x: Tensor) -> str:
+    """On which kernels it comes down to."""
+    if form == "element-wise":
+        return choose(x.device, op="gated_scan", dtype=torch.float32).backend
+    return form_of(form, x.device.type).keywords["backend"]
 
 
 def _run(form: Form, inputs: list[Tensor], heads: int) -> list[Tensor]:
@@ -94,9 +89,9 @@ def _sample(form: Form, inputs: list[Tensor], heads: int, device: str) -> Sample
     return sample_of(lambda: _run(form, inputs, heads), device)
 
 
-def _check_equal(inputs: list[Tensor], heads: int, forms: dict[str, Form] | None = None) -> None:
+def _check_equal(inputs: list[Tensor], heads: int, forms: dict[str, Form]) -> None:
     """No time of a form that computes something else."""
-    found = [_run(form, inputs, heads) for form in (forms or FORMS).values()]
+    found = [_run(form, inputs, heads) for form in forms.values()]
     dtype = inputs[0].dtype
     allowed = EPSILONS[dtype] * torch.finfo(dtype).eps
     for other in found[:-1]:

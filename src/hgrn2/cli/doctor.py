@@ -63,13 +63,13 @@ class Doctor:
         return 0 if found.healthy else 1
 
     def _forget(self) -> int:
-        from hgrn2.ops import distrust
+        from hgrn2.ops import known_bad
 
-        known = distrust.forget()
+        known = known_bad.forget()
         if self.json:
             console.print_json({"forgotten": known}, indent=None)
         else:
-            print(f"{known} records of wrong kernels forgotten" if known else "no kernel was distrusted")
+            print(f"{known} records of known-bad kernels forgotten" if known else "no kernel is known to be bad")
         return 0
 
 

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from hgrn2.doctor import loss
-from hgrn2.errors import UserError
 from hgrn2.ops import backend as backends
 from hgrn2.testing.cases import Case, build, packed
 from hgrn2.testing.compare import Finding
@@ -21,10 +20,7 @@ from hgrn2.testing.contracts import near
 from hgrn2.testing.evaluation import evaluate, truth
 from hgrn2.testing.large import Expected, compare, expect
 
-OPS = ("hgru2", "gated_outer_scan", "gated_scan", "causal_conv", loss.NAME)
-STEP_NAMES = {"hgru2": "hgru2_step", "gated_outer_scan": "gated_outer_step", "gated_scan": "gated_step"} | {
-    "causal_conv": "causal_conv_step"
-}
+OPS = tuple(op for op in backends.REGISTRY if op not in backends.STEPS.values())
 STEPS = 9
 """Tokens that are stepped through one by one."""
 DOCUMENTS = (0, 1, 70, 0, 5, 20)
@@ -59,6 +55,7 @@ _CASES = (
         _BOTH,
     ),
     Planned(Case(op="hgru2", tokens=21, heads=9, key=4, value=4, bound="small"), (_LOW,), (_FULL,)),
+    Planned(Case(op="hgru2", tokens=21, heads=9, key=2, value=2, gates="wide", bound="mixed"), (), _BOTH),
     Planned(Case(op="gated_outer_scan", batch=1, tokens=131, heads=1, key=64, value=32, gates="wide"), (_LOW,), _BOTH),
     Planned(packed(Case(op="gated_outer_scan", key=16, value=16, state=False), DOCUMENTS), (_FULL,), (_FULL,)),
     Planned(Case(op="gated_scan", tokens=131, key=40), (_LOW, _HALF, _FULL), _ALL),
@@ -83,7 +80,7 @@ class Check:
         """How far every result is from the truth, and how far it may be."""
         if self.op == loss.NAME:
             return loss.findings(self.device, self.dtype, self.backend)
-        stepped = self.op in STEP_NAMES.values()
+        stepped = self.op in backends.STEPS.values()
         results = self._stepped() if stepped else self._whole()
         got = {name: x.cpu() for name, x in results.items()}
         findings = near(self.case, self.backend, self.dtype, got, truth(self.case, self.dtype))
@@ -123,39 +120,25 @@ def planned(devices: list[torch.device], ops: tuple[str, ...] = OPS) -> list[Che
 
 
 def _of_operator(op: str, device: torch.device) -> Iterator[Check]:
-    for name in backends.NAMES:
-        if name == "reference" or (name == "triton" and device.type == "cpu"):  # the interpreter is not a machine
-            continue
-        if op == loss.NAME:
-            kinds = [dtype for dtype in loss.DTYPES if loss.serves(name, device, dtype)]
-            yield from (Check(op, name, device, dtype, loss.CASE) for dtype in kinds)
-            continue
-        cases = [(row.case, row.gpu if device.type == "cuda" else row.cpu) for row in _CASES if row.case.op == op]
-        for case, dtypes in cases:
-            yield from (Check(op, name, device, kind, case) for kind in dtypes if serves(op, name, device, kind, case))
-        short = replace(cases[0][0], tokens=STEPS, bound="small" if op == "hgru2" else "none")
-        for kind in dict.fromkeys(kind for _, dtypes in cases for kind in dtypes):
-            if _serves_steps(op, name, device, kind, short):
-                yield Check(STEP_NAMES[op], name, device, kind, short)
+    gpu = device.type == "cuda"
+    cases = [(row.case, row.gpu if gpu else row.cpu) for row in _CASES if row.case.op == op]
+    cases = cases or [(loss.CASE, loss.DTYPES)]
+    step = backends.STEPS.get(op, "")
+    short = replace(cases[0][0], tokens=STEPS, bound="small" if op == "hgru2" else "none")
+    kinds = tuple(dict.fromkeys(kind for _, dtypes in cases for kind in dtypes))
+    for backend in backends.REGISTRY[op]:
+        for name, case, dtypes in [*((op, *row) for row in cases), *([(step, short, kinds)] if step else [])]:
+            served = [kind for kind in dtypes if _serves(backend, call_of(name, device, kind, case))]
+            yield from (Check(name, backend.name, device, kind, case) for kind in served)
 
 
-def serves(op: str, backend: str, device: torch.device, dtype: torch.dtype, case: Case) -> bool:
-    """Whether a backend asked for by name takes such a call."""
-    keys, values = (case.key, case.value) if op in ("hgru2", "gated_outer_scan") else (0, 0)
+def call_of(op: str, device: torch.device, dtype: torch.dtype, case: Case) -> backends.Call:
+    """The call of an operator or a step that a case is."""
+    keys, values = (case.key, case.value) if case.op in ("hgru2", "gated_outer_scan") else (0, 0)
     kind = dtype.to_complex() if case.complex else dtype
-    try:
-        backends.choose(device, backend, op=op, dtype=kind, keys=keys, values=values)
-    except UserError:
-        return False
-    return True
+    state = backends.work_dtype(kind) if op in backends.STEPS.values() else None
+    return backends.Call(op, device, kind, keys, values, state)
 
 
-def _serves_steps(op: str, backend: str, device: torch.device, dtype: torch.dtype, case: Case) -> bool:
-    """Only hgru2 has steps on more than one backend; those of the others are plain PyTorch."""
-    if op != "hgru2":
-        return backend == "chunked"
-    x, state = (torch.empty(0, dtype=kind, device=device) for kind in (dtype, backends.work_dtype(dtype)))
-    try:
-        return backends.choose_step(x, state, backend, keys=case.key, values=case.value).backend == backend
-    except UserError:
-        return False
+def _serves(backend: backends.Backend, call: backends.Call) -> bool:
+    return backend in backends.REGISTRY[call.op] and backend.examined(call) and backend.supports(call)[0]

@@ -12,7 +12,7 @@ from hgrn2.doctor import machine, pool
 from hgrn2.doctor.checks import OPS, Check, planned
 from hgrn2.doctor.outcome import Outcome, ThisProcess
 from hgrn2.doctor.speed import slow_parts
-from hgrn2.ops import distrust
+from hgrn2.ops import known_bad
 
 Progress = Callable[[str, int, int], None]
 
@@ -86,7 +86,7 @@ def _remember(outcomes: list[Outcome]) -> bool:
             wrong.setdefault(key, outcome.what)
     keys = {(outcome.check.op, outcome.check.backend, outcome.check.device) for outcome in outcomes}
     right = keys - wrong.keys() - unknown
-    return distrust.remember([(*key, what) for key, what in wrong.items()], right)
+    return known_bad.remember([(*key, what) for key, what in wrong.items()], right)
 
 
 def _sentences(outcomes: list[Outcome], kept: bool) -> list[str]:

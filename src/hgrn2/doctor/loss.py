@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, linear
 
-from hgrn2.errors import UserError
-from hgrn2.ops import linear_cross_entropy as operator
+from hgrn2.ops.linear_cross_entropy import linear_cross_entropy
 from hgrn2.testing.cases import Case
 from hgrn2.testing.compare import Finding, allowed, relative_error
 
@@ -18,19 +17,6 @@ DTYPES = (torch.bfloat16, torch.float32)
 SMOOTHING = 0.1
 
 
-def serves(backend: str, device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether a backend asked for by name takes such a call."""
-    try:
-        return operator.choose(torch.empty(0, dtype=dtype, device=device), backend) == backend
-    except UserError:
-        return False
-
-
-def chosen(device: torch.device, dtype: torch.dtype) -> str:
-    """The backend that `auto` takes."""
-    return operator.choose(torch.empty(0, dtype=dtype, device=device), "auto")
-
-
 def findings(device: torch.device, dtype: torch.dtype, backend: str) -> list[Finding]:
     """Loss and both gradients against plain PyTorch in float64; plain PyTorch in `dtype` says how far they may be."""
     hidden, weight, targets = _problem(dtype)
@@ -39,7 +25,7 @@ def findings(device: torch.device, dtype: torch.dtype, backend: str) -> list[Fin
         return cross_entropy(linear(x, w).to(torch.promote_types(w.dtype, torch.float32)), y, label_smoothing=SMOOTHING)
 
     def fused(x: Tensor, w: Tensor, y: Tensor) -> Tensor:
-        return operator.linear_cross_entropy(x, w, y, label_smoothing=SMOOTHING, backend=backend)
+        return linear_cross_entropy(x, w, y, label_smoothing=SMOOTHING, backend=backend)
 
     truth = _results(plain, hidden.double(), weight.double(), targets)
     lost = {name: relative_error(x, truth[name]) for name, x in _results(plain, hidden, weight, targets).items()}

@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 
-from hgrn2.doctor import loss
 from hgrn2.doctor.checks import OPS
 from hgrn2.environment import environment
 from hgrn2.errors import UserError
@@ -66,11 +65,5 @@ def chosen(op: str, device: torch.device, dtype: torch.dtype, complex_: bool = F
 
 def _choice(op: str, device: torch.device, dtype: torch.dtype) -> backends.Choice:
     head = HEAD if op in ("hgru2", "hgru2_step", "gated_outer_scan") else 0
-    if op == loss.NAME:
-        return backends.Choice(loss.chosen(device, dtype), "head and loss in one operator")
-    if op not in (*OPS, "hgru2_step"):
-        return backends.Choice("chunked", "one token needs no kernel of its own")
-    if op == "hgru2_step":
-        x, state = (torch.empty(0, dtype=kind, device=device) for kind in (dtype, backends.work_dtype(dtype)))
-        return backends.choose_step(x, state, keys=head, values=head)
-    return backends.choose(device, op=op, dtype=dtype, keys=head, values=head)
+    state = backends.work_dtype(dtype) if op in backends.STEPS.values() else None
+    return backends.choose(device, op=op, dtype=dtype, keys=head, values=head, state=state)

@@ -18,6 +18,7 @@ import torch
 from hgrn2.doctor.checks import Check
 from hgrn2.doctor.outcome import Outcome, ThisProcess, outcome_of, usable
 from hgrn2.environment import environment
+from hgrn2.ops.backend import find
 
 MOST = 8
 MEMORY = 2 << 30
@@ -63,7 +64,7 @@ def run(checks: list[Check], workers: int, arrived: Callable[[Outcome], None]) -
 
 def _rank(check: Check) -> int:
     """Checks that compile large kernels come first, so that none of them is left alone at the end."""
-    if check.backend not in ("triton", "cuda"):
+    if not find(check.op, check.backend).compiles:
         return 2
     return 0 if check.op in ("hgru2", "gated_outer_scan") else 1
 

@@ -19,8 +19,8 @@ With `local_width` a short convolution, centred and so blind to direction, is ad
 scan that starts out forgetting within a few tokens else has to learn what neighbours make together, letters of a
 word or the dashes of a stroke, through its gates.
 
-Which form a head size takes, and why, stands in `small_heads`: n of 1 to 3 the element-wise scan, larger n the outer
-one, in all directions. A picture's columns are read as H·W tokens laid out column by column, each column a sequence of
+Which backend a head size takes, and why, stands in `ops.hgru2.elementwise`, for all
+directions alike. A picture's columns are read as H·W tokens laid out column by column, each column a sequence of
 its own: B·W sequences of H tokens.
 """
 

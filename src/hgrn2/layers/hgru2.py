@@ -18,9 +18,10 @@ from hgrn2.layers.config import MixerConfig
 from hgrn2.layers.gates import log_forget
 from hgrn2.layers.norm import Norm
 from hgrn2.layers.short_conv import short_conv, start_conv
-from hgrn2.layers.small_heads import current, mix
 from hgrn2.layers.state import LayerState
 from hgrn2.ops.backend import work_dtype
+from hgrn2.ops.hgru2.elementwise import written
+from hgrn2.ops.hgru2.options import Inputs, ScanOptions
 
 
 @torch.library.custom_op("hgrn2::hgru2_step_inplace", mutates_args=("state",))
@@ -148,12 +149,13 @@ class HGRU2(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """Parts of `masked` -> (read-out [B,T,D] before the norm, final state); options as in `ops.hgru2`."""
         q, f, i = parts
-        return mix(q, f, i, bound, state=state, **self.options, **options)
+        return ops.hgru2(q, f, i, bound, state=state, **self.options, **options)
 
     def own(self, parts: tuple[Tensor, ...], bound: Tensor | None) -> Tensor:
-        """What of a scan's read-out [B,T,D] comes from the token at which it stands."""
-        q, f, i = parts
-        return current(q, f, i, bound, **self.options)
+        """What of a scan's output [B,T,D] comes from the token at which it stands, o_t (k_t ⊗ i_t); float32."""
+        _, key, value, query = written(Inputs(*parts, bound), ScanOptions(reverse=False, **self.options))
+        weight = (query * key).unflatten(-1, (self.heads, -1)).sum(-1, keepdim=True)
+        return (weight * value.unflatten(-1, (self.heads, -1))).flatten(-2)
 
     def finish(self, y: Tensor, gate: Tensor | None) -> Tensor:
         """Read-out [B,T,D] and the gate on it, before its activation -> the mixer's output."""

@@ -5,6 +5,7 @@ from hgrn2.ops.explain import explain
 from hgrn2.ops.gated_outer_scan import gated_outer_scan, gated_outer_step
 from hgrn2.ops.gated_scan import gated_scan, gated_step
 from hgrn2.ops.hgru2 import hgru2, hgru2_step
+from hgrn2.ops.linear_cross_entropy import linear_cross_entropy
 
 __all__ = [
     "causal_conv",
@@ -16,4 +17,5 @@ __all__ = [
     "gated_step",
     "hgru2",
     "hgru2_step",
+    "linear_cross_entropy",
 ]

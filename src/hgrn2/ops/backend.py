@@ -1,29 +1,29 @@
-"""The one place that chooses a backend, and can explain its choice.
+"""What a backend is, the registry of all of them, and the one place that chooses.
 
-Backends, in the order in which `auto` prefers them:
-    cuda       CUDA C++ compiled for this GPU; hgru2 with heads of 64 or 128 in bfloat16, and with heads of 1 to 16, of
-               which few long sequences go on to triton
-    triton     Triton kernels, every operator; CUDA tensors (CPU tensors only in Triton's interpreter, by name)
-    native     C++ compiled for this machine's processor; CPU tensors
-    chunked    plain PyTorch, any device, any dtype
-    reference  the loop over tokens, differentiated by autograd; chosen only by name
+A backend is a value: one `Backend` for each way to compute an operator, defined in the operator's folder and listed
+there, in the order in which `auto` prefers them, by `register`. Doctor, benchmarks, `explain`, the list of known-bad
+kernels and the contracts of `hgrn2.testing` iterate over `REGISTRY` and ask these values; nothing else names backends:
+    cuda         CUDA C++ compiled for this GPU; hgru2 alone
+    triton       Triton kernels; CUDA tensors (CPU tensors only in Triton's interpreter, by name)
+    elementwise  hgru2 with tiny heads as a scan of single numbers; CPU tensors (others by name)
+    native       C++ compiled for this machine's processor; CPU tensors
+    chunked      plain PyTorch, any device, any dtype
+    reference    the loop over tokens, differentiated by autograd; the float64 reference of all others
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 from torch.autograd.forward_ad import unpack_dual
 
 from hgrn2.errors import UserError
-from hgrn2.ops.cuda.support import SMALL, processors, too_few
 from hgrn2.settings import shown
 
-NAMES = ("cuda", "triton", "native", "chunked", "reference")
-
-
 Function = TypeVar("Function", bound=Callable[..., Any])
+Batch = tuple[int, int, int]
+"""Sequences, tokens of the longest, heads."""
 
 
 def constant_when_compiled(function: Function) -> Function:
@@ -35,6 +35,126 @@ def constant_when_compiled(function: Function) -> Function:
     return function
 
 
+class Call(NamedTuple):
+    """What of a call decides whether a backend can serve it."""
+
+    op: str
+    """The public function, a step included."""
+    device: torch.device
+    dtype: torch.dtype
+    keys: int = 0
+    """Channels of a head, K; 0 for operators without heads."""
+    values: int = 0
+    """V."""
+    state: torch.dtype | None = None
+    """Of a step's state."""
+
+
+class Backend:
+    """One way to compute one operator. A subclass says what differs from plain PyTorch that serves every call.
+
+    `forward` takes what the operator's registration.py hands it, its options as values; `backward` the same and the
+    incoming gradients; `step` one token, and changes the state given. Objects hold nothing: a name in a traced graph
+    stands for the same computation everywhere.
+    """
+
+    name: ClassVar[str]
+    """What `backend=` takes."""
+    plain: ClassVar[bool] = False
+    """Plain PyTorch, there for want of kernels."""
+    composed: ClassVar[bool] = False
+    """`forward` is made of differentiable operations: autograd finds its gradients, `backward` is not needed."""
+    compiles: ClassVar[bool] = False
+    """Kernels are compiled at the first call, which takes seconds."""
+    better_than_plain: ClassVar[bool] = False
+    """Also in calls for which `slow` has a reason."""
+    optional_grad_state: ClassVar[bool] = False
+    """`backward` takes None for the gradient of a final state that was not used; others are given zeros."""
+    forward: Callable[..., Any]
+    backward: Callable[..., Any]
+    step: Callable[..., Any] | None = None
+
+    def supports(self, call: Call) -> tuple[bool, str]:
+        """Whether it can serve a call, and a sentence about it. Imports no kernels."""
+        return True, f"plain PyTorch on {call.device.type}"
+
+    def auto(self, call: Call) -> bool:
+        """Whether `auto` asks it at all; where it does not, nothing is said of this backend."""
+        return True
+
+    def slow(self, device: torch.device, keys: int, values: int, batch: Batch) -> str:
+        """Why `auto` should leave a batch of such a shape to backends further down the list; empty where it need not.
+
+        Traced by torch.compile, sizes may be symbols: a shape that does not matter must not be asked for.
+        """
+        return ""
+
+    def tangents(self, op: str) -> bool:
+        """Whether it computes forward-mode derivatives of this operator."""
+        return False
+
+    def examined(self, call: Call) -> bool:
+        """Whether `hgrn2 doctor` checks it in such calls: all that `auto` may choose."""
+        return self.auto(call)
+
+    def timed(self, call: Call) -> bool:
+        """Whether `hgrn2 bench ops` times it where no backend is named."""
+        return self.auto(call)
+
+    def one_product(self, lower_bound: Tensor | None) -> bool:
+        """Whether it may compute a chunk with such bounds in one product, whose rounding the contracts allow for."""
+        return False
+
+    def place(self) -> dict[str, str]:
+        """What its results depend on besides inputs, device, hgrn2, torch and CUDA; see `known_bad`."""
+        return {}
+
+
+class Reference(Backend):
+    """The loop over tokens. `auto` comes to it only where all others are known to be bad here."""
+
+    name, plain, composed = "reference", True, True
+
+    def tangents(self, op: str) -> bool:
+        """All of them."""
+        return True
+
+    def examined(self, call: Call) -> bool:
+        """Never: all others are compared with it."""
+        return False
+
+    def timed(self, call: Call) -> bool:
+        """Not on a GPU, and not in 16 bits: its states are as narrow as its inputs."""
+        return call.device.type == "cpu" and call.dtype == torch.float32
+
+
+REGISTRY: dict[str, tuple[Backend, ...]] = {}
+"""Every operator and every step with its backends, in the order in which `auto` prefers them."""
+STEPS: dict[str, str] = {}
+"""Operator -> its step of one token."""
+
+
+def register(op: str, backends: tuple[Backend, ...], step: str = "") -> None:
+    """The backends of an operator; those with a `step` serve its step too."""
+    REGISTRY[op] = backends
+    if step:
+        STEPS[op] = step
+        REGISTRY[step] = tuple(one for one in backends if one.step is not None)
+
+
+def find(op: str, name: str) -> Backend:
+    """The backend of this name."""
+    for one in REGISTRY[op]:
+        if one.name == name:
+            return one
+    raise KeyError(f"{op} has no backend {name}")
+
+
+def names(*ops: str) -> tuple[str, ...]:
+    """Names of the backends of these operators (none given: of all)."""
+    return tuple(dict.fromkeys(one.name for op in ops or REGISTRY for one in REGISTRY[op]))
+
+
 class Choice(NamedTuple):
     """A backend and the reason for it, as a sentence."""
 
@@ -43,36 +163,21 @@ class Choice(NamedTuple):
 
 
 @constant_when_compiled  # torch.compile asks once instead of tracing the build of the kernels
-def _support(backend: str, op: str, device: torch.device, dtype: torch.dtype, keys: int, values: int) -> Choice:
-    """Choice(backend, why) where it can serve, Choice("", why not) elsewhere."""
-    if backend == "native":
-        able, why = _native_support(device)
-    elif backend == "cuda":
-        from hgrn2.ops.cuda.support import supports
+def _support(
+    op: str, name: str, device: torch.device, dtype: torch.dtype, keys: int, values: int, state: torch.dtype | None,
+    auto: bool,
+) -> tuple[bool, str]:  # fmt: skip
+    """As `Backend.supports`; for `auto` also no where doctor has found the kernel bad, or it should not be asked."""
+    call, one = Call(op, device, dtype, keys, values, state), find(op, name)
+    if auto and not one.auto(call):
+        return False, ""
+    able, why = one.supports(call)
+    if able and auto:
+        from hgrn2.ops.known_bad import reason
 
-        able, why = supports(op, device, dtype, keys, values)
-    else:
-        from hgrn2.ops.triton_support import supports as triton_supports
-
-        able, why = triton_supports(op, device, dtype, keys, values)
-    return Choice(backend if able else "", why)
-
-
-def _native_support(device: torch.device) -> tuple[bool, str]:
-    if device.type != "cpu":
-        return False, f"native runs on the CPU, the tensors are on {device.type}"
-    from hgrn2.ops.native.build import library
-
-    kernels, why = library()
-    return kernels is not None, why
-
-
-@constant_when_compiled  # reads a file the first time
-def doubt_of(op: str, backend: str, device: torch.device) -> str:
-    """Why doctor says that a backend must not be used for an operator here; empty where it does not."""
-    from hgrn2.ops.distrust import reason
-
-    return reason(op, backend, device)
+        bad = reason(op, name, device)
+        return not bad, bad or why
+    return able, why
 
 
 def choose(
@@ -83,95 +188,47 @@ def choose(
     dtype: torch.dtype = torch.float32,
     keys: int = 0,
     values: int = 0,
-    batch: tuple[int, int, int] | None = None,
+    batch: Batch | None = None,
+    state: torch.dtype | None = None,
     forward_mode: bool = False,
 ) -> Choice:
     """Resolve a request: a backend named that cannot serve is a `UserError`; `auto` falls back and says why.
 
-    keys and values are the channels of one head (0 for operators without heads); batch is how many sequences of at most
-    how many tokens and heads there are, where the choice may depend on it. forward_mode: see `has_tangents`.
+    batch is given where the choice may depend on it; for the rest see `Call`. forward_mode: see `has_tangents`.
     """
     if not isinstance(backend, str):
-        raise UserError(f"backend is {shown(backend)}; choose auto, {', '.join(NAMES)}")
-    if forward_mode and backend == "auto":
+        raise UserError(f"backend is {shown(backend)}; choose auto, {', '.join(names(op))}")
+    if backend != "auto":
+        return _named(Call(op, device, dtype, keys, values, state), backend, forward_mode)
+    if forward_mode:
         return Choice("reference", f"{FORWARD_MODE} the reference alone")
-    if forward_mode and backend in NAMES and backend != "reference":
-        raise UserError(f"backend {backend} cannot serve this call: {FORWARD_MODE} backend='reference' alone")
-    if backend == "auto":
-        reasons, slow = [], None
-        for name in ("cuda", "triton") if device.type == "cuda" else ("native",):
-            choice = _support(name, op, device, dtype, keys, values)
-            doubt = doubt_of(op, name, device) if choice.backend else choice.why
-            if not doubt and name == "cuda" and batch is not None and _few(batch, keys, device):
-                slow, doubt = choice, "few long sequences of small heads are faster in chunks"
-            if not doubt and name == "native" and batch is not None and _idle(batch, keys * values):
-                doubt = f"{_threads()} threads compute few states of {keys} x {values} sooner in chunks"
-            if not doubt:
-                return Choice(name, "; ".join([choice.why, *reasons]))
-            reasons.append(doubt)
-        if slow is not None:
-            return Choice("cuda", "; ".join([slow.why, *reasons]))
-        if doubt := doubt_of(op, "chunked", device):
-            return Choice("reference", "; ".join([doubt, *reasons]))
-        return Choice("chunked", f"plain PyTorch on {device.type}; {'; '.join(reasons)}")
-    if backend not in NAMES:
-        raise UserError(f"backend {backend!r} is unknown; choose auto, {', '.join(NAMES)}")
-    if backend in ("chunked", "reference"):
-        return Choice(backend, "asked for by name")
-    choice = _support(backend, op, device, dtype, keys, values)
-    if not choice.backend:
-        raise UserError(f"backend {backend} cannot serve this call: {choice.why}")
-    return choice
+    reasons, slow = [], None
+    for one in REGISTRY[op]:
+        if slow is not None and one.plain:
+            return Choice(slow.backend, "; ".join([slow.why, *reasons]))
+        able, why = _support(op, one.name, device, dtype, keys, values, state, True)
+        against = "" if not able or batch is None else one.slow(device, keys, values, batch)
+        if able and not against:
+            return Choice(one.name, "; ".join([why, *reasons]))
+        if able and one.better_than_plain:
+            slow = Choice(one.name, why)
+        if against or why:
+            reasons.append(against or why)
+    return Choice(REGISTRY[op][-1].name, "; ".join(reasons))
 
 
-def _few(batch: tuple[int, int, int], size: int, device: torch.device) -> bool:
-    sequences, tokens, heads = batch
-    return 0 < size <= SMALL and too_few(sequences, tokens, heads, size, _processors(device))
-
-
-def _idle(batch: tuple[int, int, int], state: int) -> bool:
-    """Whether native would leave so many threads idle that plain PyTorch is sooner done.
-
-    Native has a thread for each sequence and head. On two cores with AVX2, forward and backward of one sequence with
-    one head take 35 ms against 38 with states of 128 x 128 and 297 against 133 with 512 x 512; with 256 x 256 the bound
-    decides.
-    """
-    sequences, tokens, heads = batch
-    threads = _threads()
-    if (
-        state * threads**2 <= 512**2
-    ):  # not even for one state; asked first so that compiled code is not bound to a shape
-        return False
-    return tokens >= 512 and state * threads**2 > (512 * sequences * heads) ** 2
-
-
-@constant_when_compiled
-def _threads() -> int:
-    return torch.get_num_threads()
-
-
-@constant_when_compiled
-def _processors(device: torch.device) -> int:
-    return processors(device)
-
-
-def choose_step(
-    x: Tensor, state: Tensor, backend: str = "auto", *, keys: int = 0, values: int = 0, forward_mode: bool = False
-) -> Choice:
-    """Resolve a request for one token of `hgru2`; native keeps states in the working dtype of the input x only."""
-    if isinstance(backend, str) and backend == "cuda":
-        raise UserError("backend cuda cannot serve this call: one token runs on triton")
-    if forward_mode and isinstance(backend, str) and backend in ("auto", "chunked"):  # plain PyTorch, as the reference
-        backend = "reference"
-    wanted = work_dtype(x.dtype)
-    options = {"keys": keys, "values": values, "forward_mode": forward_mode}
-    choice = choose(x.device, backend, op="hgru2_step", dtype=x.dtype, **options)
-    if choice.backend != "native" or state.dtype == wanted:
-        return choice
-    why = f"native steps keep the state in {wanted}, this one is {state.dtype}"
-    if backend == "native":
-        raise UserError(f"backend native cannot serve this call: {why}")
-    return Choice("chunked", f"plain PyTorch on {x.device.type}; {why}")
+def _named(call: Call, name: str, forward_mode: bool) -> Choice:
+    for one in REGISTRY[call.op]:
+        if one.name == name:
+            able, why = _support(call.op, name, *call[1:], False)
+            if forward_mode and not one.tangents(call.op):
+                able, why = False, f"{FORWARD_MODE} backend='reference' alone"
+            if not able:
+                raise UserError(f"backend {name} cannot serve this call: {why}")
+            return Choice(name, "asked for by name" if one.plain else why)
+    if name in names():
+        raise UserError(f"backend {name} cannot serve this call: {name} has no kernel for {call.op}")
+    raise UserError(f"backend {shown(name)} is unknown; choose auto, {', '.join(names(call.op))}")
 
 
 FORWARD_MODE = "forward-mode derivatives (jvp, jacfwd, linearize, dual numbers) are computed by"

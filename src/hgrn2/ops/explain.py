@@ -8,9 +8,6 @@ from torch import Tensor
 from hgrn2.errors import UserError
 from hgrn2.ops import backend as backends
 
-SCANS = ("hgru2", "gated_outer_scan", "gated_scan", "causal_conv")
-STEPS = ("hgru2_step", "gated_outer_step", "gated_step", "causal_conv_step")
-
 
 def explain(op: str | Callable[..., Any], *args: Any, backend: str = "auto", **kwargs: Any) -> str:
     """One sentence: the operator, the backend that would run this very call, and why; nothing is computed.
@@ -22,23 +19,23 @@ def explain(op: str | Callable[..., Any], *args: Any, backend: str = "auto", **k
         'hgru2 on cpu float32 runs on chunked: asked for by name'
     """
     name = op if isinstance(op, str) else op.__name__
-    if name not in SCANS + STEPS:
-        raise UserError(f"operator {name!r} is unknown; choose one of {', '.join(SCANS + STEPS)}")
+    if name not in backends.REGISTRY:
+        raise UserError(f"operator {name!r} is unknown; choose one of {', '.join(backends.REGISTRY)}")
     tensors = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
     if not tensors:
         raise UserError("explain needs the tensors of the call")
     tensor, dual = tensors[0], backends.has_tangents(*tensors)
     place = f"{name} on {tensor.device.type} {str(tensor.dtype).removeprefix('torch.')}"
-    if name in STEPS and name != "hgru2_step":
-        return f"{place} runs on chunked: one token needs no kernel of its own"
     given = dict(zip(_POSITIONS.get(name, ()), args, strict=False)) | kwargs
     keys, values = _head_sizes(name, given)
-    if name == "hgru2_step":
-        x, state = given.get("i", tensor), given.get("state")
-        if state is not None:
-            keys, values = state.shape[-2:]
-            choice = backends.choose_step(x, state, backend, keys=keys, values=values, forward_mode=dual)
-            return f"{place} runs on {choice.backend}: {choice.why}"
+    state = given.get("state")
+    if name == "hgru2_step" and state is not None:
+        keys, values = state.shape[-2:]
+        kind = given.get("i", tensor).dtype
+        choice = backends.choose(
+            tensor.device, backend, op=name, dtype=kind, keys=keys, values=values, state=state.dtype, forward_mode=dual
+        )
+        return f"{place} runs on {choice.backend}: {choice.why}"
     dtype = backends.widest(*(x for x in (given.get(key) for key in ("q", "f", "i")) if x is not None), tensor)
     batch = None
     if name == "hgru2" and keys and tensor.dim() == 3:

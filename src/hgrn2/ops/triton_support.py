@@ -2,32 +2,49 @@
 
 import importlib.util
 import os
+from typing import ClassVar
 
 import torch
 
+from hgrn2.ops.backend import Backend, Call
+
 MOST_CHANNELS = 256
 """Of K and of V: a tile of the state must fit a program."""
-_HEADS = ("hgru2", "hgru2_step", "gated_outer_scan")
-_OPS = (*_HEADS, "gated_scan", "causal_conv")
 _REAL = (torch.bfloat16, torch.float16, torch.float32)
 
 
-def supports(op: str, device: torch.device, dtype: torch.dtype, keys: int, values: int) -> tuple[bool, str]:
-    """Whether `op` in `dtype` with K = keys and V = values runs on Triton kernels here, and a sentence about it."""
-    if op not in _OPS:
-        return False, f"triton has no kernel for {op}"
-    if importlib.util.find_spec("triton") is None:
-        return False, "triton is not installed"
-    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
-    if device.type != "cuda" and not (device.type == "cpu" and interpreted):
-        return False, f"triton runs on GPUs (on the CPU only with TRITON_INTERPRET=1), the tensors are on {device.type}"
-    wide = op == "gated_scan" and dtype == torch.complex64
-    if dtype not in _REAL and not wide:
-        name = str(dtype).removeprefix("torch.")
-        return False, f"triton computes in float32 at most and takes bfloat16, float16 and float32, not {name}"
-    if interpreted and op in _HEADS and dtype != torch.float32:
-        return False, "Triton's interpreter computes products of bfloat16 wrongly; it serves float32 only"
-    if op in _HEADS and max(keys, values) > MOST_CHANNELS:
-        return False, f"triton takes heads of at most {MOST_CHANNELS} channels, not K = {keys}, V = {values}"
-    place = "the interpreter" if interpreted else torch.cuda.get_device_name(device)
-    return True, f"Triton kernels on {place}"
+class TritonBackend(Backend):
+    """What all operators have in common on Triton: where it runs, and the dtypes."""
+
+    name, compiles = "triton", True
+    products: ClassVar[bool] = False
+    """Whether the kernels multiply matrices of whole heads."""
+    complex: ClassVar[bool] = False
+
+    def auto(self, call: Call) -> bool:
+        """On GPUs; the interpreter is asked for by name."""
+        return call.device.type == "cuda"
+
+    def supports(self, call: Call) -> tuple[bool, str]:
+        """Not double precision, nor heads beyond MOST_CHANNELS."""
+        if importlib.util.find_spec("triton") is None:
+            return False, "triton is not installed"
+        place, interpreted = call.device.type, os.environ.get("TRITON_INTERPRET") == "1"
+        if place != "cuda" and not (place == "cpu" and interpreted):
+            return False, f"triton runs on GPUs (on the CPU only with TRITON_INTERPRET=1), the tensors are on {place}"
+        if call.dtype not in _REAL and not (self.complex and call.dtype == torch.complex64):
+            name = str(call.dtype).removeprefix("torch.")
+            return False, f"triton computes in float32 at most and takes bfloat16, float16 and float32, not {name}"
+        if interpreted and self.products and call.dtype != torch.float32:
+            return False, "Triton's interpreter computes products of bfloat16 wrongly; it serves float32 only"
+        if max(call.keys, call.values) > MOST_CHANNELS:
+            sizes = f"K = {call.keys}, V = {call.values}"
+            return False, f"triton takes heads of at most {MOST_CHANNELS} channels, not {sizes}"
+        where = "the interpreter" if interpreted else torch.cuda.get_device_name(call.device)
+        return True, f"Triton kernels on {where}"
+
+    def place(self) -> dict[str, str]:
+        """Triton's version."""
+        from hgrn2.ops.known_bad import version
+
+        return {"triton": version("triton")}

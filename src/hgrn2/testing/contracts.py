@@ -12,7 +12,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from hgrn2.ops.hgru2.chunked import ONE_PRODUCT_BOUND, one_product
+from hgrn2.ops.backend import find
 from hgrn2.testing.cases import OPERATORS, Case, Operator, Problem, build
 from hgrn2.testing.compare import FLOOR, ONE_PRODUCT_FLOOR, Finding, allowed, different_bits, relative_error
 from hgrn2.testing.evaluation import (
@@ -33,15 +33,8 @@ def near(case: Case, backend: str, dtype: torch.dtype, got: Results, want: Resul
     """Every result of `got` lies within the measured tolerance of `want`."""
     lost = loss(case, dtype)
     bound = build(case, dtype).tensors.get("lower_bound")
-    floor = ONE_PRODUCT_FLOOR if _one_product(backend, bound) else FLOOR
+    floor = ONE_PRODUCT_FLOOR if find(case.op, backend).one_product(bound) else FLOOR
     return [Finding(k + where, relative_error(x, want[k]), allowed(lost[k], x.dtype, floor)) for k, x in got.items()]
-
-
-def _one_product(backend: str, bound: Tensor | None) -> bool:
-    """Whether a backend may take the one-product path for these bounds: kernels on a GPU choose it head by head."""
-    if backend in ("cuda", "triton"):
-        return bound is not None and bool((bound >= ONE_PRODUCT_BOUND).any())
-    return backend == "chunked" and one_product(bound)
 
 
 def identical(got: Results, want: Results, where: str = "") -> list[Finding]:

@@ -4,10 +4,13 @@ import torch
 from torch import Tensor
 
 from hgrn2.errors import UserError
-from hgrn2.ops import backend as backends
 from hgrn2.ops.arguments import check_flags, check_tensors
-from hgrn2.ops.causal_conv import chunked, reference, registration
+from hgrn2.ops.backend import check_floating, choose, find, has_tangents, register
+from hgrn2.ops.causal_conv import registration
+from hgrn2.ops.causal_conv.backends import BACKENDS, CHUNKED
 from hgrn2.ops.sequences import check_cu_seqlens
+
+register("causal_conv", BACKENDS, step="causal_conv_step")
 
 
 def causal_conv(
@@ -32,14 +35,11 @@ def causal_conv(
     """
     _check(x, weight, state, cu_seqlens)
     check_flags(output_final_state=output_final_state)
-    dual = backends.has_tangents(x, weight, state)
-    choice = backends.choose(x.device, backend, op="causal_conv", dtype=x.dtype, forward_mode=dual).backend
-    if choice in ("native", "triton"):
-        y, final = registration.forward(x, weight, state, cu_seqlens, choice)
-        y = y.to(x.dtype)
-    else:
-        module = reference if choice == "reference" else chunked
-        y, final = module.causal_conv(x, weight, state, cu_seqlens)
+    dual = has_tangents(x, weight, state)
+    choice = choose(x.device, backend, op="causal_conv", dtype=x.dtype, forward_mode=dual).backend
+    chosen, tensors = find("causal_conv", choice), (x, weight, state, cu_seqlens)
+    y, final = chosen.forward(*tensors) if chosen.composed else registration.forward(*tensors, choice)
+    y = y.to(x.dtype)
     return y, final if output_final_state else None
 
 
@@ -50,17 +50,14 @@ def causal_conv_step(x: Tensor, weight: Tensor, *, state: Tensor) -> tuple[Tenso
         raise UserError("causal_conv_step takes x [B,D], weight [D,W] and state [B,W-1,D]")
     _check(x[:, None], weight, state, None)
     with torch.no_grad():
-        work = backends.work_dtype(x.dtype)
-        window = torch.cat((state.to(work), x.to(work).unsqueeze(1)), 1)
-        y = (window * weight.flip(1).T.to(work)).sum(1)
-        return y.to(x.dtype), window[:, 1:].to(state.dtype, copy=True)
+        return CHUNKED.step(x, weight, state)
 
 
 def _check(x: Tensor, weight: Tensor, state: Tensor | None, cu: Tensor | None) -> None:
     check_tensors(x=x, weight=weight, state=state)
     if x.dim() != 3 or weight.dim() != 2 or weight.shape[0] != x.shape[2] or weight.shape[1] < 1:
         raise UserError(f"x must be [B,T,D] and weight [D,W]; got {list(x.shape)} and {list(weight.shape)}")
-    backends.check_floating(x=x, weight=weight, state=state)
+    check_floating(x=x, weight=weight, state=state)
     check_cu_seqlens(cu, x.shape[0])
     wanted = (x.shape[0] if cu is None else cu.numel() - 1, weight.shape[1] - 1, x.shape[2])
     if state is not None and state.shape != wanted:

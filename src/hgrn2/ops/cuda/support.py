@@ -13,10 +13,8 @@ SHARED_MEMORY = 232192
 """Bytes a block must be allowed to use: Hopper and data-centre Blackwells are, Ampere and consumer cards are not."""
 
 
-def supports(op: str, device: torch.device, dtype: torch.dtype, keys: int, values: int) -> tuple[bool, str]:
-    """Whether `op` in `dtype` with K = keys and V = values runs on the CUDA kernels of this device, and a sentence."""
-    if op != "hgru2":
-        return False, f"cuda has no kernel for {op}"
+def supports(device: torch.device, dtype: torch.dtype, keys: int, values: int) -> tuple[bool, str]:
+    """Whether hgru2 in `dtype` with K = keys and V = values runs on the CUDA kernels of this device, and a sentence."""
     if device.type != "cuda":
         return False, f"cuda runs on NVIDIA GPUs, the tensors are on {device.type}"
     if keys == values and 1 <= keys <= SMALL:

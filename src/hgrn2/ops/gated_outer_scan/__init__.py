@@ -4,10 +4,13 @@ import torch
 from torch import Tensor
 
 from hgrn2.errors import UserError
-from hgrn2.ops import backend as backends
 from hgrn2.ops.arguments import check_flags, check_scale, check_tensors
-from hgrn2.ops.gated_outer_scan import reference, registration
+from hgrn2.ops.backend import check_floating, choose, find, has_tangents, register
+from hgrn2.ops.gated_outer_scan import registration
+from hgrn2.ops.gated_outer_scan.backends import BACKENDS, CHUNKED
 from hgrn2.ops.sequences import check_cu_seqlens
+
+register("gated_outer_scan", BACKENDS, step="gated_outer_step")
 
 
 def gated_outer_scan(
@@ -40,14 +43,15 @@ def gated_outer_scan(
     _check(q, k, v, log_f, state, cu_seqlens)
     check_scale(scale)
     check_flags(reverse=reverse, output_final_state=output_final_state)
-    dual = backends.has_tangents(q, k, v, log_f, state)
-    choice = backends.choose(
+    dual = has_tangents(q, k, v, log_f, state)
+    choice = choose(
         q.device, backend, op="gated_outer_scan", dtype=v.dtype, keys=q.shape[3], values=v.shape[3], forward_mode=dual
     ).backend
-    if choice == "reference":
-        o, final = reference.gated_outer_scan(q, k, v, log_f, state, cu_seqlens, reverse, scale)
-    else:
-        o, final = registration.forward(q, k, v, log_f, state, cu_seqlens, reverse, scale, choice)
+    chosen = find("gated_outer_scan", choice)
+    tensors, options = (q, k, v, log_f, state, cu_seqlens), (reverse, scale)
+    o, final = (
+        chosen.forward(*tensors, *options) if chosen.composed else registration.forward(*tensors, *options, choice)
+    )
     return o, final if output_final_state else None
 
 
@@ -61,11 +65,9 @@ def gated_outer_step(
     if state is None or any(x.dim() != 3 for x in (q, k, v, log_f)):
         raise UserError("gated_outer_step takes q, k, log_f [B,H,K], v [B,H,V] and state [B,H,K,V]")
     _check(q[:, None], k[:, None], v[:, None], log_f[:, None], state, None)
-    with torch.no_grad(), backends.full_precision(q.device):
+    with torch.no_grad():
         new = state if inplace else state.clone()
-        query, key, value, log_gate = (x.to(new.dtype) for x in (q, k, v, log_f))
-        new.mul_(log_gate.exp().unsqueeze(-1)).add_(key.unsqueeze(-1) * value.unsqueeze(-2))
-        return (scale * (query.unsqueeze(-2) @ new).squeeze(-2)).to(v.dtype), new
+        return CHUNKED.step(q, k, v, log_f, new, scale), new
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, log_f: Tensor, state: Tensor | None, cu: Tensor | None) -> None:
@@ -73,7 +75,7 @@ def _check(q: Tensor, k: Tensor, v: Tensor, log_f: Tensor, state: Tensor | None,
     if q.dim() != 4 or not q.shape == k.shape == log_f.shape or v.dim() != 4 or v.shape[:3] != q.shape[:3]:
         shapes = ", ".join(str(list(x.shape)) for x in (q, k, log_f, v))
         raise UserError(f"q, k, log_f must be [B,T,H,K] and v [B,T,H,V]; got {shapes}")
-    backends.check_floating(q=q, k=k, v=v, log_f=log_f, state=state)
+    check_floating(q=q, k=k, v=v, log_f=log_f, state=state)
     batch, _, heads, width = q.shape
     check_cu_seqlens(cu, batch)
     wanted = (batch if cu is None else cu.numel() - 1, heads, width, v.shape[3])

@@ -4,10 +4,13 @@ import torch
 from torch import Tensor
 
 from hgrn2.errors import UserError
-from hgrn2.ops import backend as backends
 from hgrn2.ops.arguments import check_flags, check_tensors
-from hgrn2.ops.gated_scan import reference, registration
+from hgrn2.ops.backend import check_floating, choose, find, has_tangents, register
+from hgrn2.ops.gated_scan import registration
+from hgrn2.ops.gated_scan.backends import BACKENDS, CHUNKED
 from hgrn2.ops.sequences import check_cu_seqlens
+
+register("gated_scan", BACKENDS, step="gated_step")
 
 
 def gated_scan(
@@ -35,12 +38,13 @@ def gated_scan(
     """
     _check(x, f, state, cu_seqlens)
     check_flags(reverse=reverse, output_final_state=output_final_state)
-    dual = backends.has_tangents(x, f, state)
-    choice = backends.choose(x.device, backend, op="gated_scan", dtype=x.dtype, forward_mode=dual).backend
-    if choice == "reference":
-        h, final = reference.gated_scan(x, f, state, cu_seqlens, reverse)
+    dual = has_tangents(x, f, state)
+    choice = choose(x.device, backend, op="gated_scan", dtype=x.dtype, forward_mode=dual).backend
+    chosen, tensors = find("gated_scan", choice), (x, f, state, cu_seqlens)
+    if chosen.composed:
+        h, final = chosen.forward(*tensors, reverse)
     else:
-        h, final, _ = registration.forward(x, f, state, cu_seqlens, reverse, choice)
+        h, final, _ = registration.forward(*tensors, reverse, choice)
         h = h.to(x.dtype)
     return h, final if output_final_state else None
 
@@ -54,8 +58,7 @@ def gated_step(x: Tensor, f: Tensor, *, state: Tensor, inplace: bool = False) ->
     _check(x[:, None], f[:, None], state, None)
     with torch.no_grad():
         new = state if inplace else state.clone()
-        new.mul_(f.to(new.dtype)).add_(x.to(new.dtype))
-        return new.to(x.dtype, copy=True), new
+        return CHUNKED.step(x, f, new), new
 
 
 def _check(x: Tensor, f: Tensor, state: Tensor | None, cu: Tensor | None) -> None:
@@ -65,7 +68,7 @@ def _check(x: Tensor, f: Tensor, state: Tensor | None, cu: Tensor | None) -> Non
     if x.is_complex() != f.is_complex():
         raise UserError("x and f must both be real or both be complex")
     if not x.is_complex():
-        backends.check_floating(x=x, f=f, state=state)
+        check_floating(x=x, f=f, state=state)
     check_cu_seqlens(cu, x.shape[0])
     wanted = (x.shape[0] if cu is None else cu.numel() - 1, x.shape[2])
     if state is not None and (state.shape != wanted or state.is_complex() != x.is_complex()):

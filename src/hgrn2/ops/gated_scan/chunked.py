@@ -10,7 +10,7 @@ real and complex. The backward is the same scan run the other way over gates shi
 import torch
 from torch import Tensor
 
-from hgrn2.ops.sequences import ChunkPlan
+from hgrn2.ops.sequences import ChunkPlan, plan_chunks
 
 CHUNK = 64
 
@@ -45,3 +45,21 @@ def shift_gates(f: Tensor, offsets: Tensor, reverse: bool) -> Tensor:
     ends = offsets[:-1] if reverse else offsets[1:] - 1
     rolled[ends[offsets.diff() > 0].to(f.device)] = 1
     return rolled
+
+
+def backward(
+    f: Tensor, h: Tensor, start: Tensor | None, grad: Tensor, grad_state: Tensor, offsets: Tensor, reverse: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """f, h and the gradient of h [B*T,D], states [N,D] -> gradients of x, f and the initial state."""
+    # conj_physical throughout: PyTorch switches lazy conjugation off while it traces, and x.conj() would then be x
+    plan = plan_chunks(offsets, CHUNK, not reverse, f.device)
+    following = shift_gates(f.unsqueeze(1), offsets, reverse).conj_physical()
+    g, _ = forward(plan, grad.unsqueeze(1), following, grad_state)
+    g = g.squeeze(1)
+    first = (offsets[1:] - 1 if reverse else offsets[:-1])[offsets.diff() > 0].to(f.device)
+    some = (offsets.diff() > 0).to(f.device)
+    before = h.roll(-1 if reverse else 1, 0)
+    before[first] = 0 if start is None else start[some]
+    d_start = grad_state.clone()
+    d_start[some] = f[first].conj_physical() * g[first]
+    return g, g * before.conj_physical(), d_start

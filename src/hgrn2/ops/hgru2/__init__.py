@@ -5,12 +5,15 @@ from torch import Tensor
 
 from hgrn2.errors import UserError
 from hgrn2.ops import activations
-from hgrn2.ops import backend as backends
 from hgrn2.ops.arguments import check_bound, check_flags, check_ids, check_scale, check_tensors
-from hgrn2.ops.backend import widest
-from hgrn2.ops.hgru2 import reference, registration
+from hgrn2.ops.backend import check_floating, choose, find, has_tangents, register, widest
+from hgrn2.ops.hgru2 import registration
+from hgrn2.ops.hgru2.backends import BACKENDS
+from hgrn2.ops.hgru2.options import Inputs, ScanOptions
 from hgrn2.ops.sequences import check_cu_seqlens
 from hgrn2.settings import shown
+
+register("hgru2", BACKENDS, step="hgru2_step")
 
 
 def hgru2(
@@ -45,7 +48,7 @@ def hgru2(
         reverse: read each sequence from its last token to its first.
         input_activation, output_activation: None (or "none"), "silu", "sigmoid".
         output_final_state: return the state after the last token.
-        backend: "auto" or a name in `hgrn2.ops.backend.NAMES`; see `explain`.
+        backend: "auto" or a name of a backend (`hgrn2.ops.backend`); see `explain`.
 
     Returns:
         o [B,T,H*V] in i's dtype, before any norm, and the final state [B or N,H,K,V] (float32; float64 for float64
@@ -57,17 +60,16 @@ def hgru2(
     _check(q, f, i, lower_bound, heads, state, cu_seqlens)
     check_scale(scale)
     check_flags(reverse=reverse, output_final_state=output_final_state)
-    options = (heads, reverse, activations.name_of(input_activation), activations.name_of(output_activation), scale)
+    names = (activations.name_of(input_activation), activations.name_of(output_activation))
+    options = ScanOptions(heads, reverse, *names, scale)
     sizes = {"keys": q.shape[2] // heads, "values": i.shape[2] // heads}
     batch = (q.shape[0] if cu_seqlens is None else cu_seqlens.numel() - 1, q.shape[1], heads)
-    dual = backends.has_tangents(q, f, i, lower_bound, state)
-    choice = backends.choose(
+    dual = has_tangents(q, f, i, lower_bound, state)
+    choice = choose(
         q.device, backend, op="hgru2", dtype=widest(q, f, i), batch=batch, forward_mode=dual, **sizes
     ).backend
-    if choice == "reference":
-        o, final = reference.hgru2(q, f, i, lower_bound, state, cu_seqlens, *options)
-    else:
-        o, final = registration.forward(q, f, i, lower_bound, state, cu_seqlens, *options, choice)
+    tensors, chosen = Inputs(q, f, i, lower_bound, state, cu_seqlens), find("hgru2", choice)
+    o, final = chosen.forward(tensors, options) if chosen.composed else registration.forward(*tensors, *options, choice)
     return o, final if output_final_state else None
 
 
@@ -109,25 +111,16 @@ def hgru2_step(
             raise UserError(f"slots must be [B] whole numbers; got {list(slots.shape)} {slots.dtype}")
         check_ids(slots, state.shape[0], "slot", "the pool of")
     names = (activations.name_of(input_activation), activations.name_of(output_activation))
-    sizes = {"keys": state.shape[-2], "values": state.shape[-1]}
-    dual = backends.has_tangents(q, f, i, lower_bound, state)
-    choice = backends.choose_step(i, state, backend, forward_mode=dual, **sizes).backend
+    rows = state if slots is None else state[:1].expand(slots.shape[0], *state.shape[1:])
+    _check_sizes(q, f, i, lower_bound, heads, rows, q.shape[0])
+    sizes = {"keys": state.shape[-2], "values": state.shape[-1], "state": state.dtype}
+    dual = has_tangents(q, f, i, lower_bound, state)
+    choice = choose(q.device, backend, op="hgru2_step", dtype=i.dtype, forward_mode=dual, **sizes).backend
+    step, options = find("hgru2_step", choice).step, ScanOptions(heads, False, *names, scale)
+    assert step is not None
     with torch.no_grad():
         pool = state if inplace else state.clone()
-        if choice == "triton":
-            from hgrn2.ops.hgru2 import triton
-
-            picked = pool if slots is None else pool[:1].expand(slots.shape[0], *pool.shape[1:])
-            _check_sizes(q, f, i, lower_bound, heads, picked, q.shape[0])
-            options = dict(zip(("input_activation", "output_activation"), names, strict=True))
-            return triton.step(q, f, i, lower_bound, pool, slots, heads=heads, scale=scale, **options), pool
-        step = registration.native_step if choice == "native" else reference.step
-        rows = pool if slots is None else pool.index_select(0, slots)
-        _check_sizes(q, f, i, lower_bound, heads, rows, q.shape[0])
-        o = step(q, f, i, lower_bound, rows, heads, *names, scale)
-        if slots is not None:
-            pool.index_copy_(0, slots, rows)
-    return o, pool
+        return step(q, f, i, lower_bound, pool, slots, options), pool
 
 
 def _check(
@@ -145,7 +138,7 @@ def _check(
 def _check_sizes(
     q: Tensor, f: Tensor, i: Tensor, bound: Tensor | None, heads: int, state: Tensor | None, sequences: int
 ) -> None:
-    backends.check_floating(q=q, f=f, i=i, lower_bound=bound, state=state)
+    check_floating(q=q, f=f, i=i, lower_bound=bound, state=state)
     keys, values = q.shape[-1], i.shape[-1]
     if not isinstance(heads, int):
         raise UserError(f"heads is {shown(heads)}; it must be a whole number")

@@ -5,11 +5,12 @@ from torch import Tensor
 
 from hgrn2.errors import UserError
 from hgrn2.ops.arguments import check_ids, check_tensors, extremes
-from hgrn2.ops.backend import check_floating, doubt_of, has_tangents
+from hgrn2.ops.backend import check_floating, choose, has_tangents, register
 from hgrn2.ops.linear_cross_entropy import registration
+from hgrn2.ops.linear_cross_entropy.backends import BACKENDS
 from hgrn2.settings import shown
 
-BACKENDS = ("triton", "chunked")
+register("linear_cross_entropy", BACKENDS)
 
 
 def linear_cross_entropy(
@@ -60,31 +61,11 @@ def linear_cross_entropy(
     if torch.is_autocast_enabled(hidden.device.type) and products != torch.float64:
         products = torch.get_autocast_dtype(hidden.device.type)
     needed = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
-    chosen = choose(hidden, backend)
+    chosen = choose(hidden.device, backend, op="linear_cross_entropy", dtype=hidden.dtype).backend
     loss, _, _ = registration.forward(
         rows, weight, targets.flatten(), ignore_index, label_smoothing, products, needed, chosen
     )
     return loss
-
-
-def choose(x: Tensor, backend: str) -> str:
-    """The backend that serves a tensor: the kernel on CUDA, plain PyTorch elsewhere and for float64."""
-    if not isinstance(backend, str) or backend not in ("auto", *BACKENDS):
-        raise UserError(f"backend {shown(backend)} is unknown; choose auto, {' or '.join(BACKENDS)}")
-    if backend == "chunked":
-        return backend
-    why = ""
-    if x.device.type != "cuda" and not (backend == "triton" and registration.interpreted()):
-        why = f"the tensors are on {x.device.type}"
-    elif x.dtype == torch.float64:
-        why = "its sums are float32, the tensors float64"
-    elif not registration.has_triton():
-        why = "triton is not installed"
-    elif backend == "auto":
-        why = doubt_of("linear_cross_entropy", "triton", x.device)
-    if why and backend == "triton":
-        raise UserError(f"backend triton cannot serve this call: {why}")
-    return "chunked" if why else "triton"
 
 
 def check_targets(targets: Tensor, classes: int, ignore_index: int = -100) -> None:

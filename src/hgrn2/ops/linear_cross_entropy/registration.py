@@ -1,25 +1,10 @@
 """Head and loss as a custom operator of PyTorch, so that `torch.compile` keeps the loop over chunks as one call."""
 
-import importlib.util
-import os
-
 import torch
 from torch import Tensor
 
-from hgrn2.ops.backend import constant_when_compiled, work_dtype
-from hgrn2.ops.linear_cross_entropy import chunked
+from hgrn2.ops.backend import find, work_dtype
 from hgrn2.ops.operator import operator
-
-
-@constant_when_compiled
-def has_triton() -> bool:
-    """Whether the package is installed."""
-    return importlib.util.find_spec("triton") is not None
-
-
-def interpreted() -> bool:
-    """Whether Triton kernels run on the CPU, in its interpreter."""
-    return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 @operator("linear_cross_entropy")
@@ -28,12 +13,8 @@ def forward(
     gradients: bool, backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """(mean loss, gradient of hidden, gradient of weight); the gradients are empty unless asked for."""
-    rows = chunked.rows
-    if backend == "triton":
-        from hgrn2.ops.linear_cross_entropy import triton
-
-        rows = triton.rows
-    return chunked.forward(hidden, weight, targets, ignore_index, label_smoothing, products, gradients, rows)
+    arguments = (hidden, weight, targets, ignore_index, label_smoothing, products, gradients)
+    return find("linear_cross_entropy", backend).forward(*arguments)
 
 
 @forward.register_fake

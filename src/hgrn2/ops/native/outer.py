@@ -56,3 +56,18 @@ def hgru2_backward(q: Tensor, f: Tensor, i: Tensor, bound: Tensor | None, state:
         p, offsets, (q, f, None, i, bound, state), grad_o, grad_state, (dq, df, None, di, d_bound, d_state)
     )
     return dq, df, di, None if d_bound is None else d_bound.sum(0), d_state
+
+
+def hgru2_step(q: Tensor, f: Tensor, i: Tensor, bound: Tensor | None, state: Tensor, *, heads: int, scale: float,
+               input_activation: str, output_activation: str) -> Tensor:  # fmt: skip
+    """One token q, f [B,H*K], i [B,H*V]; updates `state` in place and returns o [B,H*V] in i's dtype."""
+    work, rows = state.dtype, state.contiguous()
+    q, f, i_work = (call.rows(x, work) for x in (q, f, i))
+    bound = None if bound is None else bound.to(work).contiguous()
+    o = i_work.new_empty(i_work.shape)
+    p = call.problem(q.shape[0], heads, q, f, None, i_work, raw=True, reverse=False, scale=scale,
+                     input_activation=input_activation, output_activation=output_activation)  # fmt: skip
+    call.outer_forward(p, torch.arange(q.shape[0] + 1), (q, f, None, i_work, bound, rows), o, rows)
+    if rows is not state:
+        state.copy_(rows)
+    return o.to(i.dtype)

@@ -1,4 +1,4 @@
-"""Kernels that were caught being wrong on this machine: `hgrn2 doctor` writes them down, `backend="auto"` avoids them.
+"""Kernels known to be bad on this machine: `hgrn2 doctor` writes them down, `backend="auto"` avoids them.
 
 A record names the operator, the backend and everything that the result depended on: the device, the versions of hgrn2,
 torch and triton, the CUDA version, and for native the built library. Where any of them is another one now, the record
@@ -17,9 +17,11 @@ from pathlib import Path
 import torch
 
 from hgrn2.files import write_json
-from hgrn2.ops.native.build import library, trusted_folder
+from hgrn2.ops.backend import find
+from hgrn2.ops.native.build import trusted_folder
 
 FILE = "distrusted.json"
+"""The name under which earlier versions wrote it too."""
 
 
 @dataclass(frozen=True)
@@ -36,19 +38,14 @@ class Record:
     """UTC."""
 
 
-def place_of(backend: str, device: torch.device) -> dict[str, str]:
+def place_of(op: str, backend: str, device: torch.device) -> dict[str, str]:
     """All that a kernel's results may depend on besides its inputs."""
-    place = {"hgrn2": _version("hgrn2"), "torch": torch.__version__, "cuda": torch.version.cuda or ""}
+    place = {"hgrn2": version("hgrn2"), "torch": torch.__version__, "cuda": torch.version.cuda or ""}
     if device.type == "cuda":
         place["device"] = torch.cuda.get_device_name(device)
     else:
         place["device"] = f"{device.type} {platform.machine()}"
-    if backend == "triton":
-        place["triton"] = _version("triton")
-    if backend == "native":
-        kernels, _ = library()
-        place["kernels"] = Path(kernels._name).name if kernels else ""  # named after sources, compiler and processor
-    return place
+    return {**place, **find(op, backend).place()}
 
 
 @functools.cache  # asked at every call of an operator
@@ -57,7 +54,7 @@ def reason(op: str, backend: str, device: torch.device) -> str:
     found = [record for record in records() if (record.op, record.backend) == (op, backend)]
     if not found:
         return ""
-    here = place_of(backend, device)
+    here = place_of(op, backend, device)
     for record in found:
         if record.place == here:
             return f"hgrn2 doctor found {op} wrong on {backend} here ({record.date}: {record.what})"
@@ -86,11 +83,11 @@ def remember(
     if path is None:
         return False
     wrong = list(wrong)
-    settled = [(op, backend, place_of(backend, device)) for op, backend, device in right]
-    settled += [(op, backend, place_of(backend, device)) for op, backend, device, _ in wrong]
+    settled = [(op, backend, place_of(op, backend, device)) for op, backend, device in right]
+    settled += [(op, backend, place_of(op, backend, device)) for op, backend, device, _ in wrong]
     kept = [record for record in records() if (record.op, record.backend, record.place) not in settled]
     date = datetime.now(UTC).strftime("%Y-%m-%d")
-    kept += [Record(op, backend, place_of(backend, device), what, date) for op, backend, device, what in wrong]
+    kept += [Record(op, backend, place_of(op, backend, device), what, date) for op, backend, device, what in wrong]
     if kept:
         write_json(path, [asdict(record) for record in kept])
     else:
@@ -114,7 +111,8 @@ def _file() -> Path | None:
 
 
 @functools.cache
-def _version(package: str) -> str:
+def version(package: str) -> str:
+    """Of an installed package; empty where it is not."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

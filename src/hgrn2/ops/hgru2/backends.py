@@ -1,0 +1,173 @@
+"""The backends of the HGRN2 core, in the order in which `auto` prefers them.
+
+`forward` takes (Inputs, ScanOptions) and returns (o, final state). `backward` takes (Inputs, grad_o, grad_state,
+ScanOptions) and returns gradients of q, f, i, lower_bound and state, None where there is none; a grad_state is zeros,
+or None where `optional_grad_state`, if the final state was not used. `step` takes one token of each sequence and a
+pool of states, which it changes.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hgrn2.ops.backend import Backend, Batch, Call, Reference, constant_when_compiled, full_precision
+from hgrn2.ops.cuda import support
+from hgrn2.ops.gated_outer_scan.chunked import CHUNK
+from hgrn2.ops.hgru2 import chunked, reference
+from hgrn2.ops.hgru2.elementwise import Elementwise
+from hgrn2.ops.hgru2.options import Inputs, ScanOptions
+from hgrn2.ops.native.support import NativeBackend
+from hgrn2.ops.sequences import offsets_of, plan_chunks
+from hgrn2.ops.triton_support import TritonBackend
+
+Gradients = tuple[Tensor | None, ...]
+
+
+@constant_when_compiled
+def _processors(device: torch.device) -> int:
+    return support.processors(device)
+
+
+class _OnGpu(Backend):
+    """Kernels on a GPU, which choose between one product and halving head by head."""
+
+    def _kernels(self, keys: int) -> Any:
+        """The module whose forward and backward run."""
+
+    def forward(self, x: Inputs, options: ScanOptions) -> tuple[Tensor, Tensor]:
+        return self._kernels(x.states(options.heads)[2]).forward(*x, **options._asdict())
+
+    def backward(self, x: Inputs, grad_o: Tensor, grad_state: Tensor | None, options: ScanOptions) -> Gradients:
+        return self._kernels(x.states(options.heads)[2]).backward(*x, grad_o, grad_state, **options._asdict())
+
+    def one_product(self, lower_bound: Tensor | None) -> bool:
+        return lower_bound is not None and bool((lower_bound >= chunked.ONE_PRODUCT_BOUND).any())
+
+
+class Cuda(_OnGpu):
+    """CUDA C++: heads of 64 and 128 in bfloat16, and small ones, which are scanned token by token."""
+
+    name, compiles, better_than_plain, optional_grad_state = "cuda", True, True, True
+
+    def auto(self, call: Call) -> bool:
+        return call.device.type == "cuda"
+
+    def supports(self, call: Call) -> tuple[bool, str]:
+        return support.supports(call.device, call.dtype, call.keys, call.values)
+
+    def slow(self, device: torch.device, keys: int, values: int, batch: Batch) -> str:
+        sequences, tokens, heads = batch
+        few = 0 < keys <= support.SMALL and support.too_few(sequences, tokens, heads, keys, _processors(device))
+        return "few long sequences of small heads are faster in chunks" if few else ""
+
+    def _kernels(self, keys: int) -> Any:
+        from hgrn2.ops.cuda import call, small
+
+        return small if keys <= support.SMALL else call
+
+
+class Triton(_OnGpu, TritonBackend):
+    """The kernels of `gated_outer_scan`, which compute gates from projections when asked to."""
+
+    products = True
+
+    def _kernels(self, keys: int) -> Any:
+        from hgrn2.ops.hgru2 import triton
+
+        return triton
+
+    def step(
+        self, q: Tensor, f: Tensor, i: Tensor, bound: Tensor | None, pool: Tensor, slots: Tensor | None,
+        options: ScanOptions,
+    ) -> Tensor:  # fmt: skip
+        return self._kernels(0).step(q, f, i, bound, pool, slots, heads=options.heads, **options.shared())
+
+
+class _ByRows(Backend):
+    """A step that takes its states out of the pool and puts them back."""
+
+    def step(
+        self, q: Tensor, f: Tensor, i: Tensor, bound: Tensor | None, pool: Tensor, slots: Tensor | None,
+        options: ScanOptions,
+    ) -> Tensor:  # fmt: skip
+        rows = pool if slots is None else pool.index_select(0, slots)
+        o = self.one(q, f, i, bound, rows, options)
+        if slots is not None:
+            pool.index_copy_(0, slots, rows)
+        return o
+
+    def one(self, q: Tensor, f: Tensor, i: Tensor, bound: Tensor | None, state: Tensor, options: ScanOptions) -> Tensor:
+        """One token in the dtype of `state` [B,H,K,V], which is changed."""
+        return reference.step(q, f, i, bound, state, options.heads, *options[2:])
+
+
+class Native(_ByRows, NativeBackend):
+    """C++, gates inside."""
+
+    def forward(self, x: Inputs, options: ScanOptions) -> tuple[Tensor, Tensor]:
+        from hgrn2.ops.native import outer
+
+        o, final = outer.hgru2_forward(*self._arguments(x), _offsets(x), **options._asdict())
+        return o.reshape(x.i.shape).to(x.i.dtype), final
+
+    def backward(self, x: Inputs, grad_o: Tensor, grad_state: Tensor, options: ScanOptions) -> Gradients:
+        from hgrn2.ops.native import outer
+
+        do, ds = grad_o.to(x.work).flatten(0, 1).contiguous(), grad_state.to(x.work).contiguous()
+        return outer.hgru2_backward(*self._arguments(x), do, ds, _offsets(x), **options._asdict())
+
+    def one(self, q: Tensor, f: Tensor, i: Tensor, bound: Tensor | None, state: Tensor, options: ScanOptions) -> Tensor:
+        from hgrn2.ops.native import outer
+
+        return outer.hgru2_step(q, f, i, bound, state, heads=options.heads, **options.shared())
+
+    def _arguments(self, x: Inputs) -> Any:
+        from hgrn2.ops.native.call import rows
+
+        tokens = (rows(y.flatten(0, 1), x.work) for y in x[:3])
+        return (*tokens, *(None if y is None else y.to(x.work).contiguous() for y in (x.lower_bound, x.state)))
+
+
+class Chunked(_ByRows):
+    """Plain PyTorch in products of chunks; its step is the reference's."""
+
+    name, plain = "chunked", True
+
+    def tangents(self, op: str) -> bool:
+        return op == "hgru2_step"
+
+    def forward(self, x: Inputs, options: ScanOptions) -> tuple[Tensor, Tensor]:
+        with full_precision(x.q.device):
+            o, final = chunked.forward(*self._arguments(x, options), **options.shared())
+        return o.reshape(x.i.shape).to(x.i.dtype), final
+
+    def backward(self, x: Inputs, grad_o: Tensor, grad_state: Tensor, options: ScanOptions) -> Gradients:
+        do = grad_o.to(x.work).flatten(0, 1).unflatten(-1, (options.heads, -1))
+        with full_precision(x.q.device):
+            return chunked.backward(*self._arguments(x, options), do, grad_state.to(x.work), **options.shared())
+
+    def _arguments(self, x: Inputs, options: ScanOptions) -> Any:
+        heads, shape = options.heads, x.states(options.heads)
+        plan = plan_chunks(_offsets(x), CHUNK, options.reverse, x.q.device)
+        tokens = (y.to(x.work).flatten(0, 1).unflatten(-1, (heads, y.shape[2] // heads)) for y in x[:3])
+        bound = None if x.lower_bound is None else x.lower_bound.to(x.work).unflatten(0, (heads, -1))
+        start = x.q.new_zeros(shape, dtype=x.work) if x.state is None else x.state.to(x.work)
+        return plan, *tokens, bound, start
+
+    def one_product(self, lower_bound: Tensor | None) -> bool:
+        return chunked.one_product(lower_bound)
+
+
+class Definition(_ByRows, Reference):
+    """The loop over tokens."""
+
+    def forward(self, x: Inputs, options: ScanOptions) -> tuple[Tensor, Tensor]:
+        return reference.hgru2(*x, *options)
+
+
+def _offsets(x: Inputs) -> Tensor:
+    return offsets_of(x.cu_seqlens, *x.q.shape[:2])
+
+
+BACKENDS = (Cuda(), Triton(), Elementwise(), Native(), Chunked(), Definition())

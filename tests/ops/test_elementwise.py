@@ -1,0 +1,117 @@
+"""The element-wise backend of hgru2: all contracts, at the head sizes that `auto` gives it and at others."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from hgrn2 import ops
+from hgrn2.ops.backend import REGISTRY
+from hgrn2.testing.cases import Case, build, packed
+from hgrn2.testing.compare import different_bits, failures
+from hgrn2.testing.contracts import contracts_for, matches_reference
+from hgrn2.testing.evaluation import evaluate, run
+
+NAME = "elementwise"
+TINY = Case(op="hgru2", tokens=9, heads=3, key=2, value=2, gates="wide", bound="mixed")
+CASES = (
+    TINY,
+    replace(TINY, key=1, value=1, gates="infinite"),
+    replace(TINY, options=(("reverse", True), ("input_activation", "silu"), ("scale", 0.7))),
+    packed(TINY, (2, 0, 3, 4)),
+    packed(replace(TINY, key=1, value=1, state=False), (2, 0, 3, 4)),
+)
+
+
+@pytest.mark.parametrize(
+    ("case", "contract"), [(case, name) for case in CASES for name in contracts_for(case, torch.float32)], ids=str
+)
+def test_contracts(case: Case, contract: str) -> None:
+    operator = None
+    if contract == "steps_equal_whole":  # it has no step of its own: any serves
+        operator = replace(build(case, torch.float32).operator, step=lambda backend, **call: ops.hgru2_step(**call))
+    assert not failures(contracts_for(case, torch.float32)[contract](case, NAME, torch.float32, operator))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("key", "value"), [(1, 1), (1, 3), (3, 1), (3, 3), (4, 6), (12, 12)])
+def test_any_head_in_any_dtype(key: int, value: int, dtype: torch.dtype) -> None:
+    for gates in ("skips", "extremes"):
+        case = replace(TINY, key=key, value=value, gates=gates, bound="small")
+        assert not failures(matches_reference(case, NAME, dtype))
+
+
+def call(heads: int, width: int = 12) -> dict[str, Any]:
+    q, f, i = torch.randn(3, 2, 9, width, generator=torch.Generator().manual_seed(heads))
+    return {"q": q, "f": f, "i": i, "heads": heads}
+
+
+@pytest.mark.parametrize(("n", "chosen"), [(1, True), (2, True), (3, True), (4, False), (6, False)])
+def test_auto_takes_it_for_heads_of_one_to_three_on_a_cpu(n: int, chosen: bool) -> None:
+    given = call(12 // n)
+    assert (f"runs on {NAME}: " in ops.explain("hgru2", **given)) == chosen
+    auto, named = (ops.hgru2(**given, backend=backend)[0] for backend in ("auto", NAME))
+    assert (different_bits(auto, named) == 0) == chosen
+
+
+def test_auto_leaves_heads_whose_values_are_wider_alone() -> None:
+    given = call(6) | {"i": torch.randn(2, 9, 24)}
+    assert f"runs on {NAME}" not in ops.explain("hgru2", **given)
+
+
+def test_a_mixer_runs_what_explain_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    from hgrn2.layers.config import MixerConfig
+    from hgrn2.layers.hgru2 import HGRU2
+
+    ran: list[str] = []
+    for one in REGISTRY["hgru2"]:
+        if one.composed:
+            right = one.forward
+            monkeypatch.setattr(
+                type(one), "forward", lambda self, *a, right=right, name=one.name: (ran.append(name), right(*a))[1]
+            )
+    HGRU2(6, MixerConfig(head_size=2))(torch.randn(1, 5, 6))
+    assert ran == [NAME]
+
+
+def test_what_a_token_reads_of_its_own_write() -> None:
+    """A sequence of one token reads nothing else."""
+    from hgrn2.layers.config import MixerConfig
+    from hgrn2.layers.hgru2 import HGRU2
+
+    for n in (1, 2, 6):
+        mixer, bound = HGRU2(12, MixerConfig(head_size=n)).double(), torch.rand(12).double()
+        parts = tuple(torch.randn(3, 2, 5, 12, generator=torch.Generator().manual_seed(n)).double())
+        own = mixer.own(parts, bound)
+        for t in range(5):
+            o, _ = mixer.scan(tuple(x[:, t : t + 1] for x in parts), bound)
+            torch.testing.assert_close(own[:, t : t + 1], o, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_gradients_of_gates_near_one_keep_their_digits(n: int) -> None:
+    """float32, σ(x) of 1 - 5e-5 to 1 - 8e-7: y (1 - y) would have lost three to five digits of the slope."""
+
+    def gradients(backend: str, dtype: torch.dtype) -> list[Tensor]:
+        given = {k: x.to(dtype) if isinstance(x, Tensor) else x for k, x in call(12 // n).items()}
+        given["f"] = (12 + given["f"].clamp(-2, 2)).requires_grad_()
+        bound = torch.rand(12, generator=torch.Generator().manual_seed(n)).to(dtype).requires_grad_()
+        o, _ = ops.hgru2(**given, lower_bound=bound, backend=backend)
+        loss = (o * torch.arange(o.numel()).view_as(o).cos().to(dtype)).sum()
+        return [x.double() for x in torch.autograd.grad(loss, [given["f"], bound])]
+
+    truth = gradients("reference", torch.float64)
+    for ours, others, exact in zip(*(gradients(x, torch.float32) for x in (NAME, "chunked")), truth, strict=True):
+        error, theirs = ((x - exact).norm() / exact.norm() for x in (ours, others))
+        assert error <= 2 * theirs + 10 * torch.finfo(torch.float32).eps
+
+
+def test_compiles_as_one_graph_in_whole() -> None:
+    torch._dynamo.reset()
+    problem = build(TINY, torch.float32)
+    traced = replace(problem.operator, run=torch.compile(ops.hgru2, fullgraph=True, backend="aot_eager", dynamic=False))
+    want, got = evaluate(problem, "auto"), evaluate(replace(problem, operator=traced), "auto")
+    assert {name: different_bits(x, want[name]) for name, x in got.items()} == dict.fromkeys(want, 0)
+    assert different_bits(run(problem, NAME)[0], want["output"]) == 0
