@@ -153,7 +153,8 @@ class HGRU2(nn.Module):
 
     def own(self, parts: tuple[Tensor, ...], bound: Tensor | None) -> Tensor:
         """What of a scan's output [B,T,D] comes from the token at which it stands, o_t (k_t ⊗ i_t); float32."""
-        _, key, value, query = written(Inputs(*parts, bound), ScanOptions(reverse=False, **self.options))
+        q, f, i = parts
+        _, key, value, query = written(Inputs(q, f, i, bound), ScanOptions(reverse=False, **self.options))
         weight = (query * key).unflatten(-1, (self.heads, -1)).sum(-1, keepdim=True)
         return (weight * value.unflatten(-1, (self.heads, -1))).flatten(-2)
 

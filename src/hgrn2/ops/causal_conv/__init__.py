@@ -39,7 +39,6 @@ def causal_conv(
     choice = choose(x.device, backend, op="causal_conv", dtype=x.dtype, forward_mode=dual).backend
     chosen, tensors = find("causal_conv", choice), (x, weight, state, cu_seqlens)
     y, final = chosen.forward(*tensors) if chosen.composed else registration.forward(*tensors, choice)
-    y = y.to(x.dtype)
     return y, final if output_final_state else None
 
 

@@ -1,7 +1,7 @@
 """The backends of the short convolution, in the order in which `auto` prefers them.
 
-`forward` takes (x, weight, state, cu_seqlens) and returns (y, last inputs); `backward` takes the two incoming gradients
-besides, and returns gradients of x, weight and the state.
+`forward` takes (x, weight, state, cu_seqlens) and returns (y in x's dtype, last inputs); `backward` takes the two
+incoming gradients besides, and returns gradients of x, weight and the state.
 """
 
 import torch
@@ -19,9 +19,6 @@ Maybe = Tensor | None
 class Triton(TritonBackend):
     """One kernel each way."""
 
-    rounds = True
-    """y comes in x's dtype."""
-
     def forward(self, x: Tensor, weight: Tensor, state: Maybe, cu: Maybe) -> tuple[Tensor, Tensor]:
         from hgrn2.ops.causal_conv import triton
 
@@ -38,8 +35,6 @@ class Triton(TritonBackend):
 class Native(NativeBackend):
     """C++."""
 
-    rounds = False
-
     def forward(self, x: Tensor, weight: Tensor, state: Maybe, cu: Maybe) -> tuple[Tensor, Tensor]:
         from hgrn2.ops.native import call
 
@@ -48,7 +43,7 @@ class Native(NativeBackend):
         start = None if state is None else state.to(work).contiguous()
         y, final = torch.empty_like(x_work), x_work.new_empty(offsets.numel() - 1, width - 1, x.shape[2])
         call.elementwise("conv_forward", work, offsets, x.shape[2], (x_work, taps, start, y, final), width=width)
-        return y, final
+        return y.to(x.dtype), final
 
     def backward(
         self, x: Tensor, weight: Tensor, state: Maybe, cu: Maybe, grad_y: Tensor, grad_state: Tensor

@@ -11,7 +11,7 @@ from hgrn2.ops.operator import operator
 def forward(
     x: Tensor, weight: Tensor, state: Tensor | None, cu_seqlens: Tensor | None, backend: str = "native"
 ) -> tuple[Tensor, Tensor]:
-    """(y, last inputs), both in the working dtype, or y in x's where the backend rounds."""
+    """(y, last inputs), the latter in the working dtype."""
     return find("causal_conv", backend).forward(x, weight, state, cu_seqlens)
 
 
@@ -20,7 +20,7 @@ def _(x, weight, state, cu_seqlens, backend="native"):
     sequences = x.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
     work = work_dtype(x.dtype)
     final = x.new_empty((sequences, weight.shape[1] - 1, x.shape[2]), dtype=work)
-    return x.new_empty(x.shape, dtype=x.dtype if find("causal_conv", backend).rounds else work), final
+    return x.new_empty(x.shape), final
 
 
 @operator("causal_conv_backward")

@@ -27,14 +27,14 @@ class Triton(TritonBackend):
     def forward(self, *tensors: Any) -> tuple[Tensor, Tensor]:
         from hgrn2.ops.gated_outer_scan import triton
 
-        *tensors, reverse, scale = tensors
-        return triton.forward(*tensors, reverse=reverse, scale=scale)
+        *given, reverse, scale = tensors
+        return triton.forward(*given, reverse=reverse, scale=scale)
 
     def backward(self, *tensors: Any) -> Gradients:
         from hgrn2.ops.gated_outer_scan import triton
 
-        *tensors, reverse, scale = tensors
-        return triton.backward(*tensors, reverse=reverse, scale=scale)
+        *given, reverse, scale = tensors
+        return triton.backward(*given, reverse=reverse, scale=scale)
 
 
 class Native(NativeBackend):
@@ -45,9 +45,10 @@ class Native(NativeBackend):
     ) -> tuple[Tensor, Tensor]:
         from hgrn2.ops.native import outer
 
-        rows, start = _rows(v.dtype, q, k, v, log_f), _start(state, v.dtype)
+        xq, xk, xv, xf = _rows(v.dtype, q, k, v, log_f)
+        offsets, start = offsets_of(cu, *q.shape[:2]), _start(state, v.dtype)
         options = {"heads": q.shape[2], "reverse": reverse, "scale": scale}
-        o, final = outer.scan_forward(*rows, start, offsets_of(cu, *q.shape[:2]), **options)
+        o, final = outer.scan_forward(xq, xk, xv, xf, start, offsets, **options)
         return o.reshape(v.shape).to(v.dtype), final
 
     def backward(
@@ -56,10 +57,10 @@ class Native(NativeBackend):
     ) -> Gradients:  # fmt: skip
         from hgrn2.ops.native import outer
 
-        *rows, do = _rows(v.dtype, q, k, v, log_f, grad_o)
-        start, arriving = _start(state, v.dtype), _start(grad_state, v.dtype)
+        xq, xk, xv, xf, do = _rows(v.dtype, q, k, v, log_f, grad_o)
+        offsets, start, ds = offsets_of(cu, *q.shape[:2]), _start(state, v.dtype), _start(grad_state, v.dtype)
         options = {"heads": q.shape[2], "reverse": reverse, "scale": scale}
-        return outer.scan_backward(*rows, start, do, arriving, offsets_of(cu, *q.shape[:2]), **options)
+        return outer.scan_backward(xq, xk, xv, xf, start, do, ds, offsets, **options)
 
 
 def _rows(dtype: torch.dtype, *tensors: Tensor) -> Any:
@@ -87,10 +88,10 @@ class Chunked(Backend):
         self, q: Tensor, k: Tensor, v: Tensor, log_f: Tensor, state: Maybe, cu: Maybe, grad_o: Tensor,
         grad_state: Tensor, reverse: bool, scale: float,
     ) -> Gradients:  # fmt: skip
-        plan, xq, *rest = self._arguments(q, k, v, log_f, state, cu, reverse)
+        plan, xq, xk, xv, xf, start = self._arguments(q, k, v, log_f, state, cu, reverse)
         do, ds = (x.to(work_dtype(v.dtype)) for x in (grad_o.flatten(0, 1), grad_state))
         with full_precision(q.device):
-            dq, *others = chunked.backward(plan, scale * xq, *rest, do, ds.contiguous(), one_product=False)
+            dq, *others = chunked.backward(plan, scale * xq, xk, xv, xf, start, do, ds.contiguous(), one_product=False)
         return scale * dq, *others
 
     def _arguments(self, q, k, v, log_f, state, cu, reverse) -> Any:  # type: ignore[no-untyped-def]

@@ -53,9 +53,9 @@ class _Flat(Backend):
 
     def forward(self, x: Tensor, f: Tensor, state: Maybe, cu: Maybe, reverse: bool) -> Three:
         offsets = offsets_of(cu, *x.shape[:2])
-        flat = [y.to(work_dtype(x.dtype)).flatten(0, 1).contiguous() for y in (x, f)]
-        start = None if state is None else state.to(flat[0].dtype).contiguous()
-        h, final = self._scan(*flat, start, offsets, reverse)
+        added, gate = (y.to(work_dtype(x.dtype)).flatten(0, 1).contiguous() for y in (x, f))
+        start = None if state is None else state.to(added.dtype).contiguous()
+        h, final = self._scan(added, gate, start, offsets, reverse)
         return h.reshape(x.shape), final, h.new_empty(0)
 
     def backward(

@@ -1,5 +1,7 @@
 """The element-wise scan as a custom operator of PyTorch; see hgru2/registration.py, whose shape this follows."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -15,10 +17,15 @@ def forward(
     return find("gated_scan", backend).forward(x, f, state, cu_seqlens, reverse)
 
 
+def _carries(x: Tensor, backend: str) -> Any:
+    chosen: Any = find("gated_scan", backend)
+    return chosen.carries(x)
+
+
 @forward.register_fake
 def _(x, f, state, cu_seqlens, reverse, backend):
     sequences = x.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
-    work, carries = work_dtype(x.dtype), find("gated_scan", backend).carries(x)
+    work, carries = work_dtype(x.dtype), _carries(x, backend)
     final = x.new_empty((sequences, x.shape[2]), dtype=work)
     h = x.new_empty(x.shape, dtype=work if carries is None else x.dtype)
     return h, final, x.new_empty(0 if carries is None else carries, dtype=work)
@@ -44,7 +51,7 @@ def _(x, f, kept, state, cu_seqlens, grad_h, grad_state, reverse, backend):
 def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
     x, f, state, cu_seqlens, *ctx.options = inputs
     h, _, carries = output
-    kept = h if find("gated_scan", ctx.options[1]).carries(x) is None else carries
+    kept = h if _carries(x, ctx.options[1]) is None else carries
     ctx.save_for_backward(x, f, kept, state, cu_seqlens)
 
 

@@ -62,11 +62,11 @@ def hgru2(
     check_flags(reverse=reverse, output_final_state=output_final_state)
     names = (activations.name_of(input_activation), activations.name_of(output_activation))
     options = ScanOptions(heads, reverse, *names, scale)
-    sizes = {"keys": q.shape[2] // heads, "values": i.shape[2] // heads}
+    keys, values = q.shape[2] // heads, i.shape[2] // heads
     batch = (q.shape[0] if cu_seqlens is None else cu_seqlens.numel() - 1, q.shape[1], heads)
     dual = has_tangents(q, f, i, lower_bound, state)
     choice = choose(
-        q.device, backend, op="hgru2", dtype=widest(q, f, i), batch=batch, forward_mode=dual, **sizes
+        q.device, backend, op="hgru2", dtype=widest(q, f, i), keys=keys, values=values, batch=batch, forward_mode=dual
     ).backend
     tensors, chosen = Inputs(q, f, i, lower_bound, state, cu_seqlens), find("hgru2", choice)
     o, final = chosen.forward(tensors, options) if chosen.composed else registration.forward(*tensors, *options, choice)
@@ -113,9 +113,18 @@ def hgru2_step(
     names = (activations.name_of(input_activation), activations.name_of(output_activation))
     rows = state if slots is None else state[:1].expand(slots.shape[0], *state.shape[1:])
     _check_sizes(q, f, i, lower_bound, heads, rows, q.shape[0])
-    sizes = {"keys": state.shape[-2], "values": state.shape[-1], "state": state.dtype}
+    keys, values = state.shape[-2:]
     dual = has_tangents(q, f, i, lower_bound, state)
-    choice = choose(q.device, backend, op="hgru2_step", dtype=i.dtype, forward_mode=dual, **sizes).backend
+    choice = choose(
+        q.device,
+        backend,
+        op="hgru2_step",
+        dtype=i.dtype,
+        keys=keys,
+        values=values,
+        state=state.dtype,
+        forward_mode=dual,
+    ).backend
     step, options = find("hgru2_step", choice).step, ScanOptions(heads, False, *names, scale)
     assert step is not None
     with torch.no_grad():

@@ -108,25 +108,26 @@ class Native(_ByRows, NativeBackend):
     def forward(self, x: Inputs, options: ScanOptions) -> tuple[Tensor, Tensor]:
         from hgrn2.ops.native import outer
 
-        o, final = outer.hgru2_forward(*self._arguments(x), _offsets(x), **options._asdict())
+        o, final = outer.hgru2_forward(*self._arguments(x), **options._asdict())
         return o.reshape(x.i.shape).to(x.i.dtype), final
 
     def backward(self, x: Inputs, grad_o: Tensor, grad_state: Tensor, options: ScanOptions) -> Gradients:
         from hgrn2.ops.native import outer
 
         do, ds = grad_o.to(x.work).flatten(0, 1).contiguous(), grad_state.to(x.work).contiguous()
-        return outer.hgru2_backward(*self._arguments(x), do, ds, _offsets(x), **options._asdict())
+        return outer.hgru2_backward(*self._arguments(x, do, ds), **options._asdict())
 
     def one(self, q: Tensor, f: Tensor, i: Tensor, bound: Tensor | None, state: Tensor, options: ScanOptions) -> Tensor:
         from hgrn2.ops.native import outer
 
         return outer.hgru2_step(q, f, i, bound, state, heads=options.heads, **options.shared())
 
-    def _arguments(self, x: Inputs) -> Any:
+    def _arguments(self, x: Inputs, *gradients: Tensor) -> Any:
         from hgrn2.ops.native.call import rows
 
         tokens = (rows(y.flatten(0, 1), x.work) for y in x[:3])
-        return (*tokens, *(None if y is None else y.to(x.work).contiguous() for y in (x.lower_bound, x.state)))
+        rest = (None if y is None else y.to(x.work).contiguous() for y in (x.lower_bound, x.state))
+        return *tokens, *rest, *gradients, _offsets(x)
 
 
 class Chunked(_ByRows):
@@ -145,15 +146,15 @@ class Chunked(_ByRows):
     def backward(self, x: Inputs, grad_o: Tensor, grad_state: Tensor, options: ScanOptions) -> Gradients:
         do = grad_o.to(x.work).flatten(0, 1).unflatten(-1, (options.heads, -1))
         with full_precision(x.q.device):
-            return chunked.backward(*self._arguments(x, options), do, grad_state.to(x.work), **options.shared())
+            return chunked.backward(*self._arguments(x, options, do, grad_state.to(x.work)), **options.shared())
 
-    def _arguments(self, x: Inputs, options: ScanOptions) -> Any:
+    def _arguments(self, x: Inputs, options: ScanOptions, *gradients: Tensor) -> Any:
         heads, shape = options.heads, x.states(options.heads)
         plan = plan_chunks(_offsets(x), CHUNK, options.reverse, x.q.device)
         tokens = (y.to(x.work).flatten(0, 1).unflatten(-1, (heads, y.shape[2] // heads)) for y in x[:3])
         bound = None if x.lower_bound is None else x.lower_bound.to(x.work).unflatten(0, (heads, -1))
         start = x.q.new_zeros(shape, dtype=x.work) if x.state is None else x.state.to(x.work)
-        return plan, *tokens, bound, start
+        return plan, *tokens, bound, start, *gradients
 
     def one_product(self, lower_bound: Tensor | None) -> bool:
         return chunked.one_product(lower_bound)

@@ -1,6 +1,6 @@
 """What travels together through the HGRN2 core; torch.library wants it one by one, in this order."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -38,7 +38,7 @@ class ScanOptions(NamedTuple):
     output_activation: str
     scale: float
 
-    def shared(self) -> dict[str, str | float]:
+    def shared(self) -> dict[str, Any]:
         """All that is alike for every head and direction, by name."""
         names = ("input_activation", "output_activation", "scale")
-        return dict(zip(names, self[2:], strict=True))  # type: ignore[arg-type]
+        return dict(zip(names, self[2:], strict=True))

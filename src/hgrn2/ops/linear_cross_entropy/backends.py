@@ -16,7 +16,7 @@ class Triton(TritonBackend):
         """See `chunked.forward`."""
         from hgrn2.ops.linear_cross_entropy import triton
 
-        return chunked.forward(*arguments, triton.rows)
+        return chunked.forward(*arguments, rows=triton.rows)
 
 
 class Chunked(Backend):
@@ -26,7 +26,7 @@ class Chunked(Backend):
 
     def forward(self, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
         """See `chunked.forward`."""
-        return chunked.forward(*arguments, chunked.rows)
+        return chunked.forward(*arguments, rows=chunked.rows)
 
 
 BACKENDS = (Triton(), Chunked())

@@ -1,4 +1,4 @@
-"""The element-wise backend of hgru2: all contracts, at the head sizes that `auto` gives it and at others."""
+"""Every backend in the registry that serves the CPU keeps every contract; and when `auto` takes which form of hgru2."""
 
 from dataclasses import replace
 from typing import Any
@@ -8,31 +8,55 @@ import torch
 from torch import Tensor
 
 from hgrn2 import ops
-from hgrn2.ops.backend import REGISTRY
-from hgrn2.testing.cases import Case, build, packed
+from hgrn2.doctor.checks import call_of
+from hgrn2.ops.backend import REGISTRY, STEPS, Backend, find, names
+from hgrn2.testing.cases import OPERATORS, Case, build, packed
 from hgrn2.testing.compare import different_bits, failures
 from hgrn2.testing.contracts import contracts_for, matches_reference
 from hgrn2.testing.evaluation import evaluate, run
 
 NAME = "elementwise"
 TINY = Case(op="hgru2", tokens=9, heads=3, key=2, value=2, gates="wide", bound="mixed")
+ONE = replace(TINY, key=1, value=1, gates="infinite")
 CASES = (
     TINY,
-    replace(TINY, key=1, value=1, gates="infinite"),
+    ONE,
     replace(TINY, options=(("reverse", True), ("input_activation", "silu"), ("scale", 0.7))),
     packed(TINY, (2, 0, 3, 4)),
-    packed(replace(TINY, key=1, value=1, state=False), (2, 0, 3, 4)),
+    packed(replace(ONE, state=False), (2, 0, 3, 4)),
+    *(Case(op=op, tokens=9, key=2, value=2) for op in OPERATORS if op != "hgru2"),
 )
+
+
+def examined(case: Case) -> list[str]:
+    """The backends that doctor would hold to this case on a CPU."""
+    call = call_of(case.op, torch.device("cpu"), torch.float32, case)
+    return [one.name for one in REGISTRY[case.op] if one.examined(call)]
 
 
 @pytest.mark.parametrize(
-    ("case", "contract"), [(case, name) for case in CASES for name in contracts_for(case, torch.float32)], ids=str
+    ("case", "name", "contract"),
+    [(case, name, x) for case in CASES for name in examined(case) for x in contracts_for(case, torch.float32)],
+    ids=str,
 )
-def test_contracts(case: Case, contract: str) -> None:
-    operator = None
-    if contract == "steps_equal_whole":  # it has no step of its own: any serves
-        operator = replace(build(case, torch.float32).operator, step=lambda backend, **call: ops.hgru2_step(**call))
-    assert not failures(contracts_for(case, torch.float32)[contract](case, NAME, torch.float32, operator))
+def test_contracts(case: Case, name: str, contract: str) -> None:
+    able, why = find(case.op, name).supports(call_of(case.op, torch.device("cpu"), torch.float32, case))
+    if not able:
+        pytest.skip(why)
+    operator = OPERATORS[case.op]
+    if find(case.op, name).step is None:  # any step serves
+        step = operator.step
+        operator = replace(operator, step=lambda *, backend, **call: step(**call, backend="auto"))
+    assert not failures(contracts_for(case, torch.float32)[contract](case, name, torch.float32, operator))
+
+
+def test_the_registry_is_complete() -> None:
+    assert {*REGISTRY} == {*OPERATORS, *STEPS.values(), "linear_cross_entropy"}
+    for op, backends in REGISTRY.items():
+        assert len({one.name for one in backends}) == len(backends) > 0
+        assert all(isinstance(one, Backend) for one in backends)
+        assert backends[-1].plain, "the last one serves every call"
+        assert find(op, names(op)[0]) is backends[0]
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
@@ -57,7 +81,7 @@ def test_auto_takes_it_for_heads_of_one_to_three_on_a_cpu(n: int, chosen: bool) 
 
 
 def test_auto_leaves_heads_whose_values_are_wider_alone() -> None:
-    given = call(6) | {"i": torch.randn(2, 9, 24)}
+    given: dict[str, Any] = {**call(6), "i": torch.randn(2, 9, 24)}
     assert f"runs on {NAME}" not in ops.explain("hgru2", **given)
 
 
@@ -95,7 +119,7 @@ def test_gradients_of_gates_near_one_keep_their_digits(n: int) -> None:
     """float32, σ(x) of 1 - 5e-5 to 1 - 8e-7: y (1 - y) would have lost three to five digits of the slope."""
 
     def gradients(backend: str, dtype: torch.dtype) -> list[Tensor]:
-        given = {k: x.to(dtype) if isinstance(x, Tensor) else x for k, x in call(12 // n).items()}
+        given: dict[str, Any] = {k: x.to(dtype) if isinstance(x, Tensor) else x for k, x in call(12 // n).items()}
         given["f"] = (12 + given["f"].clamp(-2, 2)).requires_grad_()
         bound = torch.rand(12, generator=torch.Generator().manual_seed(n)).to(dtype).requires_grad_()
         o, _ = ops.hgru2(**given, lower_bound=bound, backend=backend)
