@@ -11,6 +11,7 @@ kernels and the contracts of `hgrn2.testing` iterate over `REGISTRY` and ask the
     reference    the loop over tokens, differentiated by autograd; the float64 reference of all others
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
@@ -139,6 +140,7 @@ STEPS: dict[str, str] = {}
 def register(op: str, backends: tuple[Backend, ...], step: str = "") -> None:
     """The backends of an operator; those with a `step` serve its step too."""
     REGISTRY[op] = backends
+    _asked.cache_clear()
     if step:
         STEPS[op] = step
         REGISTRY[step] = tuple(one for one in backends if one.step is not None)
@@ -164,20 +166,25 @@ class Choice(NamedTuple):
     why: str
 
 
+@functools.lru_cache(1024)  # at every call of an operator
+def _asked(call: Call) -> tuple[str, ...]:
+    return tuple(one.name for one in REGISTRY[call.op] if one.auto(call))
+
+
+@constant_when_compiled
+def _asked_names(*call: Any) -> tuple[str, ...]:
+    return _asked(Call(*call))
+
+
 @constant_when_compiled  # torch.compile asks once instead of tracing the build of the kernels
-def _support(
-    op: str, name: str, device: torch.device, dtype: torch.dtype, keys: int, values: int, state: torch.dtype | None,
-    auto: bool,
-) -> tuple[bool, str]:  # fmt: skip
-    """As `Backend.supports`; for `auto` also no where doctor has found the kernel bad, or it should not be asked."""
-    call, one = Call(op, device, dtype, keys, values, state), find(op, name)
-    if auto and not one.auto(call):
-        return False, ""
-    able, why = one.supports(call)
+def _support(auto: bool, name: str, *what: Any) -> tuple[bool, str]:
+    """As `Backend.supports` of a `Call`; for `auto` also no where doctor has found the kernel bad."""
+    call = Call(*what)
+    able, why = find(call.op, name).supports(call)
     if able and auto:
         from hgrn2.ops.known_bad import reason
 
-        bad = reason(op, name, device)
+        bad = reason(call.op, name, call.device)
         return not bad, bad or why
     return able, why
 
@@ -200,37 +207,39 @@ def choose(
     """
     if not isinstance(backend, str):
         raise UserError(f"backend is {shown(backend)}; choose auto, {', '.join(names(op))}")
+    call = (op, device, dtype, keys, values, state)
     if backend != "auto":
-        return _named(Call(op, device, dtype, keys, values, state), backend, forward_mode)
+        return _named(backend, forward_mode, *call)
     if forward_mode:
         return Choice("reference", f"{FORWARD_MODE} the reference alone")
     reasons, slow = [], None
-    for one in REGISTRY[op]:
+    for name in _asked_names(*call):
+        one = find(op, name)
         if slow is not None and one.plain:
             return Choice(slow.backend, "; ".join([slow.why, *reasons]))
-        able, why = _support(op, one.name, device, dtype, keys, values, state, True)
+        able, why = _support(True, name, *call)
         against = "" if not able or batch is None else one.slow(device, keys, values, batch)
         if able and not against:
-            return Choice(one.name, "; ".join([why, *reasons]))
+            return Choice(name, "; ".join([why, *reasons]))
         if able and one.better_than_plain:
-            slow = Choice(one.name, why)
+            slow = Choice(name, why)
         if against or why:
             reasons.append(against or why)
     return Choice(REGISTRY[op][-1].name, "; ".join(reasons))
 
 
-def _named(call: Call, name: str, forward_mode: bool) -> Choice:
-    for one in REGISTRY[call.op]:
+def _named(name: str, forward_mode: bool, op: str, *rest: Any) -> Choice:
+    for one in REGISTRY[op]:
         if one.name == name:
-            able, why = _support(call.op, name, *call[1:], False)
-            if forward_mode and not one.tangents(call.op):
+            able, why = _support(False, name, op, *rest)
+            if forward_mode and not one.tangents(op):
                 able, why = False, f"{FORWARD_MODE} backend='reference' alone"
             if not able:
                 raise UserError(f"backend {name} cannot serve this call: {why}")
             return Choice(name, "asked for by name" if one.plain else why)
     if name in names():
-        raise UserError(f"backend {name} cannot serve this call: {name} has no kernel for {call.op}")
-    raise UserError(f"backend {shown(name)} is unknown; choose auto, {', '.join(names(call.op))}")
+        raise UserError(f"backend {name} cannot serve this call: {name} has no kernel for {op}")
+    raise UserError(f"backend {shown(name)} is unknown; choose auto, {', '.join(names(op))}")
 
 
 FORWARD_MODE = "forward-mode derivatives (jvp, jacfwd, linearize, dual numbers) are computed by"

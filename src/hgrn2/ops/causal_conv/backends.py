@@ -4,6 +4,8 @@
 incoming gradients besides, and returns gradients of x, weight and the state.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -19,17 +21,15 @@ Maybe = Tensor | None
 class Triton(TritonBackend):
     """One kernel each way."""
 
-    def forward(self, x: Tensor, weight: Tensor, state: Maybe, cu: Maybe) -> tuple[Tensor, Tensor]:
+    def forward(self, *arguments: Any) -> tuple[Tensor, Tensor]:
         from hgrn2.ops.causal_conv import triton
 
-        return triton.forward(x, weight, state, cu)
+        return triton.forward(*arguments)
 
-    def backward(
-        self, x: Tensor, weight: Tensor, state: Maybe, cu: Maybe, grad_y: Tensor, grad_state: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(self, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
         from hgrn2.ops.causal_conv import triton
 
-        return triton.backward(x, weight, state, cu, grad_y, grad_state)
+        return triton.backward(*arguments)
 
 
 class Native(NativeBackend):

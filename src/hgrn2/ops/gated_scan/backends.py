@@ -6,6 +6,8 @@ dtype, which their backward reads as it was computed, and no carries. `backward`
 cu_seqlens, the two incoming gradients and reverse, and returns gradients of x, f and the state.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -30,22 +32,22 @@ class Triton(TritonBackend):
 
         return triton.carries_shape(x)
 
-    def forward(self, x: Tensor, f: Tensor, state: Maybe, cu: Maybe, reverse: bool) -> Three:
+    def forward(self, *arguments: Any) -> Three:
         from hgrn2.ops.gated_scan import triton
 
-        return triton.forward(x, f, state, cu, reverse)
+        return triton.forward(*arguments)
 
-    def backward(
-        self, x: Tensor, f: Tensor, kept: Tensor, state: Maybe, cu: Maybe, grad_h: Tensor, grad_state: Tensor,
-        reverse: bool,
-    ) -> Three:  # fmt: skip
+    def backward(self, *arguments: Any) -> Three:
         from hgrn2.ops.gated_scan import triton
 
-        return triton.backward(x, f, kept, state, cu, grad_h, grad_state, reverse)
+        return triton.backward(*arguments)
 
 
 class _Flat(Backend):
     """Tokens of all sequences in one row, in the working dtype."""
+
+    _scan: Any
+    _back: Any
 
     def carries(self, x: Tensor) -> tuple[int, ...] | None:
         """None: h itself is kept."""
@@ -66,14 +68,6 @@ class _Flat(Backend):
         gate, h, grad = (y.to(work).flatten(0, 1).contiguous() for y in (f, kept, grad_h))
         start = None if state is None else state.to(work).contiguous()
         return self._back(gate, h, start, grad, grad_state.to(work).contiguous(), offsets, reverse)
-
-    def _scan(self, x: Tensor, f: Tensor, start: Maybe, offsets: Tensor, reverse: bool) -> tuple[Tensor, Tensor]:
-        raise NotImplementedError
-
-    def _back(
-        self, f: Tensor, h: Tensor, start: Maybe, grad: Tensor, grad_state: Tensor, offsets: Tensor, reverse: bool
-    ) -> Three:
-        raise NotImplementedError
 
 
 class Native(_Flat, NativeBackend):
@@ -108,10 +102,7 @@ class Chunked(_Flat):
         start = x.new_zeros(offsets.numel() - 1, x.shape[1]) if start is None else start
         return chunked.forward(plan, x.unsqueeze(1), f.unsqueeze(1), start)
 
-    def _back(
-        self, f: Tensor, h: Tensor, start: Maybe, grad: Tensor, grad_state: Tensor, offsets: Tensor, reverse: bool
-    ) -> Three:
-        return chunked.backward(f, h, start, grad, grad_state, offsets, reverse)
+    _back = staticmethod(chunked.backward)
 
     def step(self, x: Tensor, f: Tensor, state: Tensor) -> Tensor:
         """One token; changes the state."""
