@@ -105,7 +105,7 @@ def test_a_wrong_kernel_is_found_and_avoided_until_forgotten(
     auto, chunked = (ops.gated_scan(X, X, backend=name)[0] for name in ("auto", "chunked"))
     assert torch.equal(auto, chunked)
     assert ops.explain("gated_scan", X, X, backend="native").endswith("for this processor")  # by name it still runs
-    assert "1 records of wrong kernels forgotten" in printed(capsys, ["doctor", "--forget"], 0)[0]
+    assert "1 records of known-bad kernels forgotten" in printed(capsys, ["doctor", "--forget"], 0)[0]
     assert "runs on native" in ops.explain("gated_scan", X, X)
     assert "no kernel is known to be bad" in printed(capsys, ["doctor", "--forget"], 0)[0]
 
