@@ -126,7 +126,7 @@ def test_a_damaged_checkpoint_is_told(saved: Callable[..., Path], capsys: pytest
         (("--prompt", "a", "--prompt-file", "b"), "give --prompt or --prompt-file, not both"),
         (("--prompt", ""), "empty prompt: give at least one character"),
         (("--prompt", "xyz"), "character 'x'"),
-        (("--prompt-file", "/nowhere/at/all"), "/nowhere/at/all cannot be read: No such file"),
+        (("--prompt-file", "/nowhere/at/all"), "/nowhere/at/all does not exist"),
         (("--prompt", "a", "--temperature", "0"), "temperature is 0.0"),
         (("--prompt", "a", "--samples", "0"), "samples is 0"),
         (("--prompt", "a", "--stop", ""), "a stop text is empty"),

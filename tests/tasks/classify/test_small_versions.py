@@ -60,7 +60,7 @@ def test_listops(model: str, short_listops: tuple[Path, float], tmp_path: Path) 
     assert accuracy(folder, tmp_path / "run", "listops", model, *settings) > chance + 0.12
 
 
-@pytest.mark.parametrize("model", ["hgrn2", "hgrn1"])
+@pytest.mark.parametrize("model", ["hgrn2", pytest.param("hgrn1", marks=pytest.mark.full)])
 def test_pictures(model: str, some_pictures: Path, tmp_path: Path) -> None:
     """Ten classes; JPEG CIFAR-10, a twentieth of it."""
     settings = (
@@ -85,7 +85,7 @@ def short_curves(tmp_path_factory: pytest.TempPathFactory) -> Path:
 CURVES = ("train.steps=150", "model.layers=2", "train.average=0.9", "data.curriculum.steps=0", "optim.lr=3e-3")
 
 
-@pytest.mark.parametrize("task", ["pathfinder", "pathx"])
+@pytest.mark.parametrize("task", ["pathfinder", pytest.param("pathx", marks=pytest.mark.full)])
 def test_short_curves(task: str, short_curves: Path, tmp_path: Path) -> None:
     """In both recipes for curves."""
     assert accuracy(short_curves, tmp_path / "run", task, "hgrn2", *CURVES) > 0.85
