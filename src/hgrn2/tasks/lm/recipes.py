@@ -29,11 +29,11 @@ def small() -> RunConfig:
     return RunConfig(
         model=model,
         train=TrainConfig(
-            steps=100_000, budget_s=600, epochs=6, sequence_length=256, batch_size=8, eval_every=200,
+            steps=100_000, budget_s=600, epochs=3, sequence_length=256, batch_size=8, eval_every=200,
             eval_tokens=20_000, keep_best=True, patience=5, save_every=500,
         ),
         optim=OptimConfig(
-            optimizer="muon", lr=2e-3, matrix_lr=3e-3, schedule="linear", warmup_steps=50, final_lr_ratio=0.0
+            optimizer="muon", lr=4e-3, matrix_lr=6e-3, schedule="linear", warmup_steps=50, final_lr_ratio=0.0
         ),
     )  # fmt: skip
 
