@@ -41,7 +41,7 @@ def verify_examples(folder: Path, as_json: bool) -> None:
 
 
 def _print(folder: Path, info: dict[str, Any]) -> None:
-    what = f"{len(info['classes'])} classes, token ids below {info['vocab_size']}, seed {info['seed']}"
+    what = f"{len(info['classes'])} classes, {_inputs(info)}, seed {info['seed']}"
     print(f"{folder}: {info['task']}, {info['origin']}\n{what}")
     if info["settings"]:
         print(", ".join(f"{name} {value}" for name, value in info["settings"].items()))
@@ -51,6 +51,15 @@ def _print(folder: Path, info: dict[str, Any]) -> None:
         rows.append((name, f"{split['count']:,}", *lengths, f"{split['bytes'] / 1e6:,.1f}"))
     console.show(console.Columns(("split", "examples", "tokens: least", "median", "most", "MB"), rows))
     print(label_lines(info["classes"], {name: split["labels"] for name, split in info["splits"].items()}))
+
+
+def _inputs(info: dict[str, Any]) -> str:
+    """What a model is given of an example."""
+    shapes = [split["shape"] for split in info["splits"].values() if split["shape"] is not None]
+    if shapes:
+        height, width, channels = shapes[0]
+        return f"pictures of {width} x {height} in {'grey' if channels == 1 else 'colour'}"
+    return f"token ids below {info['vocab_size']}" if info["vocab_size"] else "sequences of numbers"
 
 
 def label_lines(classes: list[str], counts: dict[str, list[int]]) -> str:

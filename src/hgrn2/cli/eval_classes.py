@@ -33,7 +33,7 @@ def show_classes(verb: "Eval") -> None:
     names = loaded.classes(verb.data)
     with progress_shown() as progress:
         split, found = measure_on(loaded, verb.data, verb.split, lambda *done: progress("measuring", *done))
-    data = str(verb.data or loaded.run.data.folder)
+    data = str(verb.data or loaded.examples())
     if verb.json:
         return console.print_json(_values(loaded.name, data, split, found, names))
     print(f"{loaded.name} on {data}, split {split}: {found.examples:,} examples")

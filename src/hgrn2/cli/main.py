@@ -21,6 +21,7 @@ VERBS: dict[str, tuple[str, dict[str, str]]] = {
             "mqar": "train_mqar:TrainMQAR",
             "lra": "train_classify:TrainLRA",
             "image": "train_classify:TrainImage",
+            "classify": "train_own:TrainClassify",
         },
     ),
     "tune": ("learn the state from which a frozen model begins", {"state": "tune:TuneState"}),

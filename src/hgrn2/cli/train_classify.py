@@ -69,7 +69,7 @@ class TrainImage:
     folder: config.json, metrics.jsonl, checkpoints/, summary.json, report.html.
 
     Example: hgrn2 train image cifar10 --data data/cifar10 --out runs/cifar10 --size small
-    Example: hgrn2 train image data/flowers --out runs/flowers --set model.image_size=64
+    Example: hgrn2 train image data/flowers --out runs/flowers
     """
 
     name: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="NAME|FOLDER")]]
@@ -80,7 +80,10 @@ class TrainImage:
     """Run folder, new or of this very run."""
     model: Annotated[str, tyro.conf.arg(metavar="NAME")] = "hgrn2"
     """hgrn2, hgrn1 or deit."""
-    size: Literal["full", "fast", "small"] = "full"
+    size: Annotated[
+        Literal["full", "fast", "small"] | None,
+        tyro.conf.arg(help_behavior_hint="(default: full; of your own pictures small, on a GPU fast)"),
+    ] = None
     """full: the tiny model of 12 layers; fast: ours for ten minutes of an H100; small: minutes on a CPU."""
     set: Settings = ()
     """Any setting of the run, such as train.steps=500 model.drop_path=0.1 data.augment.flip=false."""
@@ -101,8 +104,14 @@ class TrainImage:
         refuse(own and not known, f"{self.name!r} is neither {', '.join(IMAGES)} nor a folder of examples")
         refuse(folder is None, f"{self.name} needs its examples: --data FOLDER, made by `hgrn2 data image`")
         assert folder is not None
-        run = recipe("cifar10" if own else self.name, self.model, self.size)
-        run = replace(run, task=folder.name) if own else run
+        if own:
+            from hgrn2.models.saved import usable_device
+            from hgrn2.tasks.classify.own_images import own_image_run
+
+            size = self.size or ("small" if usable_device(self.device).type == "cpu" else "fast")
+            run = own_image_run(folder, self.model, size)
+        else:
+            run = recipe(self.name, self.model, self.size or "full")
         return _train(run, folder, self.set, self.out, self.device, self.restart, self.json)
 
 
@@ -113,10 +122,10 @@ def _train(
 
     run = fit_to_data(with_overrides(replace(run, data=replace(run.data, folder=str(data))), assignments))
     result = train_classifier(run, out, device=device, restart=restart, quiet=quiet)
-    return ended(result, quiet, _show)
+    return ended(result, quiet, show_result)
 
 
-def _show(result: "ClassifyResult") -> None:
+def show_result(result: "ClassifyResult") -> None:
     summary = result.summary
     title = f"{summary['task']} after {summary['epochs']:g} epochs, {summary['train_seconds']:.0f} s of training"
     rows = [
@@ -126,12 +135,20 @@ def _show(result: "ClassifyResult") -> None:
     caption = f"{summary['parameters']:,} parameters. Data: {summary['origin']}"
     head = ("split", "examples", "accuracy", "nats/example")
     console.show(console.Columns(head, rows, title=title, caption=caption))
+    if baseline := summary.get("baseline"):
+        print(f"always {baseline['class']!r}, the commonest class in training: {baseline['accuracy']:.2%} right")
     next_steps(result.folder, "curves and settings", ("eval", result.folder), *_classify(result.folder))
 
 
 def _classify(folder: Path) -> list[tuple[str | Path, ...]]:
     """The command that names classes, for what this model reads: pictures, texts, or what no file holds."""
-    model = settings_of(folder).get("model", {})
+    values = settings_of(folder)
+    model, kind = values.get("model", {}), values.get("data", {}).get("own", {}).get("kind")
+    if kind in ("text", "numbers"):
+        return [
+            *([("classify", folder, "--text", "A text.")] if kind == "text" else []),
+            ("classify", folder, "new.csv"),
+        ]
     if "image_size" in model:
         return [("classify", folder, "PICTURE.png")]
     return (

@@ -42,8 +42,9 @@ class ClassPlan:
 class ClassBatch:
     """One batch.
 
-    `tokens` int64 [B,T] with 0 where `keep` bool [B,T] is False; of pairs also `tokens_b` and `keep_b`, of the same T.
-    For images `tokens` is None and `images` uint8 [B,H,W,C]. `labels` int64 [B]; `indices` int64 [B] are the examples.
+    `tokens` int64 [B,T], or numbers float32 [B,T,C], with 0 where `keep` bool [B,T] is False; of pairs also `tokens_b`
+    and `keep_b`, of the same T. For images `tokens` is None and `images` uint8 [B,H,W,C]. `labels` int64 [B]; `indices`
+    int64 [B] are the examples.
     """
 
     labels: np.ndarray
@@ -121,7 +122,9 @@ def padded_width(lengths: np.ndarray, indices: np.ndarray, plan: ClassPlan) -> i
 
 
 def _padded(sequences: list[np.ndarray], width: int) -> tuple[np.ndarray, np.ndarray]:
-    tokens = np.zeros((len(sequences), width), dtype=np.int64)
+    # Ids, or real numbers [T,C].
+    kind = sequences[0].dtype if sequences[0].dtype.kind == "f" else np.dtype(np.int64)
+    tokens = np.zeros((len(sequences), width, *sequences[0].shape[1:]), dtype=kind)
     keep = np.zeros((len(sequences), width), dtype=bool)
     for row, sequence in enumerate(sequences):
         length = min(len(sequence), width)

@@ -31,7 +31,8 @@ class Examples:
     """N labelled examples: images, sequences of tokens, or pairs of sequences.
 
     `a` is uint8 [N,H,W,C] when `a_offsets` is None, otherwise the tokens of all examples end to end, example i being
-    `a[a_offsets[i] : a_offsets[i+1]]`; `b` likewise where examples are pairs. `labels` are int64 [N].
+    `a[a_offsets[i] : a_offsets[i+1]]`, or the real numbers of all steps, float32 [steps,C]; `b` likewise where examples
+    are pairs. `labels` are int64 [N].
     """
 
     a: np.ndarray
@@ -44,7 +45,7 @@ class Examples:
         return len(self.labels)
 
     def first(self, index: int) -> np.ndarray:
-        """Tokens [T] of an example, or its image [H,W,C]."""
+        """Tokens [T] of an example, its numbers [T,C], or its image [H,W,C]."""
         if self.a_offsets is None:
             return self.a[index]
         return self.a[self.a_offsets[index] : self.a_offsets[index + 1]]
@@ -101,7 +102,7 @@ class Described:
     task: str
     classes: tuple[str, ...]
     vocab_size: int
-    """Token ids are below it, 0 being padding; 256 grey levels or channel values for images."""
+    """Token ids are below it; 256 grey levels or channel values for images; 0 for real numbers."""
     origin: str
     """Where the examples come from, to be said beside every result."""
     seed: int = 0
@@ -110,7 +111,7 @@ class Described:
 
 def examples_of(sequences: Iterable[np.ndarray], labels: Iterable[int], dtype: str = "uint8",
                 seconds: Iterable[np.ndarray] | None = None) -> Examples:  # fmt: skip
-    """Ragged examples from token arrays [T]; `seconds` makes them pairs."""
+    """Ragged examples from arrays of tokens [T], or of numbers [T,C]; `seconds` makes them pairs."""
     a, a_offsets = _ragged(sequences, dtype)
     b, b_offsets = _ragged(seconds, dtype) if seconds is not None else (None, None)
     return Examples(a=a, a_offsets=a_offsets, b=b, b_offsets=b_offsets, labels=np.asarray(list(labels), dtype=np.int64))

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from math import isqrt
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hgrn2.data.classes import open_examples
+from hgrn2.data.classes import examples_of, open_examples
+from hgrn2.data.labelled import Columns, Labelled, numbers_of, read_labelled
+from hgrn2.data.tables import is_table
+from hgrn2.data.tokenizer import Tokenizer, load_tokenizer
+from hgrn2.errors import UserError
 from hgrn2.files import read_json
 from hgrn2.models.config import SequenceConfig
 from hgrn2.models.modes import reading
@@ -28,8 +33,10 @@ from hgrn2.models.saved import (
     usable_device,
 )  # fmt: skip
 from hgrn2.settings import from_dict, refuse
-from hgrn2.tasks.classify.config import ClassifyData, ClassifyRun
-from hgrn2.tasks.classify.task import Measured, check_fit, logits, measure, pixels
+from hgrn2.tasks.classify.config import ClassifyData, ClassifyRun, OwnColumns
+from hgrn2.tasks.classify.loading import Loader
+from hgrn2.tasks.classify.own import EXAMPLES, encode_texts, standardised
+from hgrn2.tasks.classify.task import Measured, check_fit, logits, measure, pixels, plan_of
 from hgrn2.train.config import TrainConfig
 
 ANY_LENGTH = 1 << 24
@@ -53,15 +60,34 @@ class LoadedClassifier:
         return str(self.found.folder) if self.found.run is None else f"{self.found.run} (step {self.found.step})"
 
     @property
+    def own(self) -> OwnColumns:
+        """How its examples stood in tables of one's own; of kind none where they did not."""
+        return self.run.data.own
+
+    @property
     def reads_text(self) -> bool:
-        """Whether its inputs are bytes of a text."""
+        """Whether its inputs are a text's tokens."""
         config = self.run.model
-        return isinstance(config, SequenceConfig) and config.vocab_size == 257 and not config.pair
+        as_bytes = isinstance(config, SequenceConfig) and config.vocab_size == 257 and not config.pair
+        return self.own.kind == "text" or (self.own.kind == "none" and as_bytes)
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """That of the run's own texts."""
+        if self.found.tokenizer is None:
+            raise UserError(f"{self.name} has no tokenizer/ folder, so text cannot be read")
+        return load_tokenizer(self.found.tokenizer)
+
+    def examples(self) -> str:
+        """The folder of the run's examples; empty where it is not known."""
+        if self.own.kind != "none" and self.found.run is not None:
+            return str(self.found.run / EXAMPLES)
+        return self.run.data.folder
 
     def classes(self, data: Path | None = None) -> tuple[str, ...]:
         """Names of the classes: those of `data`, else as the run or its own data knows them, else their numbers."""
         count = self.run.model.classes
-        names = _names_of(data) if data is not None else self._remembered()
+        names = self._remembered() if data is None or is_table(data) else _names_of(data)
         if names is None:
             return tuple(map(str, range(count)))
         refuse(len(names) != count, f"{data or self.name} names {len(names)} classes, the model has {count}")
@@ -73,8 +99,8 @@ class LoadedClassifier:
         names = summary.get("classes") if isinstance(summary, dict) else None
         if isinstance(names, list) and all(isinstance(name, str) for name in names):
             return tuple(names)
-        known = self.run.data.folder and (Path(self.run.data.folder) / "manifest.json").is_file()
-        return _names_of(Path(self.run.data.folder)) if known else None
+        known = self.examples() and (Path(self.examples()) / "manifest.json").is_file()
+        return _names_of(Path(self.examples())) if known else None
 
     def precision(self) -> AbstractContextManager[Any]:
         """Around forward passes: as it was trained, on a GPU; float32 elsewhere."""
@@ -124,7 +150,9 @@ def measure_on(
             that is longer than its positions, unless the run cuts those.
     """
     run = loaded.run
-    known = run.data.folder if data is None else str(data)
+    if data is not None and is_table(data):
+        return data.name, _measure_table(loaded, data, progress)
+    known = loaded.examples() if data is None else str(data)
     refuse(not known, f"{loaded.name} does not say what it was trained on: give --data")
     gone = data is None and not (Path(known) / "manifest.json").is_file()
     refuse(gone, f"{known}, where the run had its examples, is not there: give --data")
@@ -133,6 +161,66 @@ def measure_on(
     check_fit(run, opened.described, examples)
     with loaded.precision():
         return name, measure(loaded.model, examples, run, loaded.device, progress=progress)
+
+
+def _measure_table(
+    loaded: LoadedClassifier, path: Path, progress: Callable[[int, int], None] | None
+) -> Measured:  # fmt: skip
+    """What a model does on the examples of a table with the columns of its run."""
+    found = read_examples(loaded, [path])
+    classes = loaded.classes()
+    labels = numbers_of(found, classes)
+    item = "float32" if loaded.own.kind == "numbers" else "int32"
+    examples = examples_of(_inputs_of(loaded, found.inputs), labels, item)
+    with loaded.precision():
+        return measure(loaded.model, examples, loaded.run, loaded.device, progress=progress)
+
+
+def read_examples(loaded: LoadedClassifier, paths: Sequence[Path], *, labels: bool = True) -> Labelled:
+    """Rows of tables with the columns that the run was trained on, with or without their labels.
+
+    Raises:
+        UserError: a model of no tables, and as `hgrn2.data.labelled.read_labelled`.
+    """
+    own = loaded.own
+    refuse(own.kind == "none", f"{loaded.name} was not trained on tables (hgrn2 train classify)")
+    assert own.kind != "none"
+    columns = Columns(inputs=own.inputs, label=own.label, kind=own.kind)
+    return read_labelled(paths, columns, header=own.header, labels=labels)
+
+
+def ask_examples(
+    loaded: LoadedClassifier, inputs: Sequence[Any], count: int = 5, progress: Callable[[int, int], None] | None = None
+) -> list[Answer]:
+    """The likeliest classes of texts, or of sequences of numbers [T,C], as `read_examples` gives them."""
+    found: dict[int, Answer] = {}
+    made = _inputs_of(loaded, inputs)
+    order = np.argsort([len(one) for one in made], kind="stable")  # alike lengths side by side: little padding
+    plan = plan_of(loaded.run)
+    item = "float32" if loaded.own.kind == "numbers" else "int32"
+    examples = examples_of(made, [0] * len(made), item)
+    loader = Loader(examples, plan, loaded.device, limit=0)
+    for begin in range(0, len(order), BATCH):
+        rows = order[begin : begin + BATCH]
+        batch = loader.batch(rows)
+        answers = _answers(loaded, batch.inputs, batch.keep, count)
+        found |= dict(zip(rows.tolist(), answers, strict=True))
+        if progress:
+            progress(len(found), len(order))
+    return [found[place] for place in range(len(made))]
+
+
+def _inputs_of(loaded: LoadedClassifier, inputs: Sequence[Any]) -> list[np.ndarray]:
+    """Ids [T] or standardised numbers [T,C], no longer than the model was trained on."""
+    own, longest = loaded.own, loaded.run.train.sequence_length
+    if own.kind == "numbers":
+        channels = len(own.mean)
+        wrong = next((one.shape[1] for one in inputs if one.shape[1] != channels), None)
+        refuse(wrong is not None, f"a step has {wrong} numbers, the model reads {channels}")
+        return standardised(inputs, own, longest)
+    ids, _ = encode_texts(loaded.tokenizer, inputs, longest)
+    refuse(any(len(one) == 0 for one in ids), "the tokenizer makes no token of a text")
+    return ids
 
 
 def picture_side(loaded: LoadedClassifier) -> int:
@@ -163,15 +251,17 @@ def ask_pictures(loaded: LoadedClassifier, pictures: Sequence[np.ndarray], count
 
 
 def ask_text(loaded: LoadedClassifier, text: str, count: int = 5) -> Answer:
-    """The likeliest classes of a text, read as bytes.
+    """The likeliest classes of a text, in the run's tokens or as bytes; what is beyond its longest is not read.
 
     Raises:
         UserError: a model that reads something else, an empty text, one longer than its positions.
     """
     from hgrn2.data.lra.texts import bytes_of
 
-    refuse(not loaded.reads_text, f"{loaded.name} does not read texts as bytes")
-    refuse(not text, "the text is empty")
+    refuse(not loaded.reads_text, f"{loaded.name} does not read texts")
+    refuse(not text.strip() if loaded.own.kind == "text" else not text, "the text is empty")
+    if loaded.own.kind == "text":
+        return ask_examples(loaded, [text], count)[0]
     longest, whole = loaded.run.train.sequence_length, len(text.encode("utf-8", "surrogatepass"))
     long = whole > longest and loaded.run.data.too_long == "stop"
     refuse(long, f"the text has {whole:,} bytes, the model has {longest:,} positions")

@@ -61,8 +61,11 @@ def _time_scale(log_forget: np.ndarray) -> np.ndarray:
         return np.minimum(np.where(log_forget < 0, -1.0 / log_forget, np.inf), _TAU_LIMITS[1])
 
 
-def draw(folder: Path, metrics: list[dict[str, Any]], gates: list[LayerGates] | None) -> dict[str, Picture]:
-    """Draw what the data allow into `folder`/NAME.png and return the pictures by name.
+def draw(
+    folder: Path, metrics: list[dict[str, Any]], gates: list[LayerGates] | None,
+    more: "dict[str, Callable[[], Figure]] | None" = None,
+) -> dict[str, Picture]:  # fmt: skip
+    """Draw what the data allow into `folder`/NAME.png and return the pictures by name; `more` are drawn besides.
 
     Raises ImportError where matplotlib is missing.
     """
@@ -81,6 +84,7 @@ def draw(folder: Path, metrics: list[dict[str, Any]], gates: list[LayerGates] | 
         plans["speed"] = lambda: _small(steps, "tokens_per_s", "tokens per second", BLUE)
     if gates:
         plans["gates"] = lambda: _gates(gates)
+    plans |= more or {}
     with matplotlib.rc_context(plotting.style()):
         return {name: plotting.save(plan(), folder, name) for name, plan in plans.items()}
 

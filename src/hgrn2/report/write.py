@@ -14,6 +14,7 @@ import numpy as np
 from hgrn2.files import write_text
 from hgrn2.report import page
 from hgrn2.report.answers import Answer, answers
+from hgrn2.report.classified import CAPTIONS, Classified, by_class, plans
 from hgrn2.report.figures import LayerGates, draw, layer_gates
 from hgrn2.report.plotting import Picture
 from hgrn2.units import duration, number, short
@@ -65,6 +66,7 @@ def write_report(
     samples: list[Sample],
     gates: list[LayerGates] | None,
     seen: list[Answer] | None = None,
+    classified: Classified | None = None,
 ) -> Path:
     """Write `run_folder`/report.html and, with matplotlib, figures/*.png; returns the page's path.
 
@@ -79,12 +81,14 @@ def write_report(
         samples: texts to show.
         gates: forget gates by layer, from the embedding up; None where there are none.
         seen: pictures with what a classifier said of them.
+        classified: what a classifier came to; its report speaks of accuracy.
 
     Each file is written whole or not at all.
     """
     run_folder = Path(run_folder)
     try:
-        pictures, note = draw(run_folder / "figures", metrics, gates), ""
+        more = plans(metrics, classified) if classified else {}
+        pictures, note = draw(run_folder / "figures", metrics, gates, more), ""
     except ImportError:
         pictures = {}
         note = page.paragraph(
@@ -93,10 +97,15 @@ def write_report(
     parts = [
         f"<h1>{page.text(run_folder.resolve().name)}</h1>",
         page.paragraph(page.text(_subtitle(environment)), "sub"),
-        page.section("On held-out text", _headline(summary, metrics)),
+        page.section("On held-out examples" if classified else "On held-out text", _headline(summary, metrics)),
         page.facts(_plain_facts(summary)),
         note,
-        page.section("Loss", _figure(pictures, "loss") + _evaluations(metrics, open_=not pictures)),
+        page.section("Accuracy", _figure(pictures, "accuracy", CAPTIONS)),
+        page.section("Classes", _figure(pictures, "confusion", CAPTIONS) + by_class(classified)) if classified else "",
+        page.section(
+            "Loss",
+            _figure(pictures, "loss", CAPTIONS if classified else _CAPTIONS) + _evaluations(metrics, not pictures),
+        ),
         page.section("On the way", _curves(pictures, metrics)),
         page.section("Time scales of the forget gates", _gates(pictures, gates) if gates else ""),
         page.section("Samples", _samples(samples)),
@@ -150,9 +159,16 @@ def _card(name: str, value: dict[str, Any]) -> str:
     more = [f"{number(bits, 4)} bits per byte"] if bits is not None else []
     more.append(f"perplexity {number(perplexity, 3)}")
     big, unit = f"{number(loss, 4)}", "nats per token"
+<<<<<<< HEAD
     if value.get("accuracy") is not None:  # tasks with right and wrong answers: their share comes first
         more.insert(0, f"{big} nats")
         big, unit = f"{value['accuracy']:.1%}", "right"
+=======
+    if "accuracy" in value:  # tasks with right and wrong answers: their share comes first
+        more = [f"{number(value['examples'], 0)} examples"] if "examples" in value else []
+        more.append(f"cross-entropy {big} nats")
+        big, unit = f"{value['accuracy']:.1%}", "accuracy"
+>>>>>>> a4382e2 (hgrn2 train classify: a classifier of one's own CSV and JSONL files, with classify, eval and a report that speak of accuracy)
     return (
         f'<div class="card"><h3>{page.text(name)}</h3>'
         f'<div class="big">{big} <span class="unit">{unit}</span></div>'
@@ -257,9 +273,9 @@ def _subtitle(environment: dict[str, Any]) -> str:
     return " · ".join(str(part) for part in known if part)
 
 
-def _figure(pictures: dict[str, Picture], name: str) -> str:
+def _figure(pictures: dict[str, Picture], name: str, captions: dict[str, str] = _CAPTIONS) -> str:
     if name not in pictures:
         return ""
-    caption = page.text(_CAPTIONS[name])
+    caption = page.text(captions[name])
     svg = pictures[name].svg.replace("<svg", f'<svg role="img" aria-label="{caption}"', 1)
     return f"<figure>{svg}<figcaption>{caption}</figcaption></figure>"

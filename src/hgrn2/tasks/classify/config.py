@@ -30,11 +30,35 @@ class Curriculum:
 
 
 @settings
+class OwnColumns:
+    """How the examples of `hgrn2 train classify` stand in tables, and how new ones are read."""
+
+    kind: Literal["none", "text", "numbers"] = "none"
+    """none: the examples are no table's. text: in tokens of the run's own tokenizer. numbers: sequences of them."""
+    inputs: tuple[str, ...] = ()
+    """The column of the texts or sequences, or the columns whose numbers are a sequence's steps."""
+    label: str = ""
+    """The column of the labels."""
+    header: bool = True
+    """Whether the first row of a CSV file names the columns."""
+    mean: tuple[float, ...] = ()
+    """Of the numbers of each channel in the training examples; taken from every number."""
+    deviation: tuple[float, ...] = ()
+    """Their standard deviation, by which every number is then divided."""
+
+
+@settings
 class ClassifyData:
-    """Which examples are learned from; the folder is one that `hgrn2 data lra` or `hgrn2 data image` made."""
+    """Which examples are learned from."""
 
     folder: str = ""
+<<<<<<< HEAD
     """Folder of examples; --data sets it."""
+=======
+    """One that `hgrn2 data lra` or `hgrn2 data image` made; empty where the run folder holds its own (examples/)."""
+    own: OwnColumns = field(default_factory=OwnColumns)
+    """Of `hgrn2 train classify`."""
+>>>>>>> a4382e2 (hgrn2 train classify: a classifier of one's own CSV and JSONL files, with classify, eval and a report that speak of accuracy)
     train_split: str = "train"
     """Split that is trained on."""
     valid_split: str = "valid"

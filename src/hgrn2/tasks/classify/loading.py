@@ -21,7 +21,7 @@ class Batch(NamedTuple):
     """Tensors of one batch."""
 
     inputs: Tensor
-    """Ids [B,T] or [B,2,T] int64, or images [B,H,W,C] uint8."""
+    """Ids [B,T] or [B,2,T] int64, numbers [B,T,C] float32, or images [B,H,W,C] uint8."""
     labels: Tensor
     """[B] int64."""
     keep: Tensor | None
@@ -54,12 +54,15 @@ class Loader:
         return Batch(torch.stack((first, second), 1), labels, torch.stack((keep, keep_b), 1))
 
     def _rows(self, name: str, places: Tensor, width: int) -> tuple[Tensor, Tensor]:
-        """Tokens [B,T] of the texts `a` or `b`, 0 behind their ends, and where they are."""
+        """Tokens [B,T] of the texts `a` or `b`, or numbers [B,T,C], 0 behind their ends, and where they are."""
         offsets, tokens = self._arrays[f"{name}_offsets"], self._arrays[name]
         begin, end = offsets[places], offsets[places + 1]
         at = begin[:, None] + torch.arange(width, device=self.device)
         keep = at < end[:, None]
-        return tokens[at.clamp_max(len(tokens) - 1)].long().masked_fill(~keep, 0), keep
+        taken = tokens[at.clamp_max(len(tokens) - 1)]
+        if taken.is_floating_point():
+            return taken.masked_fill(~keep[..., None], 0), keep
+        return taken.long().masked_fill(~keep, 0), keep
 
     def _travelling(self, indices: np.ndarray) -> Batch:
         found = collate(self.examples, indices, self.plan)

@@ -6,15 +6,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from hgrn2 import cpu
 from hgrn2.data.classes import Described, Examples, open_examples
 from hgrn2.files import owned, read_json, write_json
 from hgrn2.models.saved import build_classifier, usable_device
+from hgrn2.report.classified import Classified
 from hgrn2.report.write import write_report
 from hgrn2.settings import refuse, to_dict
+from hgrn2.tasks.classify import own
 from hgrn2.tasks.classify.config import ClassifyRun
+from hgrn2.tasks.classify.own import Prepared
 from hgrn2.tasks.classify.task import ClassifyTask, Measured, ask, fitted, measure
 from hgrn2.train.fitting import check_run
 from hgrn2.train.metrics import read_metrics
@@ -36,9 +40,13 @@ class ClassifyResult:
 
 
 def train_classifier(
-    run: ClassifyRun, folder: Path, *, device: str = "auto", restart: bool = False, quiet: bool = False
-) -> ClassifyResult:
+    run: ClassifyRun, folder: Path, *, device: str = "auto", restart: bool = False, quiet: bool = False,
+    prepared: Prepared | None = None,
+) -> ClassifyResult:  # fmt: skip
     """Train in `folder`, or go on where an interrupted run stopped; arguments as in `train_language`.
+
+    `prepared` are one's own examples instead of those of the run's folder of data; they are written into the run
+    folder.
 
     Raises:
         UserError: data that is missing, damaged or does not fit the model.
@@ -46,6 +54,7 @@ def train_classifier(
     place = usable_device(device)
     if place.type == "cpu":
         cpu.keep_freed_memory()
+<<<<<<< HEAD
     check_run(run.model, run.train, place, 1)
     described, splits = open_splits(run)
     task = ClassifyTask(run, described, splits, place)
@@ -58,6 +67,16 @@ def _train(
 ) -> ClassifyResult:
     """Train in a folder that no other process works in."""
     prepare_folder(folder, run, partial(refuse_other_run, folder, run), restart=restart)
+=======
+    described, splits = (prepared.described, prepared.splits) if prepared else open_splits(run)
+    task = ClassifyTask(run, described, splits, place)
+    assets = (own.EXAMPLES, "tokenizer")
+    if prepared and not restart:
+        own.check(folder, prepared)
+    prepare_folder(folder, run, partial(refuse_other_run, folder, run), restart=restart, assets=assets)
+    if prepared:
+        own.keep(folder, prepared)
+>>>>>>> a4382e2 (hgrn2 train classify: a classifier of one's own CSV and JSONL files, with classify, eval and a report that speak of accuracy)
     torch.manual_seed(run.train.seed)
     model = build_classifier(run.model).to(task.device)
     model.set_recompute(run.train.recompute)
@@ -90,11 +109,13 @@ def fit_to_data(run: ClassifyRun) -> ClassifyRun:
 
 def _finish(run: ClassifyRun, trainer: Trainer, task: ClassifyTask, described: Described) -> ClassifyResult:
     began = time.perf_counter()
-    found = {}
     with trainer.evaluating():
-        for name in dict.fromkeys((run.data.valid_split, run.data.test_split)):
-            found[name] = _values(measure(trainer.model, task.splits[name], run, task.device))
+        measured = {
+            name: measure(trainer.model, task.splits[name], run, task.device)
+            for name in dict.fromkeys((run.data.valid_split, run.data.test_split))
+        }
         seen = ask(trainer.model, task.splits[run.data.test_split], run, described.classes, task.device)
+    baseline = _baseline(task, described.classes)
     summary = {
         "task": run.task,
         "origin": described.origin,
@@ -104,15 +125,28 @@ def _finish(run: ClassifyRun, trainer: Trainer, task: ClassifyTask, described: D
         "epochs": round(task.epochs(trainer.step), 2),
         "train_seconds": round(trainer.elapsed_s, 1),
         "eval_seconds": round(time.perf_counter() - began, 1),
-        "held_out": found,
+        "held_out": {name: _values(one) for name, one in measured.items()},
+        "baseline": baseline,
     }
     folder = trainer.folder
     write_json(folder / "summary.json", summary)
     write_report(
         folder, config=to_dict(run), environment=read_json(folder / "environment.json"),
         metrics=read_metrics(folder / "metrics.jsonl"), summary=summary, samples=[], gates=None, seen=seen,
+        classified=Classified(
+            split=run.data.test_split, classes=described.classes, confusion=measured[run.data.test_split].confusion,
+            baseline=baseline["accuracy"],
+        ),
     )  # fmt: skip
     return ClassifyResult(folder, False, trainer.step, summary)
+
+
+def _baseline(task: ClassifyTask, classes: tuple[str, ...]) -> dict[str, Any]:
+    """What naming the commonest class of the training examples every time comes to on the last split."""
+    data = task.run.data
+    commonest = int(np.bincount(task.splits[data.train_split].labels).argmax())
+    share = float((np.asarray(task.splits[data.test_split].labels) == commonest).mean())
+    return {"class": classes[commonest], "accuracy": share}
 
 
 def _values(found: Measured) -> dict[str, Any]:

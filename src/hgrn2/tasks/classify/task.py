@@ -114,7 +114,7 @@ class ClassifyTask:
         return {"loss": found.loss, "bits_per_byte": None, "accuracy": found.accuracy}
 
     def save_assets(self, folder: Path) -> None:
-        """Nothing: a saved classifier is its weights and settings."""
+        """Nothing: a saved classifier is its weights and settings; `own.keep` writes the rest of an own run."""
 
 
 def measure(
@@ -171,7 +171,7 @@ def logits(model: nn.Module, run: ClassifyRun, inputs: Tensor, keep: Tensor | No
     config = run.model
     if not isinstance(config, SequenceConfig):
         return model(inputs)
-    if inputs.is_floating_point():  # a picture as a sequence of pixels: [B,C,H,W] -> [B,H*W,C]
+    if inputs.is_floating_point() and keep is None:  # a picture as a sequence of pixels: [B,C,H,W] -> [B,H*W,C]
         height, width = inputs.shape[-2:]
         return model(inputs.flatten(2).transpose(1, 2), shape=(height, width) if config.is_2d else None)
     return model(inputs, keep)
@@ -203,6 +203,10 @@ def check_fit(run: ClassifyRun, described: Described, examples: Examples) -> Non
     model, images = run.model, examples.a_offsets is None
     count = len(described.classes)
     refuse(count != model.classes, f"the data {described.task} has {count} classes, the model has {model.classes}")
+    if not images and examples.a.ndim == 2:
+        fits = isinstance(model, SequenceConfig) and model.channels == examples.a.shape[1]
+        refuse(not fits, f"the data {described.task} has {examples.a.shape[1]} numbers a step, the model does not")
+        return
     if not images:
         fits = isinstance(model, SequenceConfig) and model.vocab_size > 0
         refuse(not fits, f"the data {described.task} is sequences of token ids, the model reads something else")
@@ -224,6 +228,8 @@ def check_fit(run: ClassifyRun, described: Described, examples: Examples) -> Non
 def fitted(model: Any, described: Described, examples: Examples, *, grey: bool = False) -> dict[str, Any]:
     """The fields of a model's settings that its data decides."""
     fields: dict[str, Any] = {"classes": len(described.classes)}
+    if examples.a_offsets is not None and examples.a.ndim == 2:
+        return fields | {"vocab_size": 0, "channels": int(examples.a.shape[1])}
     if examples.a_offsets is not None:
         return fields | {"vocab_size": described.vocab_size, "channels": 0, "pair": examples.b is not None}
     fields["channels"] = 1 if grey else int(examples.a.shape[-1])
