@@ -9,11 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from hgrn2 import console
-<<<<<<< HEAD
-from hgrn2.files import read_text
-=======
 from hgrn2.data.tables import is_table
->>>>>>> a4382e2 (hgrn2 train classify: a classifier of one's own CSV and JSONL files, with classify, eval and a report that speak of accuracy)
 from hgrn2.settings import refuse
 
 if TYPE_CHECKING:
@@ -98,9 +94,6 @@ class Classify:
     def _text(self) -> str:
         if self.text_file is None:
             return self.text or ""
-<<<<<<< HEAD
-        return read_text(self.text_file)
-=======
         from hgrn2.data.reading import read_text
 
         return read_text(self.text_file, TEXT_LIMIT)
@@ -127,7 +120,6 @@ class Classify:
             print(f"the first {len(shown)} of {len(named):,} rows; {where}")
         counts = Counter(names[answer.classes[0]] for answer in answers)
         print(", ".join(f"{name}: {count:,}" for name, count in counts.most_common(20)))
->>>>>>> a4382e2 (hgrn2 train classify: a classifier of one's own CSV and JSONL files, with classify, eval and a report that speak of accuracy)
 
     def _pictures(self, loaded: "LoadedClassifier") -> "tuple[list[tuple[Path, np.ndarray]], int]":
         """What could be read, and how many could not."""

@@ -80,7 +80,8 @@ examples:
   hgrn2 train lm demo --out runs/demo
   hgrn2 generate runs/demo --prompt 'ROMEO:'
   hgrn2 data prepare my-texts/ --out corpora/mine --tokenizer bytes
-  hgrn2 train lm small --data corpora/mine --out runs/mine"""
+  hgrn2 train lm small --data corpora/mine --out runs/mine
+  hgrn2 train classify reviews.csv --out runs/reviews"""
 
 
 def entry(arguments: Sequence[str] | None = None) -> int:

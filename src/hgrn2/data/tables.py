@@ -2,13 +2,13 @@
 
 import csv
 import io
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from hgrn2.data.reading import decode_text, open_binary, plain_name
 from hgrn2.errors import UserError
+from hgrn2.files import parse_json
 from hgrn2.settings import refuse
 
 SEPARATED = (".csv", ".tsv")
@@ -93,21 +93,14 @@ def _delimiter(text: str) -> str:
 
 def _objects(text: str, path: Path) -> Iterator[Row]:
     if plain_name(path).endswith(".json") and text.lstrip().startswith("["):
-        values = _parsed(text, str(path))
+        values = parse_json(text, str(path), list)
         for number, value in enumerate(values, start=1):
             yield _row(value, f"{path}, entry {number}")
         return
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             where = f"{path}, line {number}"
-            yield _row(_parsed(line, where), where)
-
-
-def _parsed(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{where} is not valid JSON: {error}") from None
+            yield _row(parse_json(line, where), where)
 
 
 def _row(value: Any, where: str) -> Row:

@@ -159,16 +159,10 @@ def _card(name: str, value: dict[str, Any]) -> str:
     more = [f"{number(bits, 4)} bits per byte"] if bits is not None else []
     more.append(f"perplexity {number(perplexity, 3)}")
     big, unit = f"{number(loss, 4)}", "nats per token"
-<<<<<<< HEAD
     if value.get("accuracy") is not None:  # tasks with right and wrong answers: their share comes first
-        more.insert(0, f"{big} nats")
-        big, unit = f"{value['accuracy']:.1%}", "right"
-=======
-    if "accuracy" in value:  # tasks with right and wrong answers: their share comes first
         more = [f"{number(value['examples'], 0)} examples"] if "examples" in value else []
         more.append(f"cross-entropy {big} nats")
         big, unit = f"{value['accuracy']:.1%}", "accuracy"
->>>>>>> a4382e2 (hgrn2 train classify: a classifier of one's own CSV and JSONL files, with classify, eval and a report that speak of accuracy)
     return (
         f'<div class="card"><h3>{page.text(name)}</h3>'
         f'<div class="big">{big} <span class="unit">{unit}</span></div>'

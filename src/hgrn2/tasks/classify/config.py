@@ -52,13 +52,9 @@ class ClassifyData:
     """Which examples are learned from."""
 
     folder: str = ""
-<<<<<<< HEAD
-    """Folder of examples; --data sets it."""
-=======
     """One that `hgrn2 data lra` or `hgrn2 data image` made; empty where the run folder holds its own (examples/)."""
     own: OwnColumns = field(default_factory=OwnColumns)
     """Of `hgrn2 train classify`."""
->>>>>>> a4382e2 (hgrn2 train classify: a classifier of one's own CSV and JSONL files, with classify, eval and a report that speak of accuracy)
     train_split: str = "train"
     """Split that is trained on."""
     valid_split: str = "valid"

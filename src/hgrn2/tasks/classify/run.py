@@ -54,29 +54,24 @@ def train_classifier(
     place = usable_device(device)
     if place.type == "cpu":
         cpu.keep_freed_memory()
-<<<<<<< HEAD
     check_run(run.model, run.train, place, 1)
-    described, splits = open_splits(run)
+    described, splits = (prepared.described, prepared.splits) if prepared else open_splits(run)
     task = ClassifyTask(run, described, splits, place)
     with owned(folder):
-        return _train(run, task, described, folder, restart, quiet)
+        return _train(run, task, described, folder, restart, quiet, prepared)
 
 
 def _train(
-    run: ClassifyRun, task: ClassifyTask, described: Described, folder: Path, restart: bool, quiet: bool
-) -> ClassifyResult:
+    run: ClassifyRun, task: ClassifyTask, described: Described, folder: Path, restart: bool, quiet: bool,
+    prepared: Prepared | None,
+) -> ClassifyResult:  # fmt: skip
     """Train in a folder that no other process works in."""
-    prepare_folder(folder, run, partial(refuse_other_run, folder, run), restart=restart)
-=======
-    described, splits = (prepared.described, prepared.splits) if prepared else open_splits(run)
-    task = ClassifyTask(run, described, splits, place)
-    assets = (own.EXAMPLES, "tokenizer")
     if prepared and not restart:
         own.check(folder, prepared)
+    assets = (own.EXAMPLES, "tokenizer")
     prepare_folder(folder, run, partial(refuse_other_run, folder, run), restart=restart, assets=assets)
     if prepared:
         own.keep(folder, prepared)
->>>>>>> a4382e2 (hgrn2 train classify: a classifier of one's own CSV and JSONL files, with classify, eval and a report that speak of accuracy)
     torch.manual_seed(run.train.seed)
     model = build_classifier(run.model).to(task.device)
     model.set_recompute(run.train.recompute)
