@@ -191,6 +191,8 @@ def test_sequences_of_numbers(
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     out = tmp_path / "run"
     assert printed("train", "classify", path, "--out", out, *SMALL)["held_out"]["valid"]["accuracy"] == 1
+    assert printed("eval", out)["accuracy"] == 1
+    assert printed("data", "verify", out / "examples")["examples"] == 90
     found = printed("classify", out, path)["answers"]
     assert [one["classes"][0]["name"] for one in found] == [str(n % 3) for n in range(90)]
     path.write_text('{"series": [[1, 2], [3, 4]]}\n')

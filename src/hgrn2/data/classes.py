@@ -213,6 +213,9 @@ class ClassData:
                 for begin in range(0, 0 if tokens is None else len(tokens), BLOCK):
                     assert tokens is not None
                     block = tokens[begin : begin + BLOCK]
+                    if block.dtype.kind == "f":
+                        refuse(not np.isfinite(block).all(), f"{self.folder} {name}.{key} holds a number not finite")
+                        continue
                     wrong = block.min() < 0 or block.max() >= size
                     refuse(bool(wrong), f"{self.folder} {name}.{key} holds a number outside 0 to {size - 1}")
         return len(self.identity())
@@ -231,9 +234,11 @@ def open_examples(folder: str | Path) -> ClassData:
     known = Described.__dataclass_fields__
     described = from_dict(Described, {k: v for k, v in values.items() if k in known}, str(path))
     refuse(not described.classes, f"{path} names no classes")
-    refuse(not 0 < described.vocab_size < 1 << 31, f"{path}: vocab_size is {described.vocab_size}, which cannot be")
     for name, split in values["splits"].items():
         _check_split(path, name, split)
+    numbers = all(split["arrays"]["a"]["dtype"] == "float32" for split in values["splits"].values())
+    size, least = described.vocab_size, 0 if numbers else 1
+    refuse(not least <= size < 1 << 31, f"{path}: vocab_size is {size}, which cannot be")
     return ClassData(folder, described, values)
 
 
@@ -266,7 +271,9 @@ def _check_arrays(examples: Examples, count: int, where: str) -> None:
     for tokens, offsets in ((examples.a, examples.a_offsets), (examples.b, examples.b_offsets)):
         if tokens is None or offsets is None:
             continue
-        refuse(tokens.ndim != 1 or tokens.dtype.kind not in "iu", f"{where}: tokens must be whole numbers in one line")
+        numbers = tokens.ndim == 2 and tokens.dtype == np.float32
+        wrong = not numbers and (tokens.ndim != 1 or tokens.dtype.kind not in "iu")
+        refuse(wrong, f"{where}: tokens must be whole numbers in one line")
         fits = offsets.dtype == np.int64 and offsets.shape == (count + 1,)
         rises = fits and offsets[0] == 0 and offsets[-1] == len(tokens) and bool((np.diff(offsets) >= 0).all())
         refuse(not rises, f"{where}: its offsets do not divide {len(tokens):,} tokens into {count:,} examples")

@@ -1,5 +1,6 @@
 """Classification as a task of the trainer: batches of sequences, pairs or images, their loss, and the share right."""
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,7 +56,7 @@ class ClassifyTask:
         self.loader = Loader(train, plan_of(run), device)
         tokens = np.minimum(train.lengths(np.arange(len(train))), run.train.sequence_length).mean()
         self.tokens_per_step = round(float(tokens) * run.train.batch_size)
-        self.data_identity = open_examples(run.data.folder).identity_of(run.data.train_split)
+        self.data_identity = _identity(run, train)
         self.easy: tuple[ClassBatches, Loader] | None = None
         if first.steps:
             plan, easy = plan_of(run, batch_size=first.batch_size), splits[first.split]
@@ -115,6 +116,16 @@ class ClassifyTask:
 
     def save_assets(self, folder: Path) -> None:
         """Nothing: a saved classifier is its weights and settings; `own.keep` writes the rest of an own run."""
+
+
+def _identity(run: ClassifyRun, train: Examples) -> str:
+    """What the examples that are trained on are known again by: their folder's checksums, or those of own tables."""
+    if run.data.folder:
+        return open_examples(run.data.folder).identity_of(run.data.train_split)
+    digest = hashlib.sha256()
+    for array in (train.a, train.a_offsets, train.labels):
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
 
 
 def measure(
