@@ -75,6 +75,10 @@ def test_what_the_verb_prints(capsys: pytest.CaptureFixture[str]) -> None:
             ["train", "lm", "demo", "--set", "train.stepz=1"],
             "no setting train.stepz; did you mean train.steps?",
         ),
+        (
+            ["train", "lm", "--set", "train.stepz=1", "--device", "cpu", "--set", "train.steps=1"],
+            "no setting train.stepz; did you mean train.steps?",
+        ),
         (["train", "lm", "demo", "--set", "optim.schedule=cosin"], "did you mean cosine?"),
         (["train", "lm", "demo", "--model", "hgrn2_demoo"], "did you mean hgrn2_demo"),
         (["train", "lra", "listop", "--data", "x"], "there is no task 'listop'; did you mean listops?"),

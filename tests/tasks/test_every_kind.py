@@ -33,7 +33,7 @@ TINY = (
     "train.save_every=2", "train.keep=2", "optim.warmup_steps=1", "data.reset_at_documents=true",
 )  # fmt: skip
 PAGE = (Path(__file__).parents[2] / "docs" / "mixers.md").read_text(encoding="utf-8")
-HYBRID = tuple(re.findall(r"--set (model\.\S+)", next(line for line in PAGE.splitlines() if "model.pattern=" in line)))
+HYBRID = tuple(re.findall(r"^hgrn2 train lm small .*--set (.+)$", PAGE, re.MULTILINE)[0].split())
 """Of the command on the page."""
 TRAINED = {
     "hgru1": ("model.mixer.kind=hgru1",),

@@ -144,7 +144,7 @@ def _call(place: str, program: str, arguments: list[str]) -> int:
     module, _, kind = place.partition(":")
     verb = getattr(import_module(f"hgrn2.cli.{module}"), kind)
     with _told_as_json() if "--json" in arguments else contextlib.nullcontext():
-        made = tyro.cli(verb, prog=program, args=arguments)
+        made = tyro.cli(verb, prog=program, args=_together(arguments))
     check(made, lambda field: f"--{field.replace('_', '-')}")
     if not program.startswith("hgrn2 data"):
         _check_names(made)
@@ -200,6 +200,20 @@ def _tasks(name: str) -> str:
     return "\n".join(
         [*lines, "", *(f"example: {line}" for line in examples[:1]), f"hgrn2 {name} TASK --help says more."]
     )
+
+
+def _together(arguments: list[str]) -> list[str]:
+    """What stands behind every `--set` behind the first of them: the last one alone would count, in silence."""
+    if arguments.count("--set") < 2:
+        return arguments
+    others: list[str] = []
+    values: list[str] = []
+    behind = False
+    for argument in arguments:
+        behind = argument == "--set" or (behind and not argument.startswith("-"))
+        if argument != "--set":
+            (values if behind else others).append(argument)
+    return [*others, "--set", *values]
 
 
 def _failed_file(error: OSError, arguments: list[str], as_json: bool) -> int:
