@@ -25,6 +25,8 @@ from hgrn2.models.tuned import StateTuned
 from hgrn2.settings import with_overrides
 from hgrn2.tasks.lm.recipes import recipe
 from hgrn2.tasks.lm.run import fit_vocabulary, train_language
+from hgrn2.tasks.tune.config import TuneSettings
+from hgrn2.tasks.tune.run import tune_state
 from hgrn2.train.config import RunConfig
 
 TINY = (
@@ -163,8 +165,11 @@ def test_the_hybrid_of_the_page_is_what_it_says(tiny_corpus: Path, trained: dict
             refused()
 
 
-def test_what_a_growing_state_cannot_do_is_refused_by_name(trained: dict[str, Path]) -> None:
+def test_what_a_growing_state_cannot_do_is_refused_by_name(trained: dict[str, Path], tmp_path: Path) -> None:
     loaded = load(trained["attention"], "cpu")
+    with pytest.raises(UserError, match="cannot be tuned"):
+        tune_state(loaded, TuneSettings(), tmp_path / "tuned")
+    assert not (tmp_path / "tuned").exists()
     with pytest.raises(UserError, match="a state of attention is the text itself and has no fixed size"):
         StateTuned(loaded.model, 0)
     generator = Generator(loaded.model, loaded.need_tokenizer())

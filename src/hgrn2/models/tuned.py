@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from hgrn2.layers.state import LayerState, ModelState
+from hgrn2.models.config import ModelConfig
 from hgrn2.models.language import LanguageModel
 from hgrn2.settings import refuse
 
@@ -45,10 +46,7 @@ class StateTuned(LanguageModel):
         nn.Module.__init__(self)
         base.check_tokens(torch.tensor([opening]))
         self.config, self.opening = base.config, opening
-        refuse(
-            base.config.grows,
-            f"a state of {base.config.named_kinds} is the text itself and has no fixed size: it cannot be tuned",
-        )
+        check_tunable(base.config)
         self._base = (base.requires_grad_(False).eval(),)  # in a tuple: no submodule, so not saved and not trained
         start = base.zeros(1)
         # Complex states (HGRN1) are kept as pairs of real numbers, which optimisers and files know.
@@ -93,6 +91,12 @@ class StateTuned(LanguageModel):
         if state is None:
             state = self.zeros(tokens.shape[0] if cu_seqlens is None else cu_seqlens.numel() - 1)
         return super().hidden(tokens, state, cu_seqlens=cu_seqlens, **options)
+
+
+def check_tunable(config: ModelConfig) -> None:
+    """Refuse models whose state is not of a fixed size."""
+    named = config.named_kinds
+    refuse(config.grows, f"a state of {named} is the text itself and has no fixed size: it cannot be tuned")
 
 
 def _real(tensor: Tensor) -> Tensor:

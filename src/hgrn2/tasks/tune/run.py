@@ -18,7 +18,7 @@ from hgrn2.generate.snapshots import Snapshot, save_snapshot
 from hgrn2.models.language import LanguageModel
 from hgrn2.models.modes import reading
 from hgrn2.models.saved import model_hash
-from hgrn2.models.tuned import StateTuned
+from hgrn2.models.tuned import StateTuned, check_tunable
 from hgrn2.report.write import write_report
 from hgrn2.settings import refuse, to_dict
 from hgrn2.tasks.lm.task import EMBEDDED, LanguageTask
@@ -65,6 +65,7 @@ def tune_state(
     place = base.device
     if place.type == "cpu":
         cpu.keep_freed_memory()
+    check_tunable(base.config)
     train, valid = corpora(settings.data, loaded)
     first = settings.start_tokens
     refuse(first > train.n_tokens, f"start_tokens is {first:,}; {train.name} has {train.n_tokens:,} tokens")
