@@ -320,6 +320,11 @@ def test_commands_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
                 changed(recipe(asked.recipe), model=asked.model, head_size=asked.head_size, assignments=asked.set)
             continue
         plain = command[: command.index("--set")] if "--set" in command else command
+        if "--seeds" in plain:  # every run is built, those of the first seed are trained
+            asked = tyro.cli(StudyMQAR, args=plain[2:])
+            assert {asked.run_of(cell).train.seed for cell in asked.cells()} == set(asked.seeds)
+            assert plain[-len(asked.seeds) - 1] == "--seeds"
+            plain = plain[: plain.index("--seeds") + 2]
         assert entry([*plain, "--set", *TINY]) == 0
         ran += 1
     assert ran >= 2
