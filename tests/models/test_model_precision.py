@@ -5,6 +5,13 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from hgrn2.layers.state import ModelState
+
+
+def kept(state: ModelState) -> set[torch.dtype]:
+    """Precisions of what is summed over a text; keys and values are as they were computed, and counters whole."""
+    return {x.dtype for name, x in state.tensors().items() if not name.endswith(("keys_values", "dropped"))}
+
 
 @torch.no_grad()
 def test_bfloat16_stays_near_float32(name: str, make: Callable, tokens: Callable) -> None:
@@ -14,7 +21,7 @@ def test_bfloat16_stays_near_float32(name: str, make: Callable, tokens: Callable
     rounded = model.bfloat16().double()(ids)[0]
     logits, state = model.bfloat16()(ids)
     assert logits.dtype == torch.bfloat16
-    assert {x.dtype for x in state.tensors().values()} <= {torch.float32, torch.complex64}
+    assert kept(state) <= {torch.float32, torch.complex64}
     own_loss = float((rounded - truth).square().mean().sqrt())
     assert 0 < float((logits - rounded).square().mean().sqrt()) <= 2 * own_loss
     bounds = model.backbone.bounds()[1:]
@@ -31,7 +38,7 @@ def test_autocast_keeps_states_and_gradients_in_float32(
         _, state = model(ids)
     loss.backward()
     assert loss.dtype == torch.float32
-    assert {x.dtype for x in state.tensors().values()} <= {torch.float32, torch.complex64}
+    assert kept(state) <= {torch.float32, torch.complex64}
     assert {p.grad.dtype for p in model.parameters()} == {torch.float32}
     assert abs(float(loss.detach() - truth.detach())) < 0.05
 
@@ -42,7 +49,7 @@ def test_float64_stays_float64(name: str, make: Callable, tokens: Callable) -> N
     logits, state = model(tokens())
     assert logits.dtype == torch.float64
     for made in (state, model.zeros(2), model(tokens(2, 1), state)[1]):
-        assert {x.dtype for x in made.tensors().values()} <= {torch.float64, torch.complex128}
+        assert kept(made) <= {torch.float64, torch.complex128}
     bounds = model.backbone.bounds()[1:]
     assert all(bound is None or bound.dtype == torch.float64 for bound in bounds)
     assert model.loss(tokens(), tokens(seed=2)).dtype == torch.float64
