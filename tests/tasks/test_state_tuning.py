@@ -209,8 +209,8 @@ def refused(capsys: pytest.CaptureFixture[str], arguments: list[str], *words: st
 def test_what_does_not_fit_is_refused(
     run: Path, base: Path, other: Path, tiny_corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    refused(capsys, command(base, other, run, "train.seed=5"), "another train.seed")
-    refused(capsys, command(base, other, run, "start_tokens=7"), "another start_tokens")
+    refused(capsys, command(base, other, run, "train.seed=5"), "train.seed is 0 there and 5 here")
+    refused(capsys, command(base, other, run, "start_tokens=7"), "start_tokens is ", " there and 7 here")
     refused(capsys, command(base, other, base), "another kind of run")
     refused(capsys, command(base, other, tmp_path / "x", "train.compile=true"), "train.compile")
     refused(capsys, command(base, other, tmp_path / "x", "start_tokens=9999999"), "start_tokens")
