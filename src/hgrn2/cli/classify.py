@@ -30,7 +30,9 @@ class Classify:
     are resized to the size that the model was trained on: the shorter side, then the middle square.
 
     Example: hgrn2 classify runs/cifar10 cat.png dog.jpg
+
     Example: hgrn2 classify runs/reviews --text 'A film to remember.'
+
     Example: hgrn2 classify runs/reviews new.csv --out named.csv
     """
 

@@ -21,7 +21,9 @@ class Prepare:
     written.
 
     Example: hgrn2 data prepare articles.jsonl.xz --out data/articles --tokenizer bytes
+
     Example: hgrn2 data prepare novels/ --out data/novels --tokenizer bpe:8000
+
     Example: hgrn2 data prepare three-novels.txt --split "heading:^BOOK " --out data/three --tokenizer chars
     """
 
@@ -80,6 +82,7 @@ class Info:
     """Show what a prepared corpus or a folder of labelled examples holds (checksums: see verify).
 
     Example: hgrn2 data info data/articles
+
     Example: hgrn2 data info data/listops
     """
 

@@ -29,6 +29,7 @@ class TrainLRA:
     folder: config.json, metrics.jsonl, checkpoints/, summary.json, report.html.
 
     Example: hgrn2 train lra listops --data data/listops --out runs/listops --size small
+
     Example: hgrn2 train lra text --data data/imdb --model hgrn1 --device cuda --out runs/text-hgrn1
     """
 
@@ -69,6 +70,7 @@ class TrainImage:
     folder: config.json, metrics.jsonl, checkpoints/, summary.json, report.html.
 
     Example: hgrn2 train image cifar10 --data data/cifar10 --out runs/cifar10 --size small
+
     Example: hgrn2 train image data/flowers --out runs/flowers
     """
 

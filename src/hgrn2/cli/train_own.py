@@ -27,7 +27,9 @@ class TrainClassify:
     Writes a run folder: config.json, metrics.jsonl, checkpoints/, examples/, summary.json, report.html.
 
     Example: hgrn2 train classify reviews.csv --out runs/reviews
+
     Example: hgrn2 train classify a.jsonl b.jsonl --text-column body --label-column topic --tokenizer bpe:4000
+
     Example: hgrn2 train classify heartbeats.csv --number-columns t1 t2 t3 t4 --label-column kind
     """
 

@@ -67,7 +67,8 @@ def hold_out(examples: Examples, fraction: float, seed: int) -> tuple[Examples, 
 
 def make_text(folder: Path, *, seed: int = 0, limit: int = 4096) -> tuple[Described, dict[str, Examples]]:
     """IMDb from a folder that holds imdb-train*.jsonl* and imdb-test*.jsonl*; 5% of train becomes valid."""
-    train = read_reviews(_the_file(folder, "imdb-train*.jsonl*", "training reviews"), limit)
+    what = "training reviews; labelled texts of your own: hgrn2 train classify"
+    train = read_reviews(_the_file(folder, "imdb-train*.jsonl*", what), limit)
     test = read_reviews(_the_file(folder, "imdb-test*.jsonl*", "test reviews"), limit)
     train, valid = hold_out(train, 0.05, seed)
     described = Described(
