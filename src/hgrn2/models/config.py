@@ -96,7 +96,7 @@ class StackConfig:
         for name in ("dropout", "drop_path"):
             refuse(not 0 <= getattr(self, name) < 1, f"{name} is {getattr(self, name)}; it must be in [0, 1)")
         refuse(
-            not self.bounded and self.lower_bound != "none",
+            not any(KINDS[kind].bounds for kind in self.kinds) and self.lower_bound != "none",
             f"{self.named_kinds} has no bounds: lower_bound {self.lower_bound} must be none",
         )
         refuse(self.norm == "head_rms", "norm head_rms is offered inside the mixer only")
@@ -128,6 +128,15 @@ class StackConfig:
             if kind not in found:
                 found[kind] = self.other or _beside(kind, self.mixer)
         return found
+
+    @property
+    def mixer_counts(self) -> tuple[tuple[MixerConfig, int], ...]:
+        """The settings of each kind and of how many layers they are, without going through the layers."""
+        pattern = self.pattern or (self.mixer.kind,)
+        rounds, rest = divmod(self.layers, len(pattern))
+        return tuple(
+            (mixer, rounds * pattern.count(kind) + pattern[:rest].count(kind)) for kind, mixer in self.kinds.items()
+        )
 
     @property
     def mixers(self) -> tuple[MixerConfig, ...]:

@@ -46,11 +46,12 @@ def parameters(config: StackConfig) -> ParameterCount:
     width, hidden = config.width, config.glu_width
     before = _norm(config.norm, width)
     glu = 3 * width * hidden + (2 * hidden + width if config.glu_bias else 0)
+    bounded = sum(layers for mixer, layers in config.mixer_counts if KINDS[mixer.kind].bounds)
     return ParameterCount(
         embedding=_around(config),
-        bounds=0 if config.lower_bound == "none" else len(config.bounded) * width,
+        bounds=0 if config.lower_bound == "none" else bounded * width,
         final_norm=before if not isinstance(config, ClassifierConfig) or config.head_norm == "tokens" else 0,
-        mixers=config.layers * before + sum(_mixer(width, mixer) for mixer in config.mixers),
+        mixers=config.layers * before + sum(n * _mixer(width, mixer) for mixer, n in config.mixer_counts),
         glus=config.layers * (before + glu),
     )
 
@@ -73,12 +74,12 @@ def flops_per_token(config: ModelConfig, *, training: bool, tokens: int = 0) -> 
     The convolution of width W costs 2 · 3 D W. Biases, norms, gates and activations, all O(D), are left out.
     Training counts three times the forward: the backward has two products for each one of the forward.
     """
-    width, mixers = config.width, config.mixers
-    matrices = sum(_mixer_matrices(width, mixer) + 3 * width * config.glu_width for mixer in mixers)
+    width, counts = config.width, config.mixer_counts
+    matrices = sum(n * (_mixer_matrices(width, mixer) + 3 * width * config.glu_width) for mixer, n in counts)
     forward = 2 * (matrices + config.vocab_size * width)
-    for mixer in mixers:
+    for mixer, n in counts:
         seen = min(tokens, mixer.window) if mixer.window else tokens
-        forward += KINDS[mixer.kind].scan(width, mixer.head_size, seen) + 2 * 3 * width * mixer.conv_width
+        forward += n * (KINDS[mixer.kind].scan(width, mixer.head_size, seen) + 2 * 3 * width * mixer.conv_width)
     return 3 * forward if training else forward
 
 
@@ -92,10 +93,10 @@ def state_bytes(config: ModelConfig, dtype: str = "float32", *, tokens: int = 0)
     """
     width, dtype, total = config.width, str(dtype).removeprefix("torch."), 0
     work = 8 if dtype == "float64" else 4
-    for mixer in config.mixers:
+    for mixer, n in config.mixer_counts:
         kind, held = KINDS[mixer.kind], min(tokens, mixer.window - 1) if mixer.window else tokens
-        total += kind.state(width, mixer.head_size, held) * (2 if kind.grows and "16" in dtype else work)
-        total += 3 * width * max(mixer.conv_width - 1, 0) * work + (8 if mixer.window else 0)
+        numbers = kind.state(width, mixer.head_size, held) * (2 if kind.grows and "16" in dtype else work)
+        total += n * (numbers + 3 * width * max(mixer.conv_width - 1, 0) * work + (8 if mixer.window else 0))
     return total
 
 
