@@ -104,7 +104,7 @@ def test_saved_tokenizer_that_was_changed_is_refused(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=message):
             load_tokenizer(tmp_path)
     path.write_text("[]")
-    with pytest.raises(UserError, match="not a saved tokenizer"):
+    with pytest.raises(UserError, match="must hold an object, not a list"):
         load_tokenizer(tmp_path)
 
 

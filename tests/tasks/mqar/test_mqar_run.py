@@ -84,7 +84,7 @@ def test_an_interrupted_run_ends_with_the_same_bits(tmp_path: Path) -> None:
     for name in ("summary.json", "report.html", "metrics.jsonl", "environment.json"):
         assert (tmp_path / "whole" / name).exists()
     page = (tmp_path / "whole" / "report.html").read_text(encoding="utf-8")
-    assert '<span class="unit">right</span>' in page
+    assert '<span class="unit">accuracy</span>' in page
     assert "32 tokens, 4 pairs" in page
 
 

@@ -34,8 +34,8 @@ class Elementwise(Backend):
     name, composed = "elementwise", True
 
     def auto(self, call: Call) -> bool:
-        """Where it is quicker."""
-        return call.keys == call.values <= UP_TO.get(call.device.type, 1)
+        """Where it is quicker; not where the size of the heads is not known (0)."""
+        return 0 < call.keys == call.values <= UP_TO.get(call.device.type, 1)
 
     def supports(self, call: Call) -> tuple[bool, str]:
         """Everything."""
