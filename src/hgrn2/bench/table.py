@@ -22,6 +22,7 @@ TITLES = {
     "qlora": "LoRA on quantised weights",
     "mqar": "Recall",
     "small_heads": "Two forms of small heads",
+    "demo": "The demo, held-out text",
 }
 ELSEWHERE = ("reproduce",)
 """Rows that have a page of their own."""
