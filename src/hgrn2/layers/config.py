@@ -30,16 +30,16 @@ class MixerConfig:
     output_activation: OutputActivation = "silu"
     """On o_t. silu: language models; sigmoid: the hgru2 modules."""
     output_gate: OutputGate = "none"
-    """hgru2 in directions other than causal: a gate of its own on the normalised read-out, from one projection more (D²
+    """hgru2 in directions other than causal: a gate of its own on the normalised output, from one projection more (D²
     weights), as HGRN1 and GLA have it; none: the paper's form, in which o_t alone gates, before the norm."""
     norm: NormKind = "rms"
-    """Norm of the read-out over the full width (head_rms: each head by itself)."""
+    """Norm of the output over the full width (head_rms: each head by itself)."""
     norm_eps: float = 1e-5
     """Added to the mean square (or variance) under the root of that norm."""
     norm_first: bool = True
     """HGRN1 only: normalise h before the product with the output gate (its code) or after it (its README)."""
     scale_scores: bool = False
-    """Multiply the read-out by n^-1/2 (flash-linear-attention does, the paper does not)."""
+    """Multiply the output by n^-1/2 (flash-linear-attention does, the paper does not)."""
     bias: bool = False
     """Biases in the projections (the hgru2 modules and HGRN1 have them)."""
     conv_width: int = 0
@@ -55,7 +55,7 @@ class MixerConfig:
     end; parallel_2d: four scans over a picture, along rows and columns both ways; series_2d: the bidirectional mixer
     along columns, then along rows with the same weights."""
     separate_scans: bool = False
-    """Each scan has its own input, gates and (hgru2) read-out vector; false: all share them (the published form), and
+    """Each scan has its own input, gates and (hgru2) output gate; false: all share them (the published form), and
     a classifier without positions cannot tell a sequence from its reverse (layers/directions.py). The norm, the output
     projection and, in series_2d, the weights of the two axes are shared always."""
     local_width: int = 0
