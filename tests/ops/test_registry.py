@@ -115,6 +115,29 @@ def test_what_a_token_reads_of_its_own_write() -> None:
 
 
 @pytest.mark.parametrize("n", [1, 2])
+def test_bfloat16_loses_no_more_than_the_outer_form(n: int) -> None:
+    generator, heads = torch.Generator().manual_seed(n), 12 // n
+    given: dict[str, Any] = {k: x.bfloat16() if isinstance(x, Tensor) else x for k, x in call(heads).items()}
+    given["f"] = 5 * given["f"]
+    given |= {
+        "lower_bound": torch.rand(12, generator=generator),
+        "state": torch.randn(2, heads, n, n, generator=generator),
+    }
+    exact = {k: x.double() if isinstance(x, Tensor) else x for k, x in given.items()}
+    wanted, last = ops.hgru2(**exact, backend="reference")
+    assert last is not None
+    errors = []
+    for backend in (NAME, "chunked"):
+        o, final = ops.hgru2(**given, backend=backend)
+        assert final is not None
+        assert (o.dtype, final.dtype) == (torch.bfloat16, torch.float32)
+        errors.append((float((o - wanted).abs().max()), float((final - last).abs().max())))
+    floor = torch.finfo(torch.bfloat16).eps * float(wanted.abs().max())
+    assert errors[0][0] <= 1.2 * errors[1][0] + floor
+    assert errors[0][1] <= 1.2 * errors[1][1] + 10 * torch.finfo(torch.float32).eps * float(last.abs().max())
+
+
+@pytest.mark.parametrize("n", [1, 2])
 def test_gradients_of_gates_near_one_keep_their_digits(n: int) -> None:
     """float32, σ(x) of 1 - 5e-5 to 1 - 8e-7: y (1 - y) would have lost three to five digits of the slope."""
 
