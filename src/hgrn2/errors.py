@@ -13,15 +13,21 @@ class UserError(Exception):
     """
 
 
-def did_you_mean(name: Any, known: Iterable[Any]) -> str:
-    """`; did you mean X?` where a known name is near a mistyped one, for the end of a message; else nothing."""
-    names = [str(one) for one in known]
-    lower = {one.lower(): one for one in reversed(names)}
-    near = get_close_matches(str(name).lower(), lower, 1)
-    return f"; did you mean {lower[near[0]]}?" if near else ""
+def did_you_mean(name: Any, known: Iterable[Any], *, first: Iterable[str] = ()) -> str:
+    """`; did you mean X?` where a known name is near a mistyped one, for the end of a message; else nothing.
+
+    `first` are names that the caller knows to be near, of which up to three are named instead: `did you mean X or Y?`.
+    """
+    near = list(first)[:3]
+    if not near:
+        lower = {str(one).lower(): str(one) for one in reversed(list(known))}
+        near = [lower[found] for found in get_close_matches(str(name).lower(), lower, 1)]
+    return f"; did you mean {' or '.join(near)}?" if near else ""
 
 
-def unknown(noun: str, name: str, known: Iterable[Any]) -> UserError:
+def unknown(noun: str, name: str, known: Iterable[Any], *, first: Iterable[str] = ()) -> UserError:
     """The error about a name that does not exist: what is near it, and all that there is."""
     names = [str(one) for one in known]
-    return UserError(f"there is no {noun} {name!r}{did_you_mean(name, names)} (choose from {', '.join(names)})")
+    return UserError(
+        f"there is no {noun} {name!r}{did_you_mean(name, names, first=first)} (choose from {', '.join(names)})"
+    )

@@ -12,7 +12,7 @@ divided by their count n - 1. Logits are taken in float32 (float64 for a float64
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -24,6 +24,7 @@ from hgrn2.layers.state import ModelState
 from hgrn2.models.language import LanguageModel
 from hgrn2.models.modes import reading
 from hgrn2.ops.arguments import check_whole
+from hgrn2.progress import Progress, silent
 from hgrn2.settings import refuse
 
 MEANING = {
@@ -34,8 +35,6 @@ MEANING = {
 LOGITS_AT_ONCE = 1 << 24  # elements: 64 MB of float32, whatever the vocabulary
 BYTES_AT_ONCE = 1 << 16  # tokens whose text is counted at a time
 DOCUMENTS_AT_ONCE = 16  # states held by one call that resets at document starts
-
-Progress = Callable[[int, int], None]
 
 
 class Corpus(Protocol):
@@ -118,7 +117,7 @@ def carried(
     *,
     segment: int = 1024,
     reset_documents: bool = False,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> Perplexity:
     """The state carried through the whole text, which is read in segments: memory does not grow with the text.
 
@@ -128,7 +127,7 @@ def carried(
         segment: tokens of one call; it changes speed and memory, not the number.
         reset_documents: start from a zero state at each document. A document's first token is then still predicted, by
             the state of the document before it, as in training.
-        progress: told (predicted tokens so far, all of them).
+        progress: told the measurement, predicted tokens so far, all of them.
     """
     check_whole(segment, "segment")
     targets = _targets(corpus)
@@ -140,8 +139,7 @@ def carried(
             resets = corpus.starts_between(start, stop) - start if reset_documents else np.zeros(0, dtype=np.int64)
             nats, state = _advance(model, tokens, resets, state)
             total += nats
-            if progress:
-                progress(stop, targets)
+            progress("carried", stop, targets)
     return _result("carried", total, corpus)
 
 
@@ -152,7 +150,7 @@ def strided(
     window: int,
     stride: int,
     batch_size: int = 8,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> Perplexity:
     """Windows of `window` tokens from a zero state, one every `stride` tokens, of which the last `stride` predictions
     count; all of the first window's do, and of the last one those that no window before it made.
@@ -161,14 +159,14 @@ def strided(
 
 
 def windows(
-    model: LanguageModel, corpus: Corpus, *, window: int, batch_size: int = 8, progress: Progress | None = None
+    model: LanguageModel, corpus: Corpus, *, window: int, batch_size: int = 8, progress: Progress = silent
 ) -> Perplexity:
     """Disjoint windows from a zero state: `strided` with a stride of one window."""
     return _in_windows("windows", model, corpus, window, window, batch_size, progress)
 
 
 def _in_windows(
-    name: str, model: LanguageModel, corpus: Corpus, window: int, stride: int, batch: int, progress: Progress | None
+    name: str, model: LanguageModel, corpus: Corpus, window: int, stride: int, batch: int, progress: Progress
 ) -> Perplexity:
     for option, value in (("window", window), ("stride", stride), ("batch_size", batch)):
         check_whole(value, option)
@@ -181,8 +179,7 @@ def _in_windows(
             features, _ = model.hidden(tokens[:, :-1], output_state=False)
             total += _nats(model, features[:, length - counted :], tokens[:, 1 + length - counted :])
             done += len(starts) * counted
-            if progress:
-                progress(done, targets)
+            progress(name, done, targets)
     return _result(name, total, corpus)
 
 

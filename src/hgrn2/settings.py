@@ -274,7 +274,7 @@ def _place(values: dict[str, Any], path: str) -> tuple[dict[str, Any], str]:
         if not isinstance(place, dict) or key not in place:
             wrong, known = ".".join([*groups, last][: depth + 1]), _paths(values)
             same = [name for name in known if name.rpartition(".")[2] == last]
-            near = f"; did you mean {' or '.join(same[:3])}?" if same else did_you_mean(path, known)
+            near = did_you_mean(path, known, first=same)
             raise UserError(f"there is no setting {wrong}{near}")
         if depth < len(groups):
             place = place[key]

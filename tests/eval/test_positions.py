@@ -56,7 +56,7 @@ def test_buckets_equal_a_plain_loop(
             logits, _ = model(ids[:, :-1])
         losses.append(torch.nn.functional.cross_entropy(logits[0], ids[0, 1:], reduction="none").numpy())
     wanted = np.array(losses)  # [pieces, positions 1 to 49]
-    told: list[tuple[int, int]] = []
+    told: list[tuple[str, int, int]] = []
     options = {"batch_size": batch_size, "segment": segment}
     found = by_position(model, corpus, starts, length, **options, progress=lambda *now: told.append(now))
     assert [(one.first, one.stop) for one in found] == [(1, 2), (2, 4), (4, 8), (8, 16), (16, 32), (32, 50)]
@@ -66,7 +66,7 @@ def test_buckets_equal_a_plain_loop(
         assert one.stderr == pytest.approx(part.mean(1).std(ddof=1) / len(starts) ** 0.5, rel=1e-4)
         assert one.tokens == part.size
     assert sum(one.tokens for one in found) == wanted.size
-    assert told[-1] == (wanted.size, wanted.size)
+    assert told[-1] == ("reading", wanted.size, wanted.size)
 
 
 def test_one_piece_has_no_standard_error() -> None:

@@ -111,7 +111,7 @@ def test_a_model_in_training_comes_back_so(make_model: Callable[..., LanguageMod
     model = make_model(VOCABULARY).train()
     told: list[tuple[int, int]] = []
     asked = requests()
-    score(model, asked, progress=lambda done, total: told.append((done, total)))
+    score(model, asked, progress=lambda _, done, total: told.append((done, total)))
     assert model.training
     assert told[-1] == (len(asked), len(asked))
     assert [done for done, _ in told] == sorted(done for done, _ in told)

@@ -147,9 +147,9 @@ def test_only_reading_the_prompt(chars: Generator) -> None:
 
 
 def test_progress_over_the_prompt(chars: Generator) -> None:
-    heard: list[tuple[int, int]] = []
-    list(chars.stream(PROMPT, config(segment=5), on_prompt=lambda *at: heard.append(at)))
-    assert heard == [(6, 13), (11, 13), (13, 13)]
+    heard: list[tuple[str, int, int]] = []
+    list(chars.stream(PROMPT, config(segment=5), progress=lambda *at: heard.append(at)))
+    assert heard == [("reading the prompt", done, 13) for done in (6, 11, 13)]
 
 
 def test_empty_prompts(chars: Generator, bytewise: Generator) -> None:

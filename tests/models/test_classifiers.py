@@ -171,9 +171,9 @@ def test_published_long_range_rows(task: str, row: tuple[Any, ...]) -> None:
 
 
 def test_a_wrong_preset_is_answered_with_the_right_table() -> None:
-    with pytest.raises(UserError, match=r"no vision preset 'vit_tiny' \(did you mean hgrn2_vit_tiny or hgrn1_vit_tiny"):
+    with pytest.raises(UserError, match=r"no vision preset 'vit_tiny'; did you mean hgrn2_vit_tiny or hgrn1_vit_tiny"):
         vision_preset("vit_tiny")
-    with pytest.raises(UserError, match=r"no sequence preset 'hgrn2_70m'.*; sequence presets: hgrn2_lra_image, "):
+    with pytest.raises(UserError, match=r"no sequence preset 'hgrn2_70m'.*\(choose from hgrn2_lra_image, "):
         sequence_preset("hgrn2_70m")
     with pytest.raises(UserError, match="a model has no setting depth; it has: width"):
         vision_preset("hgrn2_vit_tiny", depth=3)

@@ -113,12 +113,12 @@ def test_a_wrong_name_is_answered_with_the_near_ones_and_all(asked: str, near: s
         preset(asked)
     message = str(caught.value)
     assert "\n" not in message
-    assert f"there is no preset '{asked}' (did you mean {near}" in message
-    assert message.endswith(f"presets: {', '.join(names())}")
+    assert f"there is no preset '{asked}'; did you mean {near}" in message
+    assert message.endswith(f"(choose from {', '.join(names())})")
 
 
 def test_a_name_like_no_other_gets_the_list_alone() -> None:
-    with pytest.raises(UserError, match=r"there is no preset 'llama'; presets: hgrn2_demo, "):
+    with pytest.raises(UserError, match=r"there is no preset 'llama' \(choose from hgrn2_demo, "):
         preset("llama")
 
 

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from hgrn2.train import view as view_module
 from hgrn2.train.chart import chart
-from hgrn2.train.progress import History, Progress
+from hgrn2.train.progress import History, RunProgress
 from hgrn2.train.view import TrainView
 
 BEAT = TrainView._beat
@@ -291,7 +291,7 @@ def test_a_resumed_run_stands_where_it_stopped() -> None:
 
 
 def test_time_left_after_a_resume_counts_this_sessions_pace() -> None:
-    progress = Progress(total_steps=1000)
+    progress = RunProgress(total_steps=1000)
     progress.take(step_record(501, elapsed_s=5000.0))
     assert progress.seconds_left() is None
     progress.take(step_record(601, elapsed_s=5100.0))

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 
 from hgrn2.bench.problems import Setting
-from hgrn2.bench.timing import Events, Progress
+from hgrn2.bench.timing import Events
+from hgrn2.progress import Progress
 from hgrn2.rows import Row, measurement
 
 COPIED_BYTES = 2 << 30

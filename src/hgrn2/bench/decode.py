@@ -13,10 +13,11 @@ from hgrn2.bench.attempt import attempt, peak_bytes, reset_peak, synchronize, us
 from hgrn2.bench.memory import peak_memory
 from hgrn2.bench.settings import DecodeBench
 from hgrn2.bench.subjects import Setup, Subject, build, check_available
-from hgrn2.bench.timing import Progress, Sample, interleave, prepare_process, silent
+from hgrn2.bench.timing import Sample, interleave, prepare_process
 from hgrn2.errors import UserError
 from hgrn2.generate.steps import Steps
 from hgrn2.models.modes import reading
+from hgrn2.progress import Progress, silent
 from hgrn2.rows import Row, measurement
 
 COMPARED = 8  # greedy tokens of the fixed buffers that are held to those of the plain model

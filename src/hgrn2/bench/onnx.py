@@ -18,7 +18,7 @@ import torch
 
 from hgrn2.bench.onnx_settings import OnnxBench
 from hgrn2.bench.settings import Limits
-from hgrn2.bench.timing import Progress, Sample, interleave, prepare_process, silent
+from hgrn2.bench.timing import Sample, interleave, prepare_process
 from hgrn2.export import onnx_folder
 from hgrn2.export.config import OnnxConfig
 from hgrn2.export.runtime import Session, runtime_library
@@ -28,6 +28,7 @@ from hgrn2.generate.steps import Steps
 from hgrn2.layers.state import ModelState
 from hgrn2.models.language import LanguageModel
 from hgrn2.models.modes import reading
+from hgrn2.progress import Progress, silent
 from hgrn2.rows import Row, measurement
 
 BENCH = "onnx"

@@ -14,9 +14,10 @@ from hgrn2.bench.memory import beyond_results
 from hgrn2.bench.peers import Fla, sdpa
 from hgrn2.bench.problems import Setting, cut, draw, dtype_of, two_heads
 from hgrn2.bench.settings import Limits, OpsBench, parse_shape
-from hgrn2.bench.timing import Events, Progress, interleave, prepare_process, sample_of, silent
+from hgrn2.bench.timing import Events, interleave, prepare_process, sample_of
 from hgrn2.errors import UserError
 from hgrn2.ops import backend as backends
+from hgrn2.progress import Progress, silent
 from hgrn2.rows import Row, measurement
 from hgrn2.testing.compare import Finding
 from hgrn2.testing.contracts import matches_reference

@@ -12,7 +12,7 @@ from hgrn2 import perplexity
 from hgrn2.bench.attempt import synchronize
 from hgrn2.bench.quantize_settings import QuantizeBench
 from hgrn2.bench.settings import Limits
-from hgrn2.bench.timing import Progress, Sample, interleave, prepare_process, silent
+from hgrn2.bench.timing import Sample, interleave, prepare_process
 from hgrn2.data.corpus import Corpus
 from hgrn2.generate.config import SamplingConfig
 from hgrn2.generate.loading import load
@@ -21,6 +21,7 @@ from hgrn2.models.language import LanguageModel
 from hgrn2.models.modes import reading
 from hgrn2.models.quantize.config import QuantizeConfig
 from hgrn2.models.quantize.model import QuantizedLanguageModel, weight_bytes
+from hgrn2.progress import Progress, silent
 from hgrn2.rows import Row, measurement
 from hgrn2.settings import refuse
 

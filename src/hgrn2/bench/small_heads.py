@@ -17,9 +17,10 @@ from torch import Tensor
 
 from hgrn2 import ops
 from hgrn2.bench.settings import Limits
-from hgrn2.bench.timing import Progress, Sample, interleave, prepare_process, sample_of, silent
+from hgrn2.bench.timing import Sample, interleave, prepare_process, sample_of
 from hgrn2.errors import UserError
 from hgrn2.ops.backend import choose
+from hgrn2.progress import Progress, silent
 from hgrn2.rows import Row, append, measurement, prepare_folder
 
 Shape = tuple[int, int, int]

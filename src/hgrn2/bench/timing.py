@@ -11,20 +11,15 @@ import torch
 
 from hgrn2 import cpu
 from hgrn2.bench.settings import Limits
+from hgrn2.progress import Progress, silent
 
 Name = TypeVar("Name", bound=object)
 Sample = Callable[[], float]
 """Does the work once and returns the seconds that count."""
-Progress = Callable[[str, int, int], None]
-"""Told (what is going on, rounds done, rounds in all)."""
 
 _JUNK_BYTES = 256 << 20  # several times the L2 of any GPU today
 _JUNK_SECONDS = 5e-5  # in which even the quickest GPU of today cannot quite overwrite it
 _MOST_LEAD = 40  # times that it is overwritten before a call
-
-
-def silent(stage: str, done: int, total: int) -> None:
-    """A progress that shows nothing."""
 
 
 def prepare_process(limits: Limits) -> dict[str, Any]:

@@ -13,9 +13,10 @@ from hgrn2.bench.baselines import mamba_layers
 from hgrn2.bench.recorded import beside
 from hgrn2.bench.settings import TrainBench
 from hgrn2.bench.subjects import Setup, Subject, build, check_available
-from hgrn2.bench.timing import Progress, Sample, interleave, prepare_process, silent
+from hgrn2.bench.timing import Sample, interleave, prepare_process
 from hgrn2.errors import UserError
 from hgrn2.models.config import Recompute
+from hgrn2.progress import Progress, silent
 from hgrn2.rows import Row, measurement
 
 LEARNING_RATE = 1e-4  # small: speed does not depend on it, and pure bfloat16 on random tokens must stay finite

@@ -21,13 +21,14 @@ import torch
 from hgrn2.bench.calls import Contender, ours
 from hgrn2.bench.problems import Setting, cut, draw, dtype_of, two_heads
 from hgrn2.bench.settings import Limits, OpsBench, parse_shape
-from hgrn2.bench.timing import Progress, Sample, interleave, sample_of, silent
+from hgrn2.bench.timing import Sample, interleave, sample_of
 from hgrn2.errors import UserError
 from hgrn2.files import write_text
 from hgrn2.ops import hgru2_step
 from hgrn2.ops.backend import choose
 from hgrn2.ops.gated_outer_scan.triton import launch_table as table
 from hgrn2.ops.gated_outer_scan.triton.launch_table import Launch
+from hgrn2.progress import Progress, silent
 from hgrn2.testing.large import expect
 
 Key = tuple[str, str, int, str]

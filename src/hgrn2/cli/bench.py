@@ -11,7 +11,8 @@ import tyro
 from hgrn2 import console
 from hgrn2.bench.onnx_settings import OnnxBench
 from hgrn2.bench.settings import DecodeBench, OpsBench, TrainBench
-from hgrn2.cli.progress import Progress, progress_shown
+from hgrn2.cli.progress import progress_shown
+from hgrn2.progress import Progress
 
 if TYPE_CHECKING:
     from hgrn2.rows import Row

@@ -107,9 +107,7 @@ class Classify:
 
         found = read_examples(loaded, self.files, labels=False)
         with progress_shown() as progress:
-            answers = ask_examples(
-                loaded, found.inputs, self.top, lambda done, total: progress("classifying", done, total)
-            )
+            answers = ask_examples(loaded, found.inputs, self.top, progress)
         named = list(zip(found.where, answers, strict=True))
         if self.out is not None:
             _write(self.out, found.inputs, found.where, answers, names)

@@ -1,7 +1,5 @@
 """`hgrn2 data prepare | info | verify`: text to token shards, and what is in them or in a folder of examples."""
 
-import contextlib
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -9,6 +7,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from hgrn2 import console
+from hgrn2.cli.progress import progress_shown
 
 Flag = tyro.conf.FlagCreatePairsOff[bool]
 
@@ -56,7 +55,7 @@ class Prepare:
     def run(self) -> None:
         from hgrn2.data.prepare import prepare
 
-        with _progress() as progress:
+        with progress_shown() as progress:
             result = prepare(
                 self.inputs,
                 self.out,
@@ -126,8 +125,8 @@ class Verify:
 
         if holds_examples(self.corpus):
             return verify_examples(self.corpus, self.json)
-        with _progress() as progress:
-            checked = verify(self.corpus, lambda done, total: progress("verifying", done, total))
+        with progress_shown() as progress:
+            checked = verify(self.corpus, progress)
         if self.json:
             return _print_json(checked)
         print(
@@ -163,28 +162,3 @@ def _print_reading(text: dict[str, Any]) -> None:
         print(f"encoding: {wide:,} files were UTF-16 or UTF-32")
     if text.get("split", "none") != "none":
         print(f"documents: text files split by {text['split']}")
-
-
-@contextlib.contextmanager
-def _progress() -> Iterator[Callable[[str, int, int], None]]:
-    """A bar for each stage on standard error, so that standard output stays for the result."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        Progress,
-        TaskProgressColumn,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (TextColumn("{task.description:>14}"), BarColumn(), TaskProgressColumn())
-    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True)) as bar:
-        tasks = {}
-
-        def report(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = bar.add_task(stage, total=total or None)  # no total: a bar that only moves
-            bar.update(tasks[stage], completed=done, total=total or None)
-
-        yield report

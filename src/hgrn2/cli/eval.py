@@ -1,9 +1,7 @@
 """`hgrn2 eval`: how well a model predicts a text, as perplexity and bits per byte, each number under its own name; and
 what cli/eval_standard.py shows: zero-shot tasks, WikiText, loss by position."""
 
-import contextlib
 import sys
-from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -11,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from hgrn2 import console
+from hgrn2.cli.progress import progress_shown
 from hgrn2.errors import UserError
 from hgrn2.models.quantize.config import Quantization, QuantizeConfig
 from hgrn2.settings import refuse
@@ -142,7 +141,7 @@ class Eval:
             if name == "carried"
             else {"batch_size": 8 if self.batch_size is None else self.batch_size}
         )
-        with _bar(name) as progress:
+        with progress_shown() as progress:
             return getattr(perplexity, name)(loaded.model, corpus, progress=progress, **options)
 
     def corpus(self, loaded: "Loaded") -> "Corpus":
@@ -210,15 +209,3 @@ def _from_file(path: Path, loaded: "Loaded") -> "Corpus":
     from hgrn2.data.sources import Sources
 
     return Corpus.from_documents(Sources([path]).documents(), loaded.need_tokenizer(), name=str(path))
-
-
-@contextlib.contextmanager
-def _bar(name: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on standard error, so that standard output stays for the result."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(name, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -32,7 +32,7 @@ def show_classes(verb: "Eval") -> None:
     loaded = load_run(verb.model, verb.device, lambda message: print(f"warning: {message}", file=sys.stderr))
     names = loaded.classes(verb.data)
     with progress_shown() as progress:
-        split, found = measure_on(loaded, verb.data, verb.split, lambda *done: progress("measuring", *done))
+        split, found = measure_on(loaded, verb.data, verb.split, progress)
     data = str(verb.data or loaded.examples())
     if verb.json:
         return console.print_json(_values(loaded.name, data, split, found, names))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from hgrn2 import console
 from hgrn2.cli.progress import progress_shown
+from hgrn2.progress import Progress, named
 from hgrn2.settings import refuse
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def show_tasks(verb: "Eval", loaded: "Loaded") -> None:
     stage = [""]
     with progress_shown() as progress:
         lm = need_harness().HGRN2LM(
-            loaded, batch_size=verb.batch_size, progress=lambda done, total: progress(stage[0], done, total)
+            loaded, batch_size=verb.batch_size, progress=lambda _, done, total: progress(stage[0], done, total)
         )
         results = []
         for task in tasks:
@@ -94,7 +95,7 @@ def show_tasks(verb: "Eval", loaded: "Loaded") -> None:
         )
 
 
-def _compare(lm: "HGRN2LM", progress: Callable[[str, int, int], None]) -> dict[str, Any]:
+def _compare(lm: "HGRN2LM", progress: Progress) -> dict[str, Any]:
     """All requests that were made, scored in both ways by turns: seconds, tokens, and the largest difference."""
     from hgrn2.eval.scoring import score, tokens_read
 
@@ -110,7 +111,7 @@ def _compare(lm: "HGRN2LM", progress: Callable[[str, int, int], None]) -> dict[s
                 requests,
                 share=share,
                 batch_size=lm.batch_size,
-                progress=lambda done, total, name=name: progress(name, done, total),
+                progress=named(progress, name),
             )
             seconds[share].append(time.perf_counter() - begin)
             scores[share] = [one.log_probability for one in found]
@@ -177,8 +178,7 @@ def show_wikitext(verb: "Eval", loaded: "Loaded") -> None:
     with progress_shown() as progress:
         found: list[WordPerplexity] = []
         for name, measure in (("detokenised", detokenised), ("verbatim", verbatim)):
-            tell = lambda done, total, name=name: progress(name, done, total)  # noqa: E731
-            found.append(measure(lm, pages, progress=tell))
+            found.append(measure(lm, pages, progress=named(progress, name)))
     for one in found:
         case = {"wikitext": verb.wikitext.name, "text": one.text, "pages": one.pages, "words": one.words}
         _record(verb, loaded, case, one.word_perplexity, "word perplexity", asdict(one))
@@ -205,9 +205,8 @@ def show_positions(verb: "Eval", loaded: "Loaded") -> None:
     corpus = verb.corpus(loaded)
     starts = pieces(corpus, verb.length, verb.limit)
     with progress_shown() as progress:
-        tell = lambda done, total: progress("reading", done, total)  # noqa: E731
         batch_size = 8 if verb.batch_size is None else verb.batch_size
-        options = {"batch_size": batch_size, "segment": verb.segment, "progress": tell}
+        options = {"batch_size": batch_size, "segment": verb.segment, "progress": progress}
         found = by_position(loaded.model, corpus, starts, verb.length, **options)
     name = Path(corpus.name).name  # rows and pictures leave this machine, where nobody knows its folders
     told = f"{loaded.name} on {name}: {len(starts):,} pieces of {verb.length:,} tokens"

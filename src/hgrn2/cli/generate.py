@@ -4,7 +4,7 @@ import contextlib
 import gc
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from hgrn2 import console
+from hgrn2.cli.progress import progress_shown
 from hgrn2.errors import UserError
 from hgrn2.files import read_bytes
 from hgrn2.generate.config import GraphUse, StateDtype
 from hgrn2.models.quantize.config import Quantization, QuantizeConfig
+from hgrn2.progress import Progress, silent
 from hgrn2.settings import refuse
 
 if TYPE_CHECKING:
@@ -153,8 +155,8 @@ class Generate:
         """Generate and print; returns where the last sample to end stands."""
         report.prompt_tokens = len(generator.prompt_ids(prompt, start)) - (start is not None)
         snapshot = None
-        with _reading_bar(report.prompt_tokens) as on_prompt:
-            pieces = generator.stream(prompt, config, start, on_prompt=on_prompt)  # refuses what does not fit
+        with _reading_bar(report.prompt_tokens) as progress:
+            pieces = generator.stream(prompt, config, start, progress=progress)  # refuses what does not fit
             report.samples = [{"text": "", "tokens": 0, "finished": None} for _ in range(config.samples)]
             for piece in pieces:
                 report.take(piece)
@@ -244,25 +246,17 @@ def _warn(message: str) -> None:
 
 
 @contextlib.contextmanager
-def _reading_bar(tokens: int) -> Iterator[Callable[[int, int], None] | None]:
+def _reading_bar(tokens: int) -> Iterator[Progress]:
     """A bar on standard error while a long prompt is read; it is gone before the text begins."""
     if tokens < LONG_PROMPT:
-        yield None
+        yield silent
         return
-    from rich.console import Console
-    from rich.progress import Progress
+    with contextlib.ExitStack() as bar:
+        shown = bar.enter_context(progress_shown())
 
-    console = Console(stderr=True)
-    bar = Progress(console=console, transient=True, disable=not console.is_terminal)
-    task = bar.add_task("reading the prompt", total=tokens)
+        def advance(stage: str, done: int, total: int) -> None:
+            shown(stage, done, total)
+            if done >= total:
+                bar.close()
 
-    def advance(done: int, total: int) -> None:
-        bar.update(task, completed=done, total=total)
-        if done >= total:
-            bar.stop()
-
-    bar.start()
-    try:
         yield advance
-    finally:
-        bar.stop()

@@ -3,7 +3,7 @@
 import contextlib
 import tempfile
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,10 +15,8 @@ from hgrn2.data.image_files import Entry, class_folders, folder_entries, tar_ent
 from hgrn2.data.image_sets import Labelled
 from hgrn2.data.pictures import BadPicture, Picture, pillow, quiet, read_picture
 from hgrn2.errors import UserError
+from hgrn2.progress import Progress
 from hgrn2.settings import refuse, settings
-
-Progress = Callable[[str, int, int], None]
-
 
 LARGEST = 16_384
 """Pixels of a side that pictures are resized to, at most."""

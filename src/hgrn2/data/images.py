@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from hgrn2.data.classes import Described, Examples
-from hgrn2.data.image_decoding import Files, Found, ImageConfig, Progress, decoded, image_files
+from hgrn2.data.image_decoding import Files, Found, ImageConfig, decoded, image_files
 from hgrn2.data.image_sets import CIFAR10, DIGITS, FASHION, Labelled, find_cifar10, read_cifar10, read_idx_set
+from hgrn2.progress import Progress
 from hgrn2.settings import refuse
 
 NAMES = ("cifar10", "fashion-mnist", "mnist", "imagenet")

@@ -1,15 +1,14 @@
 """A vocabulary learned from the text itself: byte-level BPE as GPT-2's, by the `tokenizers` library."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 
 from hgrn2.data.vocabulary import END_OF_DOCUMENT, JsonTokenizer
 from hgrn2.errors import UserError
+from hgrn2.progress import Progress, silent
 from hgrn2.settings import refuse
 
 PREFIX = "bpe:"
 SMALLEST = 257  # the 256 bytes and the end of a document
-
-Progress = Callable[[str, int, int], None]
 
 
 def learned_size(spec: str) -> int | None:
@@ -22,7 +21,7 @@ def learned_size(spec: str) -> int | None:
     return int(number)
 
 
-def learn_bpe(texts: Iterable[str], size: int, total: int = 0, progress: Progress | None = None) -> JsonTokenizer:
+def learn_bpe(texts: Iterable[str], size: int, total: int = 0, progress: Progress = silent) -> JsonTokenizer:
     """A byte-level BPE of at most `size` ids, `<|endoftext|>` among them; fewer where the text gives no more merges.
 
     Words are split as GPT-2 splits them, and a pair must occur twice. The same texts give the same vocabulary.
@@ -43,12 +42,10 @@ def learn_bpe(texts: Iterable[str], size: int, total: int = 0, progress: Progres
     return JsonTokenizer(library.to_str(), "the learned vocabulary")
 
 
-def _told(texts: Iterable[str], total: int, progress: Progress | None) -> Iterator[str]:
+def _told(texts: Iterable[str], total: int, progress: Progress) -> Iterator[str]:
     done = 0
     for text in texts:
         yield text
         done += len(text)
-        if progress:
-            progress("counting words", done, total)
-    if progress:
-        progress("merging", 0, 0)
+        progress("counting words", done, total)
+    progress("merging", 0, 0)

@@ -21,6 +21,7 @@ import numpy as np
 from hgrn2.data.tokenizer import Tokenizer, load_tokenizer
 from hgrn2.errors import UserError
 from hgrn2.files import listed_name, open_regular, read_json, restored
+from hgrn2.progress import Progress, silent
 from hgrn2.settings import from_dict, refuse
 
 MANIFEST = "manifest.json"
@@ -142,12 +143,12 @@ def _check_size(folder: Path, name: str, expected: int) -> None:
     refuse(size != expected, f"{path} is {word}: {size:,} bytes instead of {expected:,}; prepare the corpus anew")
 
 
-def verify(folder: Path, progress: Callable[[int, int], None] | None = None) -> dict[str, Any]:
+def verify(folder: Path, progress: Progress = silent) -> dict[str, Any]:
     """Recompute every checksum of a prepared corpus and look at every number; the first fault is a `UserError`.
 
     Where ids say how many bytes they stand for (tokenizers `bytes` and `chars`), `text_bytes` is counted again too.
 
-    `progress(done, total)` is told bytes. Returns {"files", "bytes", "tokens"}: what was checked.
+    `progress` is told bytes. Returns {"files", "bytes", "tokens"}: what was checked.
     """
     folder = Path(folder)
     manifest = read_manifest(folder)
@@ -162,8 +163,7 @@ def verify(folder: Path, progress: Callable[[int, int], None] | None = None) -> 
     def advance(count: int) -> None:
         nonlocal done
         done += count
-        if progress:
-            progress(done, total)
+        progress("verifying", done, total)
 
     for name, split in manifest.splits.items():
         counted = sum(_verify_shard(folder, shard, item, tokenizer, advance) for shard in split.shards)

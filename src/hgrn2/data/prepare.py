@@ -6,7 +6,7 @@ held-out part, and collects the alphabet where the tokenizer needs one. The fold
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -23,12 +23,11 @@ from hgrn2.data.sources import Newlines, Sources, Survey
 from hgrn2.data.splitting import Piece
 from hgrn2.data.tokenizer import CharTokenizer, Tokenizer, load_tokenizer
 from hgrn2.files import atomic_folder, restored, write_json
+from hgrn2.progress import Progress, silent
 from hgrn2.settings import refuse
 
 BATCH_CHARACTERS = 1 << 20  # text tokenised at once: enough to keep the library's threads busy
 HOLD_OUT_SEED = 0
-
-Progress = Callable[[str, int, int], None]
 
 
 def prepare(
@@ -43,7 +42,7 @@ def prepare(
     split: str = "none",
     shard_tokens: int = SHARD_TOKENS,
     overwrite: bool = False,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> dict[str, Any]:
     """Make the corpus folder `out` (layout: hgrn2.data.manifest) from text files, folders and JSONL.
 
@@ -131,13 +130,14 @@ def _read_how(surveys: dict[str, Survey], newlines: str, split: str) -> dict[str
     return {"newlines": newlines, "split": split, **counts}
 
 
-def _survey(sources: dict[str, Sources], *, alphabet: bool, progress: Progress | None) -> dict[str, Survey]:
+def _survey(sources: dict[str, Sources], *, alphabet: bool, progress: Progress) -> dict[str, Survey]:
     total = sum(source.size for source in sources.values())
     before = 0
     surveys = {}
     for name, source in sources.items():
-        report = (lambda done, before=before: progress("reading", before + done, total)) if progress else None
-        surveys[name] = source.survey(alphabet=alphabet, on_read=report)
+        surveys[name] = source.survey(
+            alphabet=alphabet, on_read=lambda done, before=before: progress("reading", before + done, total)
+        )
         before += source.size
     return surveys
 
@@ -197,7 +197,7 @@ def _write_splits(
     tokenizer: Tokenizer,
     shard_tokens: int,
     total: int,
-    progress: Progress | None,
+    progress: Progress,
 ) -> dict[str, Split]:
     done = 0
     with contextlib.ExitStack() as stack:
@@ -210,8 +210,7 @@ def _write_splits(
                     writers[part.split] = stack.enter_context(writer)
                 writers[part.split].add(ids, Piece(part.text, part.ends))
                 done += len(part.text)
-            if progress:
-                progress("tokenising", done, total)
+            progress("tokenising", done, total)
         refuse(done != total, "the inputs changed while they were read; run it again")
         return {name: writers[name].finish() for name in sorted(writers)}
 

@@ -2,7 +2,6 @@
 
 import itertools
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,8 +12,7 @@ from hgrn2.doctor.checks import OPS, Check, planned
 from hgrn2.doctor.outcome import Outcome, ThisProcess
 from hgrn2.doctor.speed import slow_parts
 from hgrn2.ops import known_bad
-
-Progress = Callable[[str, int, int], None]
+from hgrn2.progress import Progress, silent
 
 
 @dataclass(frozen=True)
@@ -36,7 +34,7 @@ class Examination:
 def examine(
     devices: list[torch.device],
     ops: tuple[str, ...] = OPS,
-    progress: Progress | None = None,
+    progress: Progress = silent,
     workers: int | None = None,
 ) -> Examination:
     """Run every check; what fails is avoided by `auto` from then on, what passes is trusted again.
@@ -44,14 +42,13 @@ def examine(
     workers: processes at a time; 1 runs everything in this one. Without it `pool.size` says.
     """
     begin = time.perf_counter()
-    tell = progress or (lambda stage, done, total: None)
     checks = planned(devices, ops)
     workers = pool.size(devices) if workers is None else workers
     if workers > 1:
-        outcomes = _together(checks, workers, tell)
+        outcomes = _together(checks, workers, progress)
     else:
-        outcomes = _one_by_one(checks, tell)
-    tell("done", len(checks), len(checks))
+        outcomes = _one_by_one(checks, progress)
+    progress("done", len(checks), len(checks))
     sentences = _sentences(outcomes, _remember(outcomes))
     return Examination(outcomes, sentences, time.perf_counter() - begin)
 
@@ -60,18 +57,18 @@ def _stage(check: Check) -> str:
     return f"{check.device}: {check.op} on {check.backend}"
 
 
-def _one_by_one(checks: list[Check], tell: Progress) -> list[Outcome]:
+def _one_by_one(checks: list[Check], progress: Progress) -> list[Outcome]:
     outcomes, here = [], ThisProcess()
     for number, check in enumerate(checks):
-        tell(_stage(check), number, len(checks))
+        progress(_stage(check), number, len(checks))
         outcomes.append(here.run(check))
     return outcomes
 
 
-def _together(checks: list[Check], workers: int, tell: Progress) -> list[Outcome]:
-    tell(f"{workers} processes are starting", 0, len(checks))
+def _together(checks: list[Check], workers: int, progress: Progress) -> list[Outcome]:
+    progress(f"{workers} processes are starting", 0, len(checks))
     done = itertools.count(1)
-    return pool.run(checks, workers, lambda outcome: tell(_stage(outcome.check), next(done), len(checks)))
+    return pool.run(checks, workers, lambda outcome: progress(_stage(outcome.check), next(done), len(checks)))
 
 
 def _remember(outcomes: list[Outcome]) -> bool:

@@ -1,6 +1,6 @@
 """A saved classifier and what it does: measured on a folder of examples, or asked about single pictures and texts."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -32,6 +32,7 @@ from hgrn2.models.saved import (
     load_classifier,
     usable_device,
 )  # fmt: skip
+from hgrn2.progress import Progress, silent
 from hgrn2.settings import from_dict, refuse
 from hgrn2.tasks.classify.config import ClassifyData, ClassifyRun, OwnColumns
 from hgrn2.tasks.classify.loading import Loader
@@ -140,7 +141,7 @@ def load_run(path: Path, device: str = "auto", warn: Warn | None = None) -> Load
 
 def measure_on(
     loaded: LoadedClassifier, data: Path | None, split: str | None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress = silent,
 ) -> tuple[str, Measured]:  # fmt: skip
     """The name of the split and what the model does on it; without `data` on that of its run, without `split` on its
     test split.
@@ -164,7 +165,7 @@ def measure_on(
 
 
 def _measure_table(
-    loaded: LoadedClassifier, path: Path, progress: Callable[[int, int], None] | None
+    loaded: LoadedClassifier, path: Path, progress: Progress
 ) -> Measured:  # fmt: skip
     """What a model does on the examples of a table with the columns of its run."""
     found = read_examples(loaded, [path])
@@ -190,7 +191,7 @@ def read_examples(loaded: LoadedClassifier, paths: Sequence[Path], *, labels: bo
 
 
 def ask_examples(
-    loaded: LoadedClassifier, inputs: Sequence[Any], count: int = 5, progress: Callable[[int, int], None] | None = None
+    loaded: LoadedClassifier, inputs: Sequence[Any], count: int = 5, progress: Progress = silent
 ) -> list[Answer]:
     """The likeliest classes of texts, or of sequences of numbers [T,C], as `read_examples` gives them."""
     found: dict[int, Answer] = {}
@@ -205,8 +206,7 @@ def ask_examples(
         batch = loader.batch(rows)
         answers = _answers(loaded, batch.inputs, batch.keep, count)
         found |= dict(zip(rows.tolist(), answers, strict=True))
-        if progress:
-            progress(len(found), len(order))
+        progress("classifying", len(found), len(order))
     return [found[place] for place in range(len(made))]
 
 

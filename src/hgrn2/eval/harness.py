@@ -26,10 +26,11 @@ from lm_eval.api.registry import register_model
 from hgrn2.data.tokenizer import Tokenizer
 from hgrn2.errors import UserError
 from hgrn2.eval.requests import generation, repeats, seed_of
-from hgrn2.eval.scoring import Progress, Request, Score, score
+from hgrn2.eval.scoring import Request, Score, score
 from hgrn2.generate.config import GenerationConfig
 from hgrn2.generate.generator import Generator
 from hgrn2.generate.loading import Loaded, load
+from hgrn2.progress import Progress, silent
 from hgrn2.settings import refuse
 
 BATCH_SIZE = 32
@@ -47,7 +48,7 @@ class HGRN2LM(TemplateLM):
         batch_size: int | str | None = None,
         rescore: bool = False,
         max_gen_toks: int = 256,
-        progress: Progress | None = None,
+        progress: Progress = silent,
         **other: Any,
     ) -> None:
         """
@@ -58,7 +59,7 @@ class HGRN2LM(TemplateLM):
             batch_size: sequences read side by side; None and auto are 32.
             rescore: read every request from its beginning instead of sharing contexts.
             max_gen_toks: of tasks that generate and name no length of their own.
-            progress: told (requests scored, all of them), for each kind of request.
+            progress: told what is done, requests so far, all of them, for each kind of request.
             other: `max_batch_size`, which lm-eval always passes and which means nothing here.
         """
         super().__init__()
@@ -160,8 +161,7 @@ class HGRN2LM(TemplateLM):
                 answers[number] = text
                 self.cache_hook.add_partial("generate_until", requests[number].args, text)
             done += len(members)
-            if self._progress:
-                self._progress(done, len(requests))
+            self._progress("generating", done, len(requests))
         return answers
 
     def _answers(self, context: str, config: GenerationConfig) -> list[str]:

@@ -7,7 +7,6 @@ how much was read before.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -19,10 +18,10 @@ import torch
 from hgrn2.errors import UserError
 from hgrn2.models.language import LanguageModel
 from hgrn2.models.modes import reading
+from hgrn2.progress import Progress, silent
 from hgrn2.settings import refuse
 
 LOGITS_AT_ONCE = 1 << 24  # elements
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ def by_position(
     *,
     batch_size: int = 8,
     segment: int = 1024,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> list[Bucket]:
     """Mean loss in buckets of position over pieces of a corpus.
 
@@ -72,7 +71,7 @@ def by_position(
         length: tokens of each.
         batch_size: pieces read side by side.
         segment: tokens read at a time; it changes speed and memory, not the numbers.
-        progress: told (tokens read so far, all of them).
+        progress: told "reading", tokens read so far, all of them.
     """
     refuse(batch_size < 1, f"batch_size is {batch_size}; it must be at least 1")
     refuse(segment < 1, f"segment is {segment}; it must be at least 1")
@@ -87,8 +86,7 @@ def by_position(
                 end = min(begin + segment, length - 1)
                 features, state = model.hidden(tokens[:, begin:end], state)
                 losses[row : row + len(chosen), begin:end] = _losses(model, features, tokens[:, begin + 1 : end + 1])
-                if progress:
-                    progress(row * (length - 1) + len(chosen) * end, losses.size)
+                progress("reading", row * (length - 1) + len(chosen) * end, losses.size)
     return buckets(losses)
 
 

@@ -10,7 +10,7 @@ Both give the same numbers to float rounding. A call reads any number of sequenc
 the state reset or set at each boundary (`cu_seqlens`): nothing is padded, so nothing needs a mask.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,13 +20,12 @@ from torch import Tensor
 from hgrn2.layers.state import ModelState
 from hgrn2.models.language import LanguageModel
 from hgrn2.models.modes import reading
+from hgrn2.progress import Progress, silent
 from hgrn2.settings import refuse
 
 TOKENS_AT_ONCE = 8192
 """Of one call; a longer sequence is read in segments of this size."""
 LOGITS_AT_ONCE = 1 << 24  # elements: 64 MB of float32, whatever the vocabulary
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ def score(
     *,
     share: bool = True,
     batch_size: int = 32,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> list[Score]:
     """The score of every request, in their order.
 
@@ -77,7 +76,7 @@ def score(
         requests: with contexts of at least one token; an empty continuation has probability 1.
         share: read what several contexts have in common once. Without it every request is read from its beginning.
         batch_size: sequences of one call, at most: it bounds the states in memory. `TOKENS_AT_ONCE` bounds the rest.
-        progress: told (requests scored so far, all of them).
+        progress: told "scoring", requests scored so far, all of them.
     """
     refuse(batch_size < 1, f"batch_size is {batch_size}; it must be at least 1")
     refuse(any(not request.context for request in requests), "a request has an empty context; nothing predicts a start")
@@ -135,7 +134,7 @@ def tokens_read(requests: Sequence[Request], *, share: bool) -> int:
 class _Tally:
     """Sums of log-probabilities and whether all tokens were the most probable ones, by request."""
 
-    def __init__(self, count: int, progress: Progress | None) -> None:
+    def __init__(self, count: int, progress: Progress) -> None:
         self._nats = np.zeros(count)
         self._greedy = np.ones(count, dtype=bool)
         self._progress = progress
@@ -168,8 +167,8 @@ class _Tally:
     def tell(self, more: int) -> None:
         """So many more requests are done."""
         self._done += more
-        if self._progress and more:
-            self._progress(self._done, len(self._nats))
+        if more:
+            self._progress("scoring", self._done, len(self._nats))
 
     def scores(self) -> list[Score]:
         return [Score(float(nats), bool(greedy)) for nats, greedy in zip(self._nats, self._greedy, strict=True)]

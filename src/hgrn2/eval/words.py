@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hgrn2.data.reading import read_text
-from hgrn2.eval.scoring import Progress, Request, score
+from hgrn2.eval.scoring import Request, score
+from hgrn2.progress import Progress, silent
 from hgrn2.settings import refuse
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def read_pages(path: Path, limit: int | None = None) -> list[str]:
     return [text[begin:end] for begin, end in zip(starts, [*starts[1:], len(text)], strict=True)][:limit]
 
 
-def detokenised(lm: "HGRN2LM", pages: list[str], progress: Progress | None = None) -> WordPerplexity:
+def detokenised(lm: "HGRN2LM", pages: list[str], progress: Progress = silent) -> WordPerplexity:
     """As lm-eval's task `wikitext`: its text, its counts of words (pieces between white space) and bytes."""
     from lm_eval.tasks.wikitext.preprocess_wikitext import wikitext_detokenizer
 
@@ -64,7 +65,7 @@ def detokenised(lm: "HGRN2LM", pages: list[str], progress: Progress | None = Non
     return _measure("detokenised", lm, prose, words, _bytes(pages), progress)
 
 
-def verbatim(lm: "HGRN2LM", pages: list[str], progress: Progress | None = None) -> WordPerplexity:
+def verbatim(lm: "HGRN2LM", pages: list[str], progress: Progress = silent) -> WordPerplexity:
     """The file as it stands; the end of a line counts as a word."""
     words = sum(len(page.split()) + page.count("\n") for page in pages)
     return _measure("verbatim", lm, pages, words, _bytes(pages), progress)
@@ -74,9 +75,7 @@ def _bytes(pages: list[str]) -> int:
     return sum(len(page.encode()) for page in pages)
 
 
-def _measure(
-    name: str, lm: "HGRN2LM", pages: list[str], words: int, size: int, progress: Progress | None
-) -> WordPerplexity:
+def _measure(name: str, lm: "HGRN2LM", pages: list[str], words: int, size: int, progress: Progress) -> WordPerplexity:
     requests = [Request((lm.eot_token_id,), tuple(lm.tok_encode(page))) for page in pages]
     nats = -sum(one.log_probability for one in score(lm.model, requests, batch_size=lm.batch_size, progress=progress))
     tokens = sum(len(request.continuation) for request in requests)

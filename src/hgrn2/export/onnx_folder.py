@@ -6,7 +6,6 @@ tokenizer/         as `Tokenizer.save` writes it, where the model has one
 manifest.json      settings, inputs and outputs, versions, what the checks found, bytes and sha256 of each file
 """
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,13 +24,13 @@ from hgrn2.files import atomic_folder, sha256, write_json
 from hgrn2.generate.loading import Loaded
 from hgrn2.models.language import LanguageModel
 from hgrn2.models.saved import reported
+from hgrn2.progress import Progress, silent
 from hgrn2.settings import to_dict
 
 FORMAT, KIND = 1, "hgrn2-onnx"
 GRAPH, WEIGHTS, MANIFEST, TOKENIZER = "model.onnx", "model.onnx.data", "manifest.json", "tokenizer"
 EXACT = ".exact.onnx"  # the graph without rounded activations, for the check; it does not stay
 
-Progress = Callable[[str, int, int], None]
 STAGES = ("rounding weights", "writing the graph", "checking it against PyTorch", "measuring the cost on text")
 
 
@@ -56,7 +55,7 @@ class Export:
 
 
 def write(
-    out: Path, loaded: Loaded, config: OnnxConfig, text: Text | None = None, progress: Progress | None = None
+    out: Path, loaded: Loaded, config: OnnxConfig, text: Text | None = None, progress: Progress = silent
 ) -> Export:
     """Export a model into a folder that does not exist yet.
 
@@ -71,22 +70,21 @@ def write(
         UserError: onnx or onnxruntime missing, a model that LinearAttention cannot express, a graph that misses the
             float64 reference, a place that cannot be written. Nothing is left behind.
     """
-    tell = progress or (lambda stage, done, total: None)
     onnx_library()
     runtime_library()
     check_supported(loaded.model.config)
     corpus = None if text is None else cost.open_text(text.path, text.split, loaded)
     with reported(out), atomic_folder(out) as folder:
-        tell(STAGES[0], 0, len(STAGES))
+        progress(STAGES[0], 0, len(STAGES))
         matrices = Matrices.of(loaded.model, config)
-        tell(STAGES[1], 1, len(STAGES))
+        progress(STAGES[1], 1, len(STAGES))
         _write_graphs(folder, loaded.model, matrices, config)
-        tell(STAGES[2], 2, len(STAGES))
+        progress(STAGES[2], 2, len(STAGES))
         checks, rounding = _check(folder, loaded.model, matrices, config)
         (folder / EXACT).unlink(missing_ok=True)
         found = None
         if text is not None and corpus is not None:
-            tell(STAGES[3], 3, len(STAGES))
+            progress(STAGES[3], 3, len(STAGES))
             found = cost.measure(Session(folder / GRAPH), loaded, corpus, text.limit)
         if loaded.tokenizer is not None:
             loaded.tokenizer.save(folder / TOKENIZER)

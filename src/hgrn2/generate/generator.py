@@ -5,7 +5,7 @@ for piece in generator.stream("To be, ", GenerationConfig(max_tokens=50)):
     print(piece.text, end="", flush=True)
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -23,10 +23,10 @@ from hgrn2.memory import refuse_too_big
 from hgrn2.models.count import state_bytes
 from hgrn2.models.language import LanguageModel
 from hgrn2.models.modes import reading
+from hgrn2.progress import Progress, silent
 from hgrn2.settings import refuse
 
 Finished = Literal["stop", "eot", "length"]
-OnPrompt = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ class Generator:
         config: GenerationConfig | None = None,
         state: Snapshot | None = None,
         *,
-        on_prompt: OnPrompt | None = None,
+        progress: Progress = silent,
     ) -> Iterator[Piece]:
         """Continue a text piece by piece; the last piece of each sample carries its snapshot.
 
@@ -136,7 +136,7 @@ class Generator:
             config: what to generate.
             state: a snapshot to go on from; the prompt comes after its text. The seed and the repetition penalty start
                 afresh: a snapshot holds no random numbers and no list of tokens.
-            on_prompt: told (prompt tokens read, all of them).
+            progress: told "reading the prompt", its tokens read, all of them.
 
         Raises:
             UserError: at once, for an empty prompt with nothing to continue, text or ids outside the vocabulary; while
@@ -150,7 +150,7 @@ class Generator:
         self._graph(config)
         ids = self.prompt_ids(prompt, state)
         tokens = len(ids) if state is None else state.tokens + len(ids) - 1
-        return self._run(ids, tokens, config, state, on_prompt)
+        return self._run(ids, tokens, config, state, progress)
 
     def _check_size(self, config: GenerationConfig) -> None:
         """Every sample has a state and logits of its own."""
@@ -200,9 +200,9 @@ class Generator:
         return ids if ids.size else np.array([self.tokenizer.eot])
 
     def _run(
-        self, ids: np.ndarray, tokens: int, config: GenerationConfig, start: Snapshot | None, on_prompt: OnPrompt | None
+        self, ids: np.ndarray, tokens: int, config: GenerationConfig, start: Snapshot | None, progress: Progress
     ) -> Iterator[Piece]:
-        state = self._read_prompt(ids, start, config.segment, on_prompt)
+        state = self._read_prompt(ids, start, config.segment, progress)
         pending = start.pending if start is not None and len(ids) == 1 else b""
         if config.max_tokens == 0:
             for sample in range(config.samples):
@@ -231,9 +231,7 @@ class Generator:
 
     # What runs the model enters inference mode by itself: around a `yield` it would leak into the caller.
 
-    def _read_prompt(
-        self, ids: np.ndarray, start: Snapshot | None, segment: int, on_prompt: OnPrompt | None
-    ) -> ModelState:
+    def _read_prompt(self, ids: np.ndarray, start: Snapshot | None, segment: int, progress: Progress) -> ModelState:
         """The state after all ids but the last; it holds one sequence."""
         with reading(self.model):
             device = self.model.device
@@ -243,8 +241,7 @@ class Generator:
                 part = torch.from_numpy(ids[first : min(first + segment, end)]).to(device)
                 _, state = self.model.hidden(part.unsqueeze(0), state)  # no logits: nothing is predicted here
                 assert state is not None  # asked for, as `output_state` is by default
-                if on_prompt:
-                    on_prompt(min(first + segment, end) + 1, len(ids))
+                progress("reading the prompt", min(first + segment, end) + 1, len(ids))
         return state
 
     def _begin(self, ids: np.ndarray, state: ModelState, config: GenerationConfig, pending: bytes) -> _Batch:

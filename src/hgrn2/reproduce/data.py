@@ -9,9 +9,9 @@ from hgrn2.data.classes import Described, Examples, ImageStream, fill, open_exam
 from hgrn2.data.lra.parallel import EASY
 from hgrn2.errors import UserError
 from hgrn2.files import atomic_folder
+from hgrn2.progress import Progress
 from hgrn2.reproduce.plan import Cell
 
-Progress = Callable[[str, int, int], None]
 Made = tuple[Described, Mapping[str, Examples | ImageStream]]
 SMALL_COUNTS: dict[str, tuple[int, int, int]] = {
     "listops": (8000, 500, 500),

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hgrn2.bench.timing import Progress, silent
 from hgrn2.files import holds_nothing, owned, read_json, write_json
+from hgrn2.progress import Progress, silent
 from hgrn2.reproduce.recall_settings import Cell, MQARStudy, hardest
 from hgrn2.rows import Row, measurement
 from hgrn2.settings import from_dict, refuse, to_dict

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from hgrn2.errors import UserError
+from hgrn2.progress import Progress
 from hgrn2.reproduce.cells import BENCH, ROW, Job
-from hgrn2.reproduce.data import Progress, Source, difference, find, prepare
+from hgrn2.reproduce.data import Source, difference, find, prepare
 from hgrn2.reproduce.plan import Cell, Plan
 from hgrn2.reproduce.running import Outcome
 from hgrn2.rows import Row, append, read_rows

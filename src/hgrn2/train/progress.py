@@ -5,7 +5,7 @@ from typing import Any
 _HISTORY = 240  # points kept of the curve; twice as many are halved
 
 
-class Progress:
+class RunProgress:
     """Latest and best values of a run that ends after `total_steps`, after `budget_s` seconds, or whichever is first.
 
     `take` costs a few microseconds and memory does not grow with the run.

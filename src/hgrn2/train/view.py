@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hgrn2.train.chart import chart
-from hgrn2.train.progress import Progress
+from hgrn2.train.progress import RunProgress
 from hgrn2.units import duration, number, rate, short
 
 _BEAT_S = 0.5  # between redraws of the panel,
@@ -55,7 +55,7 @@ class TrainView:
         self.title = title
         self.quiet = quiet
         self.parameters, self.epochs = parameters, epochs
-        self.progress = Progress(total_steps, budget_s)
+        self.progress = RunProgress(total_steps, budget_s)
         self._redraws = self.console.is_terminal and not (self.console.is_dumb_terminal or self.console.is_jupyter)
         self._live: Live | None = None
         self._last_shown = -math.inf
@@ -97,7 +97,7 @@ class TrainView:
 
     def update(self, record: dict[str, Any], recent: tuple[float, int] | None = None) -> None:
         """Take in a record of any kind (hgrn2.train.metrics), evaluations and events at once; `recent` as in
-        `Progress.take`."""
+        `RunProgress.take`."""
         self.progress.take(record, recent)
         if record["kind"] == "step":
             self._taken()
@@ -240,7 +240,7 @@ class TrainView:
                 self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def _bar(progress: Progress, elapsed_s: float) -> RenderableType:
+def _bar(progress: RunProgress, elapsed_s: float) -> RenderableType:
     left = progress.seconds_left(elapsed_s)
     times = f"{duration(elapsed_s)} elapsed"
     if left is not None and not progress.finished:
@@ -255,7 +255,7 @@ def _bar(progress: Progress, elapsed_s: float) -> RenderableType:
     return row
 
 
-def _train_loss(progress: Progress, wide: bool) -> Text:
+def _train_loss(progress: RunProgress, wide: bool) -> Text:
     if not progress.loss_is_finite:
         return Text("not finite", "bold red")
     text = Text(number(progress.loss), style="bold")
@@ -265,11 +265,11 @@ def _train_loss(progress: Progress, wide: bool) -> Text:
     return text
 
 
-def _of_steps(progress: Progress) -> str:
+def _of_steps(progress: RunProgress) -> str:
     return f"mean of {progress.loss_steps} steps" if progress.loss_steps > 1 else "of one step"
 
 
-def _held_out(progress: Progress, wide: bool) -> Text:
+def _held_out(progress: RunProgress, wide: bool) -> Text:
     text, bits = Text(number(progress.eval_loss), style="bold"), progress.eval_bits_per_byte
     if wide:
         text.append(" nats" if progress.eval_loss is not None else "", style="not bold dim")
@@ -279,14 +279,14 @@ def _held_out(progress: Progress, wide: bool) -> Text:
     return text
 
 
-def _best(progress: Progress) -> Text:
+def _best(progress: RunProgress) -> Text:
     best = Text(number(progress.best_loss))
     if progress.best_loss is not None:
         best.append(f"  at step {progress.best_step:,}", style="dim")
     return best
 
 
-def _step_line(progress: Progress, elapsed_s: float) -> str:
+def _step_line(progress: RunProgress, elapsed_s: float) -> str:
     of = f"/{progress.total_steps:,}" if progress.total_steps and not progress.budget_s else ""
     left = progress.seconds_left(elapsed_s)
     loss = f"{number(progress.loss)} ({_of_steps(progress)})" if progress.loss_is_finite else "not finite"
@@ -303,7 +303,7 @@ def _step_line(progress: Progress, elapsed_s: float) -> str:
     return "  ".join(part for part in parts if part)
 
 
-def _eval_line(progress: Progress) -> str:
+def _eval_line(progress: RunProgress) -> str:
     bits = progress.eval_bits_per_byte
     parts = [
         f"eval at step {progress.step:,}",
@@ -317,7 +317,7 @@ def _eval_line(progress: Progress) -> str:
     return "  ".join(part for part in parts if part)
 
 
-def _finish_line(progress: Progress, text: str) -> str:
+def _finish_line(progress: RunProgress, text: str) -> str:
     line = f"{text}  step {progress.step:,}  {duration(progress.elapsed_s)} elapsed"
     if progress.best_loss is not None:
         line += f"  best held-out loss {number(progress.best_loss, 4)} at step {progress.best_step:,}"

@@ -3,13 +3,13 @@
 Examples stay pictures: a classifier of sequences reads their pixels row by row (1,024 tokens).
 """
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 from hgrn2.data.classes import Described, Examples
 from hgrn2.data.image_decoding import ImageConfig
 from hgrn2.data.images import image_examples
+from hgrn2.progress import Progress
 
 
 def make_image(
@@ -18,7 +18,7 @@ def make_image(
     grey: bool = False,
     seed: int = 0,
     scratch: Path,
-    progress: Callable[[str, int, int], None],
+    progress: Progress,
     workers: int = 1,
 ) -> tuple[Described, dict[str, Examples]]:
     """CIFAR-10 as `hgrn2 data image cifar10` reads it; a tenth of the training images becomes valid (5,000 of 50,000

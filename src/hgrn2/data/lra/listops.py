@@ -17,9 +17,10 @@ from pathlib import Path
 import numpy as np
 
 from hgrn2.data.classes import Described, Examples, examples_of
-from hgrn2.data.lra.parallel import EASY, SPLITS, Progress, counts_of, iterate_blocks
+from hgrn2.data.lra.parallel import EASY, SPLITS, counts_of, iterate_blocks
 from hgrn2.data.reading import open_binary
 from hgrn2.errors import UserError
+from hgrn2.progress import Progress, silent
 from hgrn2.settings import refuse, settings
 
 PUBLISHED_COUNTS = (96_000, 2_000, 2_000)
@@ -99,7 +100,7 @@ def _apply(operator: int, arguments: list[int]) -> int:
 
 def make_listops(
     settings: ListOps, *, seed: int = 0, count: tuple[int, ...] | None = None, easy: int = 0, workers: int = 1,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> tuple[Described, dict[str, Examples]]:  # fmt: skip
     """Generate the three splits, and one of `easy` shorter trees (`short`) where there are to be some; the first
     examples of a split do not depend on how many are asked for."""
@@ -204,7 +205,7 @@ def _values(words: np.ndarray, counts: np.ndarray, arguments: np.ndarray) -> np.
     return np.choose(words - FIRST_OPERATOR, every)
 
 
-def read_listops(path: Path, progress: Progress | None = None) -> Examples:
+def read_listops(path: Path, progress: Progress = silent) -> Examples:
     """Examples of a published .tsv file: header `Source<TAB>Target`, parentheses in the text ignored.
 
     Of the first examples the target is checked to be the value of the expression.
@@ -225,13 +226,13 @@ def read_listops(path: Path, progress: Progress | None = None) -> Examples:
             if len(labels) <= CHECKED:
                 value = value_of(sequences[-1])
                 refuse(value != labels[-1], f"{path}, line {number}: the target is {target}, the value is {value}")
-            if progress and len(labels) % 1000 == 0:
+            if len(labels) % 1000 == 0:
                 progress(f"reading {path.name}", len(labels), 0)
     refuse(not labels, f"{path} has a header and no examples")
     return examples_of(sequences, labels)
 
 
-def read_published(folder: Path, progress: Progress | None = None) -> tuple[Described, dict[str, Examples]]:
+def read_published(folder: Path, progress: Progress = silent) -> tuple[Described, dict[str, Examples]]:
     """The published files of a folder: basic_train.tsv, basic_val.tsv and basic_test.tsv."""
     paths = {split: folder / f"basic_{name}.tsv" for split, name in zip(SPLITS, ("train", "val", "test"), strict=True)}
     missing = [path.name for path in paths.values() if not path.is_file()]

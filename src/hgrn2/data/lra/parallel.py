@@ -12,10 +12,10 @@ import numpy as np
 from hgrn2.data.classes import Examples
 from hgrn2.errors import UserError
 from hgrn2.memory import refuse_too_big
+from hgrn2.progress import Progress, silent
 from hgrn2.settings import refuse
 
 Block = TypeVar("Block")
-Progress = Callable[[str, int, int], None]
 SPLITS = ("train", "valid", "test")
 EASY = "easy"
 """A split of easier examples, to begin with; made where they are asked for."""
@@ -28,7 +28,7 @@ def random_of(seed: int, split: str, block: int) -> np.random.Generator:
 
 def iterate_blocks(
     make: Callable[[np.random.Generator], Block], *, seed: int, split: str, blocks: int, workers: int, first: int = 0,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> Iterator[Block]:  # fmt: skip
     """`make` for `blocks` blocks from number `first` on, in their order; over `workers` processes when more than one.
 
@@ -40,13 +40,12 @@ def iterate_blocks(
 
 
 def _iterate(
-    job: Callable[[int], Block], split: str, numbers: range, workers: int, progress: Progress | None
+    job: Callable[[int], Block], split: str, numbers: range, workers: int, progress: Progress
 ) -> Iterator[Block]:
     def told(results: Iterable[Block]) -> Iterator[Block]:
         for done, result in enumerate(results, 1):
             yield result
-            if progress:
-                progress(f"making {split}", done, len(numbers))
+            progress(f"making {split}", done, len(numbers))
 
     if workers == 1:
         yield from told(map(job, numbers))

@@ -17,8 +17,9 @@ import numpy as np
 
 from hgrn2.data.classes import Described, ImageStream
 from hgrn2.data.lra.dashed_curves import SPARE, Dashes, Rooms, grow_distractors, grow_pairs, unit
-from hgrn2.data.lra.parallel import EASY, Progress, counts_of, iterate_blocks
+from hgrn2.data.lra.parallel import EASY, counts_of, iterate_blocks
 from hgrn2.data.lra.pathfinder_settings import PRESETS, Pathfinder, levels
+from hgrn2.progress import Progress, silent
 
 PUBLISHED_COUNTS = (160_000, 20_000, 20_000)
 BLOCK = 128  # pictures made together; part of what a seed means
@@ -28,7 +29,7 @@ ZONES = 4  # likewise of the far end's distance to the border, and of the beginn
 
 def make_pathfinder(
     settings: Pathfinder, *, task: str = "pathfinder", seed: int = 0, count: tuple[int, ...] | None = None,
-    easy: int = 0, workers: int = 1, progress: Progress | None = None,
+    easy: int = 0, workers: int = 1, progress: Progress = silent,
 ) -> tuple[Described, dict[str, ImageStream]]:  # fmt: skip
     """The three splits, and where asked for one of `easy` pictures with shorter curves, the shortest first, as grey
     pictures uint8 [N,size,size,1], drawn as they are read."""
@@ -52,7 +53,7 @@ def _origin(settings: Pathfinder) -> str:
 
 
 def _blocks(
-    drawn: list[Pathfinder], wanted: int, *, seed: int, split: str, workers: int, progress: Progress | None
+    drawn: list[Pathfinder], wanted: int, *, seed: int, split: str, workers: int, progress: Progress
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Blocks of all these settings, one after the other, as many of each."""
     count = -(-wanted // BLOCK)

@@ -2,7 +2,7 @@
 
 import importlib.util
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -26,6 +26,7 @@ from hgrn2.data.tokenizer import CharTokenizer, Tokenizer, load_tokenizer
 from hgrn2.files import sha256
 from hgrn2.layers.config import MixerConfig
 from hgrn2.models.config import InitConfig, SequenceConfig
+from hgrn2.progress import Progress, silent
 from hgrn2.settings import refuse
 from hgrn2.tasks.classify.config import ClassifyData, ClassifyRun, OwnColumns
 from hgrn2.train.config import OptimConfig, TrainConfig
@@ -40,8 +41,6 @@ UNEVEN = 5.0
 LONGEST = {"words": 512, "fine": 2048}
 """Of tokens that are words or parts of them; of bytes, characters and steps of numbers."""
 LEARNED = "bpe:4000"
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +76,7 @@ class Prepared:
     """What a person should know of them, a line each."""
 
 
-def prepare(files: OwnFiles, progress: Progress | None = None) -> Prepared:
+def prepare(files: OwnFiles, progress: Progress = silent) -> Prepared:
     """Read the files and make examples of them.
 
     Raises:
@@ -157,7 +156,7 @@ def _some(part: Labelled, chosen: np.ndarray) -> Labelled:
 
 def _texts(
     files: OwnFiles, columns: Columns, parts: dict[str, Labelled], labels: dict[str, np.ndarray],
-    progress: Progress | None,
+    progress: Progress,
 ) -> tuple[dict[str, Examples], int, Tokenizer, OwnColumns, list[str]]:  # fmt: skip
     tokenizer = _tokenizer(files.tokenizer, parts, progress)
     limit = files.max_length or LONGEST["fine" if tokenizer.kind in ("bytes", "chars") else "words"]
@@ -184,7 +183,7 @@ def _texts(
 
 def _numbers(
     files: OwnFiles, columns: Columns, parts: dict[str, Labelled], labels: dict[str, np.ndarray],
-    progress: Progress | None,
+    progress: Progress,
 ) -> tuple[dict[str, Examples], int, None, OwnColumns, list[str]]:  # fmt: skip
     channels = {part.inputs[0].shape[1] for part in parts.values()}
     refuse(len(channels) > 1, f"the files have different numbers a step: {sorted(channels)}")
@@ -207,7 +206,7 @@ def _numbers(
     return splits, 0, None, own, lines + _cut_line(cut, len(lengths), limit, "steps")
 
 
-def _tokenizer(spec: str, parts: dict[str, Labelled], progress: Progress | None) -> Tokenizer:
+def _tokenizer(spec: str, parts: dict[str, Labelled], progress: Progress) -> Tokenizer:
     if spec == CharTokenizer.kind:
         return CharTokenizer.from_text(text for part in parts.values() for text in part.inputs)
     if spec == "auto":

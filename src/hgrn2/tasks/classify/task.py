@@ -1,7 +1,6 @@
 """Classification as a task of the trainer: batches of sequences, pairs or images, their loss, and the share right."""
 
 import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from hgrn2.data.classes import Described, Examples, open_examples
 from hgrn2.models.config import SequenceConfig
 from hgrn2.models.modes import reading
 from hgrn2.models.sequence import cross_entropy
+from hgrn2.progress import Progress, silent
 from hgrn2.report.answers import Answer
 from hgrn2.settings import refuse
 from hgrn2.tasks.classify.config import ClassifyRun
@@ -24,7 +24,6 @@ from hgrn2.tasks.classify.loading import Batch, Loader
 MEASURE_TOKENS = {"cpu": 1 << 17, "cuda": 1 << 19}
 """Tokens of one forward pass while measuring, by the kind of device; long sequences come in few rows at a time."""
 GREY = (0.299, 0.587, 0.114)
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -130,7 +129,7 @@ def _identity(run: ClassifyRun, train: Examples) -> str:
 
 def measure(
     model: nn.Module, examples: Examples, run: ClassifyRun, device: torch.device, *, tokens: int | None = None,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> Measured:  # fmt: skip
     """Accuracy and loss on all examples, or on evenly chosen ones of about so many `tokens` together."""
     chosen, lengths = np.arange(len(examples)), examples.lengths(np.arange(len(examples)))
@@ -153,8 +152,7 @@ def measure(
             five += int((out.topk(min(5, classes), -1).indices == labels[:, None]).sum())
             confusion.view(-1).index_add_(0, labels * classes + out.argmax(-1), torch.ones_like(labels))
             done += len(rows)
-            if progress:
-                progress(done, len(chosen))
+            progress("measuring", done, len(chosen))
     right = int(confusion.diagonal().sum())
     return Measured(done, right / done, five / done, nats / done, confusion.numpy())
 
