@@ -23,6 +23,14 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "hgru1": {"mixer": MixerConfig(kind="hgru1", input_activation="silu", norm="layer", bias=True), "glu_bias": True},
     "hgru1_real": {"mixer": MixerConfig(kind="hgru1_real", input_activation="silu"), "norm": "simple_rms"},
     "gla": {"mixer": MixerConfig(kind="gla", head_size=8, conv_width=4, bias=True), "lower_bound": "none"},
+    "gla with short keys": {
+        "mixer": MixerConfig(kind="gla", head_size=8, key_size=4, conv_width=3, norm="head_rms"),
+        "lower_bound": "none",
+    },
+    "attention with normed keys": {
+        "mixer": MixerConfig(kind="attention", head_size=8, qk_norm=True),
+        "lower_bound": "none",
+    },
     "hybrid": {
         "mixer": MixerConfig(head_size=8, conv_width=4),
         "pattern": ("hgru2", "attention"),
@@ -30,7 +38,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
 }
 
-HGRN = [name for name in CONFIGS if name not in ("gla", "hybrid")]
+HGRN = [name for name in CONFIGS if name.startswith("hgru")]
 """The models of this project; transformers' classes and the published formats know no others."""
 
 

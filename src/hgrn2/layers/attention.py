@@ -6,6 +6,7 @@ The sum runs over s ≤ t, with a window W over t - W < s ≤ t, or with directi
 rotary position (arXiv 2104.09864), which turns the pair of channels (j, j + n/2) of a head by the angle t /
 10000^(2j/n), or nothing: then attention sees a set, and order only in what was added to its tokens. t counts the tokens
 of the sequence or document itself: padding has no position, and a text goes on counting where its state stopped.
+With `qk_norm` the queries and keys of every head pass an rms norm before R, whose weights all heads share.
 """
 
 from itertools import pairwise
@@ -17,6 +18,7 @@ from hgrn2.errors import UserError
 from hgrn2.layers.config import MixerConfig
 from hgrn2.layers.directions import Shape, check_shape, no_state
 from hgrn2.layers.key_values import KeyValues, join, with_conv
+from hgrn2.layers.norm import Norm
 from hgrn2.layers.short_conv import short_conv, start_conv
 from hgrn2.ops.sequences import check_cu_seqlens, offsets_of
 
@@ -40,7 +42,11 @@ class Attention(nn.Module):
         self.projections = (width, width, width)
         self.in_proj = nn.Linear(width, sum(self.projections), bias=config.bias)
         self.conv = nn.Parameter(torch.empty(3 * width, config.conv_width)) if config.conv_width else None
+        self.q_norm, self.k_norm = (self._head_norm() for _ in range(2))
         self.out_proj = nn.Linear(width, width, bias=config.bias)
+
+    def _head_norm(self) -> Norm | None:
+        return Norm("rms", self.config.head_size, self.config.norm_eps) if self.config.qk_norm else None
 
     def start(self) -> None:
         """Taps of the convolution."""
@@ -149,6 +155,8 @@ class Attention(nn.Module):
 
     def _turned(self, qkv: Tensor, places: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         q, k, v = qkv.unbind(2)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
         return (rotate(q, places), rotate(k, places), v) if self.config.rotary else (q, k, v)
 
     def _visible(self, places: Tensor, size: int) -> Tensor:

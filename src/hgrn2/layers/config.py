@@ -25,6 +25,8 @@ class MixerConfig:
     of the whole sequence). The last two have no bounds."""
     head_size: int = 128
     """n, the state expansion of hgru2: keys and values of one head. hgru1 has no heads and ignores it."""
+    key_size: int = 0
+    """gla only: key channels of one head, where values have head_size; 0: as many. The published models have half."""
     input_activation: InputActivation = "none"
     """On i_t. none: paper figure, language models; silu: the hgru2 modules for images and long range, and HGRN1."""
     output_activation: OutputActivation = "silu"
@@ -47,6 +49,8 @@ class MixerConfig:
     rotary: bool = True
     """attention only: turn queries and keys by where they stand; false: order is seen only in positions that were added
     to the embedding, as in the first Transformer."""
+    qk_norm: bool = False
+    """attention only: an rms norm with a weight on the queries and on the keys of each head, before they are turned."""
     window: int = 0
     """causal attention only: a token sees itself and the window - 1 tokens before it, and the state holds no more; 0:
     all of them."""
@@ -80,6 +84,7 @@ class MixerConfig:
             self.kind == "attention" and self.rotary and self.head_size % 2 != 0,
             f"head_size is {self.head_size}; rotary positions of attention need an even one",
         )
+        refuse(self.key_size < 0, f"key_size is {self.key_size}; use 0 or at least 1")
         refuse(self.window < 0, f"window is {self.window}; use 0 or at least 1")
         refuse(self.norm == "batch", "norm batch is offered between blocks, not inside the mixer")
         self._check_direction()

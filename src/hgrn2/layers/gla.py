@@ -5,7 +5,8 @@
 
 HGRN2 ties the key to the gate, k = 1 - f, and so writes little where it forgets little; here the two are free of each
 other, for D² more weights of the key, D² of the output gate and two thin ones of the forget gate. There are no bounds:
-the 16th root keeps gates near one. Keys are as wide as values, H = D / n heads of n: a state is as large as HGRN2's.
+the 16th root keeps gates near one. H = D / n heads hold keys of k = `key_size` channels and values of n; with k = n a
+state is as large as HGRN2's. The published models have k = n / 2, and then as many weights as HGRN2.
 """
 
 import torch
@@ -23,20 +24,22 @@ GATE_ROOT = 16.0
 
 
 class GLA(nn.Module):
-    """D -> D, state [B,H,n,n] with n the head size and H = D / n; 5 D² + 33 D weights."""
+    """D -> D, state [B,H,k,n] with n the head size, k the key size and H = D / n; for k = n 5 D² + 33 D weights."""
 
     def __init__(self, width: int, config: MixerConfig) -> None:
         super().__init__()
         self.config, self.width, self.heads = config, width, width // config.head_size
-        self.projections = (width, width, width, width)
+        self.key_size = config.key_size or config.head_size
+        keys = self.heads * self.key_size
+        self.projections = (keys, keys, width, width)
         self.in_proj = nn.Linear(width, sum(self.projections), bias=config.bias)
         self.gate_down = nn.Linear(width, GATE_RANK, bias=False)
-        self.gate_up = nn.Linear(GATE_RANK, width, bias=True)
-        self.conv = nn.Parameter(torch.empty(3 * width, config.conv_width)) if config.conv_width else None
+        self.gate_up = nn.Linear(GATE_RANK, keys, bias=True)
+        self.conv = nn.Parameter(torch.empty(2 * keys + width, config.conv_width)) if config.conv_width else None
         self.norm = Norm(config.norm, width, config.norm_eps, heads=self.heads)
         self.out_proj = nn.Linear(width, width, bias=config.bias)
         self.output_activation = nn.SiLU() if config.output_activation == "silu" else nn.Sigmoid()
-        self.scale = config.head_size**-0.5 if config.scale_scores else 1.0
+        self.scale = self.key_size**-0.5 if config.scale_scores else 1.0
 
     def start(self) -> None:
         """Taps of the convolution."""
@@ -44,17 +47,17 @@ class GLA(nn.Module):
 
     def zeros(self, batch: int, device: torch.device | None = None, dtype: torch.dtype = torch.float32) -> LayerState:
         """The state before the first token; dtype as in `HGRU2.zeros`."""
-        n, taps = self.config.head_size, self.config.conv_width - 1
+        n, taps, channels = self.config.head_size, self.config.conv_width - 1, sum(self.projections[:3])
         conv_dtype = torch.float64 if dtype == torch.float64 else torch.float32
-        conv = torch.zeros(batch, taps, 3 * self.width, device=device, dtype=conv_dtype) if taps > 0 else None
-        return LayerState(torch.zeros(batch, self.heads, n, n, device=device, dtype=dtype), conv)
+        conv = torch.zeros(batch, taps, channels, device=device, dtype=conv_dtype) if taps > 0 else None
+        return LayerState(torch.zeros(batch, self.heads, self.key_size, n, device=device, dtype=dtype), conv)
 
     def state_dtype(self, weights: torch.dtype) -> torch.dtype:
         """float32, float64 for float64: a state is a sum over a whole text."""
         return work_dtype(weights)
 
     def log_forget(self, x: Tensor, lower_bound: Tensor | None) -> Tensor:
-        """ln f [B,T,D], float32 (float64 for float64)."""
+        """ln f [B,T,H*k], float32 (float64 for float64)."""
         logits = self.gate_up(self.gate_down(x))
         return nn.functional.logsigmoid(logits.to(work_dtype(logits.dtype))) / GATE_ROOT
 
@@ -76,9 +79,9 @@ class GLA(nn.Module):
         """
         assert lower_bound is None, "settings with bounds are refused for gla"
         past = None if state is None else state.conv
-        mixed, gate = self.in_proj(x).split((3 * self.width, self.width), -1)
+        mixed, gate = self.in_proj(x).split((sum(self.projections[:3]), self.width), -1)
         mixed, conv_state = short_conv(mixed, self.conv, past, cu_seqlens, keep, output_state=output_state)
-        q, k, v = (part.unflatten(-1, (self.heads, -1)) for part in mixed.chunk(3, -1))
+        q, k, v = (part.unflatten(-1, (self.heads, -1)) for part in mixed.split(self.projections[:3], -1))
         log_f = self.log_forget(x, None).unflatten(-1, (self.heads, -1))
         if keep is not None:
             skipped = ~keep[:, :, None, None]

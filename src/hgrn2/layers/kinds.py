@@ -1,17 +1,21 @@
 """What each kind of token mixer is, needs and offers, as data: settings, counts and docs/mixers.md read it. No torch.
 
-Sizes are those of one mixer of width D with heads of n channels, biases, norms and the short convolution left out.
+Sizes are those of one mixer, as functions of its width D and its settings.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 MixerKind = Literal["hgru2", "hgru1", "hgru1_real", "gla", "attention"]
 Direction = Literal["causal", "bidirectional", "parallel_2d", "series_2d"]
 GATE_RANK = 16
 """Width between the two matrices of gla's forget gate, as published."""
 
+Size = Callable[[int, Any], int]
+"""A number as a function of the width D and the mixer's settings, a `MixerConfig`."""
+Function = Callable[[int, Any, int], int]
+"""The same, and of a number of tokens."""
 _ALL: tuple[Direction, ...] = ("causal", "bidirectional", "parallel_2d", "series_2d")
 
 
@@ -41,25 +45,33 @@ class Kind:
     """States may be kept in bfloat16 while tokens are generated."""
     tokens: str = "D n"
     """Numbers of the state in words."""
-    matrices: int = 4
-    """Projections in and out: so many times D² weights."""
-    biases: int = 4
-    """Their biases, times D."""
+    matrices: Size = lambda width, mixer: 4 * width**2
+    """Weights of all its matrices, thin ones of gates among them."""
+    biases: Size = lambda width, mixer: 4 * width
+    """Biases of the projections in and out, where `bias` asks for them."""
     scanned: int = 3
     """Projections, times D², that a further scan of its own has."""
-    thin: int = 0
-    """Weights of thin matrices of gates, times D."""
-    vectors: int = 0
-    """Other weights, times D: phases, biases of gates."""
-    state: Callable[[int, int, int], int] = lambda width, n, tokens: width * n
-    """Real numbers of one sequence's state, as a function of D, n and the tokens that were read."""
-    scan: Callable[[int, int, int], int] = lambda width, n, tokens: 5 * width * n
-    """Floating-point operations of the recurrence for one token, likewise."""
+    vectors: Size = lambda width, mixer: 0
+    """Other weights: phases, biases of gates, norms of their own."""
+    normed: Size = lambda width, mixer: width
+    """Width of the output's norm."""
+    convolved: Size = lambda width, mixer: 3 * width
+    """Channels of the short convolution."""
+    state: Function = lambda width, mixer, tokens: width * mixer.head_size
+    """Real numbers of one sequence's state after so many tokens."""
+    scan: Function = lambda width, mixer, tokens: 5 * width * mixer.head_size
+    """Floating-point operations of the recurrence for one token, which sees so many."""
+
+
+def key_width(width: int, mixer: Any) -> int:
+    """Key channels of all heads of gla."""
+    return width // mixer.head_size * (mixer.key_size or mixer.head_size)
 
 
 OPTIONAL: dict[str, object] = {
     "conv_width": 0, "input_activation": "none", "scale_scores": False, "output_gate": "none", "norm_first": True,
-    "rotary": True, "window": 0, "separate_scans": False, "count_once": False, "local_width": 0,
+    "rotary": True, "qk_norm": False, "window": 0, "key_size": 0, "separate_scans": False, "count_once": False,
+    "local_width": 0,
 }  # fmt: skip
 """Settings that not every kind has, and the values that leave them out."""
 _SCANS = ("separate_scans", "count_once", "local_width")
@@ -73,25 +85,33 @@ KINDS: dict[MixerKind, Kind] = {
     "hgru1": Kind(
         meaning="HGRN1: complex vector state", made_by="hgrn2.layers.hgru1:HGRU1",
         offers=("input_activation", "norm_first", *_SCANS), heads=False, bounds=True, gates=True, norm=True,
-        directions=_ALL, narrow_states=False, tokens="2 D", matrices=7, biases=6, vectors=1,
-        state=lambda width, n, tokens: 2 * width, scan=lambda width, n, tokens: 10 * width,
+        directions=_ALL, narrow_states=False, tokens="2 D", matrices=lambda width, mixer: 7 * width**2,
+        biases=lambda width, mixer: 6 * width, vectors=lambda width, mixer: width,
+        normed=lambda width, mixer: 2 * width, state=lambda width, mixer, tokens: 2 * width,
+        scan=lambda width, mixer, tokens: 10 * width,
     ),
     "hgru1_real": Kind(
         meaning="HGRN1 without phases: real vector state", made_by="hgrn2.layers.hgru1:HGRU1",
         offers=("input_activation", "norm_first", *_SCANS), heads=False, bounds=True, gates=True, norm=True,
         directions=_ALL, narrow_states=False, tokens="D", scanned=2,
-        state=lambda width, n, tokens: width, scan=lambda width, n, tokens: 3 * width,
+        state=lambda width, mixer, tokens: width, scan=lambda width, mixer, tokens: 3 * width,
     ),
     "gla": Kind(
         meaning="gated linear attention: matrix state, key of its own", made_by="hgrn2.layers.gla:GLA",
-        offers=("conv_width", "scale_scores"), heads=True, bounds=False, gates=True, norm=True,
-        directions=("causal",), matrices=5, biases=5, thin=2 * GATE_RANK, vectors=1,
+        offers=("conv_width", "scale_scores", "key_size"), heads=True, bounds=False, gates=True, norm=True,
+        directions=("causal",), tokens="D k",
+        matrices=lambda d, mixer: (3 * d + GATE_RANK) * d + (2 * d + GATE_RANK) * key_width(d, mixer),
+        biases=lambda width, mixer: 3 * width + 2 * key_width(width, mixer), vectors=key_width,
+        convolved=lambda width, mixer: width + 2 * key_width(width, mixer),
+        state=lambda width, mixer, tokens: width * (mixer.key_size or mixer.head_size),
+        scan=lambda width, mixer, tokens: 5 * width * (mixer.key_size or mixer.head_size),
     ),
     "attention": Kind(
         meaning="softmax attention over the keys so far, or over the whole sequence",
-        made_by="hgrn2.layers.attention:Attention", offers=("conv_width", "rotary", "window"),
+        made_by="hgrn2.layers.attention:Attention", offers=("conv_width", "rotary", "qk_norm", "window"),
         heads=True, bounds=False, gates=False, norm=False,
         directions=("causal", "bidirectional"), grows=True, tokens="2 D S",
-        state=lambda width, n, tokens: 2 * width * tokens, scan=lambda width, n, tokens: 4 * width * tokens,
+        vectors=lambda width, mixer: 2 * mixer.head_size if mixer.qk_norm else 0,
+        state=lambda width, mixer, tokens: 2 * width * tokens, scan=lambda width, mixer, tokens: 4 * width * tokens,
     ),
 }  # fmt: skip

@@ -39,9 +39,10 @@ def parameters(config: StackConfig) -> ParameterCount:
     """Count the parameters of `LanguageModel(config)`, `SequenceClassifier(config)` or `VisionClassifier(config)`.
 
     With width D, GLU width m and convolution width W, biases and norm weights aside: 4 D² + 3 D W for hgru2 and
-    attention, 4 D² for hgru1_real, 7 D² + D for hgru1, 5 D² + 33 D + 3 D W for gla, 3 D m for the GLU, L D for the
-    bounds of the L layers that have them. Every scan with projections of its own beside the first adds 3 D² (2 D² for
-    hgru1_real), an output gate D², a local convolution of width W D W (D W² for pictures).
+    attention, 4 D² for hgru1_real, 7 D² + D for hgru1, 5 D² + 33 D + 3 D W for gla with keys as wide as values, 3 D m
+    for the GLU, L D for the bounds of the L layers that have them; `hgrn2.layers.kinds` has each kind's in full. Every
+    scan with projections of its own beside the first adds 3 D² (2 D² for hgru1_real), an output gate D², a local
+    convolution of width W D W (D W² for pictures).
     """
     width, hidden = config.width, config.glu_width
     before = _norm(config.norm, width)
@@ -66,37 +67,39 @@ def flops_per_token(config: ModelConfig, *, training: bool, tokens: int = 0) -> 
     model, whatever an operator does instead (the chunked form works more to wait less), so the number compares models,
     not kernels:
 
-        hgru2, gla   5 D n    each of the D n numbers of the state: decay 1, k ⊗ i and its sum 2, read-out o S 2
+        hgru2, gla   5 D n    each of the D n numbers of the state (gla: D k): decay 1, k ⊗ i and its sum 2, output 2
         hgru1_real   3 D      f h, (1-f) c and their sum
         hgru1       10 D      the same with complex h and c: f e^{iθ} h 6, (1-f) c 2, sum 2
         attention    4 D S    scores and their weighted sum over the S = `tokens` it sees, at most its window
 
-    The convolution of width W costs 2 · 3 D W. Biases, norms, gates and activations, all O(D), are left out.
+    The convolution of width W costs 2 W a channel. Biases, norms, gates and activations, all O(D), are left out.
     Training counts three times the forward: the backward has two products for each one of the forward.
     """
     width, counts = config.width, config.mixer_counts
-    matrices = sum(n * (_mixer_matrices(width, mixer) + 3 * width * config.glu_width) for mixer, n in counts)
+    matrices = sum(n * (KINDS[mixer.kind].matrices(width, mixer) + 3 * width * config.glu_width) for mixer, n in counts)
     forward = 2 * (matrices + config.vocab_size * width)
     for mixer, n in counts:
         seen = min(tokens, mixer.window) if mixer.window else tokens
-        forward += n * (KINDS[mixer.kind].scan(width, mixer.head_size, seen) + 2 * 3 * width * mixer.conv_width)
+        forward += n * (KINDS[mixer.kind].scan(width, mixer, seen) + 2 * _taps(width, mixer))
     return 3 * forward if training else forward
 
 
 def state_bytes(config: ModelConfig, dtype: str = "float32", *, tokens: int = 0) -> int:
     """Bytes of one sequence's state: `LanguageModel.zeros(1).nbytes`, and after `tokens` of them for attention.
 
-    A layer keeps D n numbers for hgru2 and gla, D for hgru1_real, 2 D for hgru1 (complex) and 2 D S for attention, the
-    only one that asks for the S = `tokens` that were read (with a window at most window - 1 of them, and 8 bytes that
-    count the others); and 3 D (W-1) for a convolution of width W. `dtype` is the model's ("float32", "bfloat16", …):
-    states are float32 unless the model is float64, but keys and values of attention have the model's dtype.
+    A layer keeps D n numbers for hgru2 and gla (there n is that of keys), D for hgru1_real, 2 D for hgru1 (complex)
+    and 2 D S for attention, the only one that asks for the S = `tokens` that were read (with a window at most window -
+    1 of them, and 8 bytes that count the others); and 3 D (W-1) for a convolution of width W. `dtype` is the model's
+    ("float32", "bfloat16", …): states are float32 unless the model is float64, but keys and values of attention have
+    the model's dtype.
     """
     width, dtype, total = config.width, str(dtype).removeprefix("torch."), 0
     work = 8 if dtype == "float64" else 4
     for mixer, n in config.mixer_counts:
         kind, held = KINDS[mixer.kind], min(tokens, mixer.window - 1) if mixer.window else tokens
-        numbers = kind.state(width, mixer.head_size, held) * (2 if kind.grows and "16" in dtype else work)
-        total += n * (numbers + 3 * width * max(mixer.conv_width - 1, 0) * work + (8 if mixer.window else 0))
+        numbers = kind.state(width, mixer, held) * (2 if kind.grows and "16" in dtype else work)
+        taps = kind.convolved(width, mixer) * max(mixer.conv_width - 1, 0)
+        total += n * (numbers + taps * work + (8 if mixer.window else 0))
     return total
 
 
@@ -117,22 +120,21 @@ def _around(config: StackConfig) -> int:
     return inputs + (places * width if config.positions == "learned" else 0) + head
 
 
-def _mixer_matrices(width: int, mixer: MixerConfig) -> int:
-    """Weights of a mixer's matrices: into all its projections, out, and of gates."""
-    kind = KINDS[mixer.kind]
-    return kind.matrices * width**2 + kind.thin * width
+def _taps(width: int, mixer: MixerConfig) -> int:
+    """Weights of the short convolution."""
+    return KINDS[mixer.kind].convolved(width, mixer) * mixer.conv_width
 
 
 def _mixer(width: int, mixer: MixerConfig) -> int:
     kind = KINDS[mixer.kind]
-    biases = kind.biases * width if mixer.bias else 0
-    norm = _norm(mixer.norm, 2 * width if mixer.kind == "hgru1" else width) if kind.norm else 0
+    biases = kind.biases(width, mixer) if mixer.bias else 0
+    norm = _norm(mixer.norm, kind.normed(width, mixer)) if kind.norm else 0
     scan = kind.scanned * width * (width + mixer.bias)  # input and gates of one more scan
     more = (mixer.scans - 1) * scan if mixer.separate_scans else 0
     more += width * mixer.local_width ** (2 if mixer.is_2d else 1)
     more += width * (width + mixer.bias) if mixer.output_gate != "none" else 0
-    convolution = 3 * width * mixer.conv_width
-    return _mixer_matrices(width, mixer) + biases + kind.vectors * width + norm + convolution + more
+    own = kind.matrices(width, mixer) + kind.vectors(width, mixer)
+    return own + biases + norm + _taps(width, mixer) + more
 
 
 def _norm(kind: NormKind, width: int) -> int:

@@ -2,7 +2,8 @@
 
 A preset is the shape and the options of a model, never its training. Each function names its source and states what
 the source leaves open. Number of parameters: `hgrn2.models.count`, tested against the published ones. Those of
-classifiers stand in `classifier_presets` and are found from here too.
+classifiers stand in `classifier_presets`, architectures to be compared at equal size in `comparison`; both are found
+from here too.
 """
 
 from collections.abc import Callable
@@ -10,14 +11,18 @@ from typing import Any
 
 from hgrn2.layers.config import MixerConfig
 from hgrn2.models.classifier_presets import sequence_names, sequence_preset, vision_names, vision_preset
+from hgrn2.models.comparison import COMPARED, COMPARED_SIZES, comparison_config, comparison_names
 from hgrn2.models.config import ModelConfig
 from hgrn2.models.named import made
 
-__all__ = ["names", "preset", "sequence_names", "sequence_preset", "vision_names", "vision_preset"]
+__all__ = [
+    "COMPARED", "COMPARED_SIZES", "comparison_config", "comparison_names", "names", "preset", "sequence_names",
+    "sequence_preset", "vision_names", "vision_preset",
+]  # fmt: skip
 
 
 def preset(name: str, **overrides: Any) -> ModelConfig:
-    """The named configuration, with fields of `ModelConfig` replaced.
+    """The named configuration, with fields of `ModelConfig` replaced: one of `names` or `comparison_names`.
 
     Example:
         >>> preset("hgrn2_44m_wikitext103", vocab_size=50257).width
@@ -27,11 +32,14 @@ def preset(name: str, **overrides: Any) -> ModelConfig:
         UserError: an unknown name (the message offers near ones and lists all), an unknown field, or values that do
             not fit together.
     """
+    size, slash, architecture = name.removeprefix("compare-").partition("/")
+    if slash and name.startswith("compare-"):
+        return made(name, {name: lambda: comparison_config(architecture, size)}, "", overrides)
     return made(name, _PRESETS, "", overrides)
 
 
 def names() -> tuple[str, ...]:
-    """Every preset of a language model, sizes in the order of the tables below."""
+    """Every preset of a language model but those to be compared, sizes in the order of the tables below."""
     return tuple(_PRESETS)
 
 
