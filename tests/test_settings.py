@@ -164,7 +164,7 @@ def test_overrides_of_a_model() -> None:
     [
         ("width", "setting 'width': write it as name=value"),
         ("depth=3", "there is no setting depth; did you mean width?"),
-        ("mixer.size=3", "there is no setting mixer.size; did you mean mixer.head_size?"),
+        ("mixer.headsize=3", "there is no setting mixer.headsize; did you mean mixer.head_size?"),
         ("width.mixer=3", "there is no setting width.mixer; did you mean width?"),
         ("init=3", "init is a group; set one of its fields: kind, std, input_std, zero_outputs, memory"),
         ("width=wide", "width must be a whole number, not 'wide'"),
