@@ -144,16 +144,16 @@ class Eval:
         with progress_shown() as progress:
             return getattr(perplexity, name)(loaded.model, corpus, progress=progress, **options)
 
-    def corpus(self, loaded: "Loaded") -> "Corpus":
-        """The text to measure on, in the tokens of the model."""
+    def corpus(self, loaded: "Loaded", give: str = "--data") -> "Corpus":
+        """The text to measure on, in the tokens of the model; `give` names the options that say so."""
         from hgrn2.data.corpus import Corpus
         from hgrn2.files import restored
 
-        data, split = (self.data, self.split or "valid") if self.data is not None else _source(loaded, self.split)
+        data, split = (self.data, self.split or "valid") if self.data is not None else _source(loaded, self.split, give)
         if data == EMBEDDED:
             return _embedded(loaded, split)
         path = Path(data)
-        hint = "" if self.data is not None else ", where the run had its data: give --data"
+        hint = "" if self.data is not None else f", where the run had its data: give {give}"
         refuse(not restored(path).exists(), f"{path} does not exist{hint}")
         if path.is_file():
             return _from_file(path, loaded)
@@ -182,14 +182,14 @@ class Eval:
         print("Every token but the first is predicted once. Compare a number only with others of the same name.")
 
 
-def _source(loaded: "Loaded", split: str | None) -> tuple[str, str]:
+def _source(loaded: "Loaded", split: str | None, give: str) -> tuple[str, str]:
     """What the run was trained on and the split it was measured on, as its settings name them; `split` goes first."""
     config = loaded.run_config() or {}
     data = config.get("data")
     data = data if isinstance(data, dict) else {}
     source, held_out = data.get("source"), data.get("valid_split", "valid")
     if not isinstance(source, str):
-        raise UserError(f"{loaded.name} does not say what it was trained on: give --data")
+        raise UserError(f"{loaded.name} does not say what it was trained on: give {give}")
     return source, split or (held_out if isinstance(held_out, str) else "valid")
 
 

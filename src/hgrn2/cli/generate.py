@@ -130,9 +130,9 @@ class Generate:
         both = self.prompt is not None and self.prompt_file is not None
         refuse(both, "give --prompt or --prompt-file, not both")
         if self.prompt_file is not None:
-            return _read_text(self.prompt_file, self.newlines)
+            return read_text(self.prompt_file, self.newlines)
         if self.prompt == "-":
-            return _read_text(Path("-"), self.newlines)
+            return read_text(Path("-"), self.newlines)
         refuse(self.prompt is None and self.state is None, "give --prompt, --prompt-file or --state")
         return self.prompt or ""
 
@@ -229,7 +229,8 @@ def _no_garbage() -> Iterator[None]:
             gc.enable()
 
 
-def _read_text(path: Path, newlines: str) -> str:
+def read_text(path: Path, newlines: str) -> str:
+    """A text file, or standard input for -, in UTF-8."""
     from hgrn2.data.reading import decode_text
 
     name = "standard input" if str(path) == "-" else str(path)

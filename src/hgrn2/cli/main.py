@@ -28,6 +28,7 @@ VERBS: dict[str, tuple[str, dict[str, str]]] = {
     "eval": ("measure perplexity, zero-shot tasks, loss by position; classifiers", {"": "eval:Eval"}),
     "classify": ("name the likeliest classes of pictures or of a text", {"": "classify:Classify"}),
     "generate": ("continue a text; save and restore the model's state", {"": "generate:Generate"}),
+    "inspect": ("gates, memory lengths and states on a text, and what outputs are made of", {"": "inspect:Inspect"}),
     "data": (
         "turn text into token shards, look at them, check them",
         {

@@ -17,6 +17,7 @@ from hgrn2.layers.config import GATE_RANK, MixerConfig
 from hgrn2.layers.norm import Norm
 from hgrn2.layers.short_conv import short_conv, start_conv
 from hgrn2.layers.state import LayerState
+from hgrn2.layers.terms import Terms
 from hgrn2.ops.backend import work_dtype
 
 GATE_ROOT = 16.0
@@ -99,3 +100,12 @@ class GLA(nn.Module):
         y = self.out_proj(self.norm(y.flatten(2)) * self.output_activation(gate))
         found = LayerState(final, conv_state) if output_state and final is not None else None
         return y, state.overwrite(found) if inplace and state is not None and found is not None else found
+
+    def terms(self, x: Tensor, lower_bound: Tensor | None) -> Terms:
+        """The recurrence over x [B,T,D] as a sum over tokens, of sequences that start at x."""
+        mixed = self.in_proj(x)[..., : 3 * self.width]
+        mixed, _ = short_conv(mixed, self.conv, None, None, None, output_state=False)
+        work = work_dtype(mixed.dtype)
+        q, k, v = mixed.to(work).chunk(3, -1)
+        parts = (self.scale * q, k, v, self.log_forget(x, None))
+        return Terms(*(part.unflatten(-1, (self.heads, -1)) for part in parts))

@@ -18,7 +18,9 @@ from hgrn2.layers.config import MixerConfig
 from hgrn2.layers.gates import log_forget
 from hgrn2.layers.norm import Norm
 from hgrn2.layers.state import LayerState
+from hgrn2.layers.terms import Terms
 from hgrn2.ops.backend import work_dtype
+from hgrn2.ops.hgru2.chunked import gates
 
 _ACTIVATIONS = {"none": nn.Identity, "silu": nn.SiLU, "sigmoid": nn.Sigmoid}
 
@@ -141,3 +143,16 @@ class HGRU1(nn.Module):
     def forget_logits(self, x: Tensor) -> Tensor:
         """x_f [B,T,D], the forget gates before bound and sigmoid."""
         return self.in_proj(x)[..., 2 * self.parts * self.width :]
+
+    def terms(self, x: Tensor, lower_bound: Tensor | None) -> Terms:
+        """The recurrence over x [B,T,D] as a sum over tokens: D heads of one channel, whose output is h itself."""
+        (c, f), _ = self.split(self.in_proj(x))
+        work = work_dtype(c.dtype)
+        gate = gates(f.to(work), None if lower_bound is None else lower_bound.to(work))
+        value = self.input_activation(c.to(work))
+        if self.complex:
+            value = torch.view_as_complex(value.unflatten(-1, (-1, 2)).contiguous())
+        one, key, value, log_f = (
+            part.unsqueeze(-1) for part in (torch.ones_like(gate.key), gate.key, value, gate.log_forget)
+        )
+        return Terms(one, key, value, log_f, None if self.theta is None else self.theta.to(work).unsqueeze(-1))

@@ -19,7 +19,9 @@ from hgrn2.layers.gates import log_forget
 from hgrn2.layers.norm import Norm
 from hgrn2.layers.short_conv import short_conv, start_conv
 from hgrn2.layers.state import LayerState
+from hgrn2.layers.terms import Terms
 from hgrn2.ops.backend import work_dtype
+from hgrn2.ops.hgru2.chunked import gates
 from hgrn2.ops.hgru2.elementwise import written
 from hgrn2.ops.hgru2.options import Inputs, ScanOptions
 
@@ -171,6 +173,15 @@ class HGRU2(nn.Module):
         """x_f [B,T,D], the forget gates before bound and sigmoid, of sequences that start at x."""
         projected, _ = self._convolve(self.in_proj(x), None, None, None, False)
         return projected.split(self.width, -1)[2]
+
+    def terms(self, x: Tensor, lower_bound: Tensor | None) -> Terms:
+        """The recurrence over x [B,T,D] as a sum over tokens, of sequences that start at x."""
+        projected, _ = self._convolve(self.in_proj(x), None, None, None, False)
+        q, f, i = self.masked(self.split(projected)[0], None)
+        inputs = Inputs(q, f, i, lower_bound)
+        _, key, value, query = written(inputs, ScanOptions(reverse=False, **self.options))
+        log_f = gates(f.to(inputs.work), None if lower_bound is None else lower_bound.to(inputs.work)).log_forget
+        return Terms(*(part.unflatten(-1, (self.heads, -1)) for part in (query, key, value, log_f)))
 
     def _convolve(
         self, x: Tensor, state: LayerState | None, cu_seqlens: Tensor | None, keep: Tensor | None, output_state: bool

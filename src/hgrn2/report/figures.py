@@ -83,7 +83,7 @@ def draw(
         plans["gradient_norm"] = lambda: _small(steps, "grad_norm", "gradient norm", ORANGE, log=True)
         plans["speed"] = lambda: _small(steps, "tokens_per_s", "tokens per second", BLUE)
     if gates:
-        plans["gates"] = lambda: _gates(gates)
+        plans["gates"] = lambda: time_scales(gates)
     plans |= more or {}
     with matplotlib.rc_context(plotting.style()):
         return {name: plotting.save(plan(), folder, name) for name, plan in plans.items()}
@@ -148,7 +148,7 @@ def _small(steps: list[dict[str, Any]], field: str, label: str, colour: str, log
     return figure
 
 
-def _gates(gates: list[LayerGates]) -> "Figure":
+def time_scales(gates: list[LayerGates]) -> "Figure":
     """Half violins by layer: to the right the time scales measured, to the left those that the bound guarantees."""
     figure, axes = plotting.new_axes(WIDE)
     for gate in gates:

@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any
 
 
-def page(title: str, body: str) -> str:
+def page(title: str, body: str, what: str = "HGRN2 training run") -> str:
     style = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
     return f"""<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{text(title)}: HGRN2 training run</title>
+<title>{text(title)}: {text(what)}</title>
 <style>
 {style}</style>
 </head>
