@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, linear
 
 from hgrn2.errors import UserError
-from hgrn2.ops.linear_cross_entropy import chunked, linear_cross_entropy
+from hgrn2.ops.linear_cross_entropy import aligned, chunked, linear_cross_entropy
 
 GPU = torch.cuda.is_available()  # without one, Triton's interpreter runs the kernel
 DEVICE = torch.device("cuda" if GPU else "cpu")
@@ -228,3 +228,73 @@ def test_bad_options(draw: Callable[..., Inputs]) -> None:
     if not GPU:
         with pytest.raises(UserError, match="target 11 is outside the vocabulary of 11"):
             linear_cross_entropy(*draw()[:2], torch.full((2, 19), 11))
+
+
+@pytest.fixture
+def multiples_of_64(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On every device, as on a GPU."""
+    monkeypatch.setattr(aligned, "MULTIPLE", {"cpu": 64, "cuda": 64})
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("classes", [1, 11, 64, 129])
+def test_zeros_behind_the_vocabulary_change_nothing(
+    draw: Callable[..., Inputs], small_chunks: None, multiples_of_64: None, classes: int, smoothing: float
+) -> None:
+    """Products of 64, 64, 64 and 192 classes; loss and both gradients are those of the real ones."""
+    hidden, weight, targets = draw(classes)
+    assert aligned.padded(weight, torch.float64).shape[0] == -(-classes // 64) * 64
+    mine = linear_cross_entropy(hidden, weight, targets, label_smoothing=smoothing)
+    truth = plain(hidden, weight, targets, label_smoothing=smoothing)
+    torch.testing.assert_close(mine, truth)
+    for found, wanted in zip(
+        torch.autograd.grad(mine, (hidden, weight)), torch.autograd.grad(truth, (hidden, weight)), strict=True
+    ):
+        assert found.shape == wanted.shape
+        assert found.is_contiguous()
+        torch.testing.assert_close(found, wanted)
+
+
+def test_a_token_that_does_not_count_may_be_infinite(
+    draw: Callable[..., Inputs], small_chunks: None, multiples_of_64: None
+) -> None:
+    """Its product with the zeros is NaN, and must reach no gradient."""
+    hidden, weight, targets = draw()
+    truth = torch.autograd.grad(linear_cross_entropy(hidden, weight, targets), (hidden, weight))
+    hidden.data[1, 2] = torch.inf
+    found = torch.autograd.grad(linear_cross_entropy(hidden, weight, targets), hidden)[0]
+    assert not found[1, 2].any()
+    torch.testing.assert_close(found, truth[0])
+
+
+@pytest.mark.skipif(GPU, reason="the interpreter on a CPU, where the kernel reads rows with a stride")
+def test_the_kernel_sees_the_real_classes_alone(draw: Callable[..., Inputs], multiples_of_64: None) -> None:
+    hidden, weight, targets = draw(classes=70, dtype=torch.float32)
+    found = linear_cross_entropy(hidden, weight, targets, label_smoothing=0.1, backend="triton")
+    truth = plain(hidden, weight, targets, label_smoothing=0.1)
+    torch.testing.assert_close(found, truth)
+    for mine, theirs in zip(
+        torch.autograd.grad(found, (hidden, weight)), torch.autograd.grad(truth, (hidden, weight)), strict=True
+    ):
+        torch.testing.assert_close(mine, theirs)
+
+
+def test_logits_are_those_of_the_plain_product(
+    draw: Callable[..., Inputs], multiples_of_64: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hidden, weight, _ = draw(classes=70)
+    assert not aligned.pays(hidden, 70)
+    monkeypatch.setattr(aligned, "FEWEST", 38)
+    assert aligned.pays(hidden, 70)
+    assert not aligned.pays(hidden, 128)
+    found, truth = aligned.logits(hidden, weight), linear(hidden, weight)
+    torch.testing.assert_close(found, truth)
+    for mine, theirs in zip(
+        torch.autograd.grad(found.square().sum(), (hidden, weight)),
+        torch.autograd.grad(truth.square().sum(), (hidden, weight)),
+        strict=True,
+    ):
+        torch.testing.assert_close(mine, theirs)
+    with torch.autocast(hidden.device.type, torch.bfloat16):
+        single = hidden.float(), weight.float()
+        torch.testing.assert_close(aligned.logits(*single), linear(*single))

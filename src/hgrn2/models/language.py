@@ -15,7 +15,7 @@ from hgrn2.models.init import initialise
 from hgrn2.models.plain import device_of, dtype_of, is_product
 from hgrn2.ops.arguments import check_ids, check_tensors
 from hgrn2.ops.backend import has_tangents
-from hgrn2.ops.linear_cross_entropy import check_targets, linear_cross_entropy
+from hgrn2.ops.linear_cross_entropy import aligned, check_targets, linear_cross_entropy
 from hgrn2.settings import refuse
 
 LARGE_VOCABULARY = 8192
@@ -89,6 +89,9 @@ class LanguageModel(nn.Module):
         Raises:
             UserError: a head tied to an embedding with an adapter, or whose weight is offloaded.
         """
+        head = self.embedding if self.head is None else self.head
+        if aligned.pays(features, self.config.vocab_size) and is_product(head, features):
+            return aligned.logits(features, head.weight)  # pyright: ignore[reportArgumentType]
         if self.head is not None:
             return self.head(features)
         refuse(
