@@ -7,7 +7,6 @@ for piece in generator.stream("To be, ", GenerationConfig(max_tokens=50)):
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
 import torch
@@ -17,7 +16,7 @@ from hgrn2.errors import UserError
 from hgrn2.generate.config import GenerationConfig
 from hgrn2.generate.snapshots import Snapshot
 from hgrn2.generate.steps import Steps, choose_graph
-from hgrn2.generate.text import CONTEXT, StopFinder, TextStream
+from hgrn2.generate.text import CONTEXT, Finished, TextStream, Writing
 from hgrn2.layers.state import ModelState
 from hgrn2.memory import refuse_too_big
 from hgrn2.models.count import state_bytes
@@ -25,8 +24,6 @@ from hgrn2.models.language import LanguageModel
 from hgrn2.models.modes import reading
 from hgrn2.progress import Progress, silent
 from hgrn2.settings import refuse
-
-Finished = Literal["stop", "eot", "length"]
 
 
 @dataclass(frozen=True)
@@ -63,26 +60,8 @@ class _Row:
     """A sample while it grows."""
 
     sample: int
-    stream: TextStream
-    stops: StopFinder
+    writing: Writing
     random: torch.Generator
-    count: int = 0
-
-    def take(self, token: int, eot: int | None, max_tokens: int) -> tuple[str, Finished | None]:
-        """Add a token: (text that can be shown, why it ends)."""
-        self.count += 1
-        ended = token == eot
-        text, stopped = ("", False) if ended else self.stops.push(self.stream.push(token))
-        if stopped:
-            return text, "stop"
-        if not ended and self.count < max_tokens:
-            return text, None
-        if not ended:  # the text can be gone on with: a character that has only begun is left for what comes
-            return text + self.stops.finish(), "length"
-        rest, stopped = self.stops.push(self.stream.finish())
-        if stopped:
-            return text + rest, "stop"
-        return text + rest + self.stops.finish(), "eot"
 
 
 @dataclass
@@ -211,18 +190,17 @@ class Generator:
                 yield Piece(sample, None, "", "length", Snapshot(own, int(ids[-1]), tokens, pending))
             return
         batch = self._begin(ids, state, config, pending)
-        eot = self.tokenizer.eot if config.stop_at_eot else None
         while batch.rows:
             chosen = batch.choose()
             going = []
             for n, (row, token) in enumerate(zip(batch.rows, chosen, strict=True)):
-                text, finished = row.take(token, eot, config.max_tokens)
+                text, finished = row.writing.take(token)
                 if finished is None:
                     going.append(n)
                     yield Piece(row.sample, token, text)
                 else:
                     here = batch.steps.snapshot(batch.places[n])
-                    end = Snapshot(here, token, tokens + row.count, row.stream.pending)
+                    end = Snapshot(here, token, tokens + row.writing.count, row.writing.stream.pending)
                     yield Piece(row.sample, token, text, finished, end)
             if not going:
                 return
@@ -247,15 +225,14 @@ class Generator:
     def _begin(self, ids: np.ndarray, state: ModelState, config: GenerationConfig, pending: bytes) -> _Batch:
         seed = config.sampling.seed
         seed = torch.Generator().seed() % 2**62 if seed is None else seed
-        rows = [
-            _Row(
-                sample,
-                TextStream(self.tokenizer, ids[-CONTEXT:].tolist(), pending),
-                StopFinder(config.stop),
-                torch.Generator().manual_seed(seed + sample),
-            )
-            for sample in range(config.samples)
-        ]
+        eot = self.tokenizer.eot if config.stop_at_eot else None
+
+        def row(sample: int) -> _Row:
+            stream = TextStream(self.tokenizer, ids[-CONTEXT:].tolist(), pending)
+            writing = Writing(stream, config.stop, eot=eot, max_tokens=config.max_tokens)
+            return _Row(sample, writing, torch.Generator().manual_seed(seed + sample))
+
+        rows = [row(sample) for sample in range(config.samples)]
         # A model's vocabulary may be padded: ids that the tokenizer does not have are never chosen.
         steps = Steps(
             self.model,

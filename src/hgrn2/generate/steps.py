@@ -7,7 +7,7 @@ tokens are drawn. On a CUDA device the whole step is captured once and replayed:
 hundreds of small kernels a token. Elsewhere the same code runs call by call.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -84,7 +84,7 @@ class Steps:
         )
         self._sent = torch.zeros(rows, dtype=torch.float64, pin_memory=device.type == "cuda")
         self._call = torch.compile(self._step, fullgraph=True, dynamic=False) if compile else self._step
-        self._graph = self._capture() if graph else None
+        self._graph = captured(self._call, model, device) if graph else None
 
     @property
     def rows(self) -> int:
@@ -158,16 +158,18 @@ class Steps:
         if self.seen is not None:
             self.seen.scatter_(1, self.tokens, True)
 
-    def _capture(self) -> torch.cuda.CUDAGraph:
-        """Record the step. What the warm-up leaves in the buffers is overwritten by `load`."""
-        with reading(self.model), torch.cuda.device(self.tokens.device):
-            aside, current = torch.cuda.Stream(), torch.cuda.current_stream()
-            aside.wait_stream(current)
-            with torch.cuda.stream(aside):
-                for _ in range(WARM_UP):
-                    self._call()
-            current.wait_stream(aside)
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-                self._call()
-        return graph
+
+def captured(call: Callable[[], None], model: LanguageModel, device: torch.device) -> torch.cuda.CUDAGraph:
+    """Record what `call` starts on the device. It runs a few times before; what that leaves in buffers is to be
+    overwritten."""
+    with reading(model), torch.cuda.device(device):
+        aside, current = torch.cuda.Stream(), torch.cuda.current_stream()
+        aside.wait_stream(current)
+        with torch.cuda.stream(aside):
+            for _ in range(WARM_UP):
+                call()
+        current.wait_stream(aside)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            call()
+    return graph

@@ -2,9 +2,11 @@
 
 import codecs
 from collections.abc import Sequence
+from typing import Literal
 
 from hgrn2.data.tokenizer import Tokenizer
 
+Finished = Literal["stop", "eot", "length"]
 CONTEXT = 8  # ids before a new one that its text may depend on: spaces and joined pieces reach back by one or two
 
 
@@ -72,6 +74,35 @@ class StopFinder:
         """What was held back and is no stop text after all."""
         shown, self._held = self._held, ""
         return shown
+
+
+class Writing:
+    """A text while it grows, token by token: what of it can be shown, and where it ends."""
+
+    def __init__(self, stream: TextStream, stops: Sequence[str], *, eot: int | None, max_tokens: int) -> None:
+        """`eot`: the token that ends it, or None; `max_tokens`: it ends after so many in any case."""
+        self.stream, self.count = stream, 0
+        self._stops, self._eot, self._max_tokens = StopFinder(stops), eot, max_tokens
+
+    def take(self, token: int) -> tuple[str, Finished | None]:
+        """Add a token: (text that can be shown, why it ends)."""
+        self.count += 1
+        ended = token == self._eot
+        text, stopped = ("", False) if ended else self._stops.push(self.stream.push(token))
+        if stopped:
+            return text, "stop"
+        if not ended and self.count < self._max_tokens:
+            return text, None
+        if not ended:  # the text can be gone on with: a character that has only begun is left for what comes
+            return text + self._stops.finish(), "length"
+        rest, stopped = self._stops.push(self.stream.finish())
+        if stopped:
+            return text + rest, "stop"
+        return text + rest + self._stops.finish(), "eot"
+
+    def cut(self) -> str:
+        """The text that was held back, where it ends here for another reason."""
+        return self._stops.finish()
 
 
 def _overlap(text: str, stop: str) -> int:

@@ -1,0 +1,157 @@
+"""States side by side in one place, each of a text that is being written; a step reads one token of all of them.
+
+A step computes in the least of a few widths that holds the texts in use, which are always the first rows. On a CPU a
+width is used only if it was seen to give every row the same bits as the widest one does, wherever the row stands: what
+a text becomes then depends on nobody else. (Matrix products of very few rows sum in another order and are left out.)
+On a GPU each width is one captured graph.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from hgrn2.errors import UserError
+from hgrn2.generate.config import GraphUse
+from hgrn2.generate.steps import captured, choose_graph
+from hgrn2.layers.state import ModelState
+from hgrn2.models.language import LanguageModel
+from hgrn2.models.modes import reading
+from hgrn2.serve.gates import memory_lengths
+
+GPU_WIDTHS = (1, 4, 16, 64, 256, 1024, 4096)
+TRIED = 8  # tokens read before widths are compared, so that states are not all zero
+
+
+class Slots:
+    """Up to S texts; those in use are rows 0 to `used` - 1."""
+
+    def __init__(self, model: LanguageModel, size: int, *, vocabulary: int, graph: GraphUse = "auto") -> None:
+        """Allocate S = `size` states (rounded up to a power of two on a CPU).
+
+        Raises:
+            UserError: a model whose state grows with the text.
+        """
+        if model.config.grows:
+            kinds = model.config.named_kinds
+            raise UserError(f"serving needs states of constant size, and those of {kinds} grow with the text")
+        self.model, self.vocabulary, self.used = model, vocabulary, 0
+        self.size = size
+        rows = 1 << (size - 1).bit_length()
+        self.tokens = torch.zeros(rows, 1, dtype=torch.int64, device=model.device)
+        self.state = model.zeros(rows)
+        self.exact = model.device.type == "cpu"
+        """Whether a text is bit for bit the same alone and beside others."""
+        if self.exact:
+            self.widths, self.exact = agreeing_widths(model, rows)
+        else:
+            self.widths = (*(w for w in GPU_WIDTHS if w < rows), rows)
+        self._views = {width: (self.tokens[:width], self._rows(0, width)) for width in self.widths}
+        graphed = choose_graph(model.device, graph)[0]
+        self._steps = {width: self._step_of(width, graphed) for width in self.widths}
+        self.clear()
+
+    def clear(self) -> None:
+        """Every slot is free and empty."""
+        self.used = 0
+        with torch.inference_mode():
+            self.tokens.zero_()
+            self.state.map(Tensor.zero_)
+
+    def enter(self, state: ModelState, last: int) -> int:
+        """Copy the state of one text, which has not read its token `last` yet, into a free slot; which one."""
+        assert self.used < self.size
+        row = self.used
+        with torch.inference_mode():
+            self._rows(row).overwrite(state)
+            self.tokens[row] = last
+        self.used += 1
+        return row
+
+    def leave(self, row: int) -> None:
+        """Free a slot; the text of the last row in use is moved there."""
+        self.used -= 1
+        with torch.inference_mode():
+            if row != self.used:
+                self._rows(row).overwrite(self._rows(self.used))
+                self.tokens[row] = self.tokens[self.used]
+            self._rows(self.used).map(Tensor.zero_)
+            self.tokens[self.used] = 0
+
+    def step(self) -> Tensor:
+        """Read the token of every text in use -> logits [used,V] of what comes next; call `feed` with the choice."""
+        width = next(width for width in self.widths if width >= self.used)
+        with reading(self.model):
+            return self._steps[width]()[: self.used]
+
+    def step_with_gates(self) -> tuple[Tensor, list[Tensor | None]]:
+        """The same step, call by call, and the memory lengths of each layer at these tokens (`gates`)."""
+        width = next(width for width in self.widths if width >= self.used)
+        entered: list[Tensor] = []
+        with reading(self.model):
+            logits = self._call(width, entered)[: self.used]
+            return logits, memory_lengths(self.model, entered)
+
+    def feed(self, chosen: list[int]) -> None:
+        """The tokens that the next step reads, one for each text in use."""
+        with torch.inference_mode():
+            self.tokens[: self.used, 0] = torch.tensor(chosen)
+
+    def snapshot(self, row: int) -> ModelState:
+        """A copy of the state of one text, on the CPU."""
+        with torch.inference_mode(False):
+            return self.state.select([row]).to("cpu")
+
+    def _rows(self, first: int, count: int = 1) -> ModelState:
+        return self.state.map(lambda x: x[first : first + count])
+
+    def _call(self, width: int, trace: list[Tensor] | None = None) -> Tensor:
+        tokens, state = self._views[width]
+        features, _ = self.model.hidden(tokens, state, inplace=True, trace=trace)
+        logits = self.model.logits(features[:, 0])[:, : self.vocabulary]
+        return logits if logits.dtype == torch.float64 else logits.float()
+
+    def _step_of(self, width: int, graph: bool) -> Callable[[], Tensor]:
+        """The step of a width: what it returns is valid until the next call."""
+        if not graph:
+            return lambda: self._call(width)
+        out: list[Tensor] = []
+
+        def call() -> None:
+            out[:] = [self._call(width)]
+
+        recorded = captured(call, self.model, self.tokens.device)
+
+        def replayed() -> Tensor:
+            recorded.replay()
+            return out[0]
+
+        return replayed
+
+
+def agreeing_widths(model: LanguageModel, rows: int) -> tuple[tuple[int, ...], bool]:
+    """Widths up to `rows` in which every row of a step comes out with the same bits, and whether `rows` itself does.
+
+    Rows are compared in another order than that of the widest step, so that a row may not depend on its place either.
+    """
+    random = torch.Generator().manual_seed(0)
+    tokens = torch.randint(model.config.vocab_size, (rows, TRIED + 1), generator=random)
+    order = torch.randperm(rows, generator=random)
+    with reading(model):
+        _, begun = model.hidden(tokens[:, :TRIED], model.zeros(rows))
+        assert begun is not None  # asked for, as `output_state` is by default
+
+        def step(chosen: Tensor) -> list[Tensor]:
+            features, state = model.hidden(tokens[chosen, TRIED:], begun.select(chosen), inplace=True)
+            assert state is not None
+            return [model.logits(features[:, 0]), *state.tensors().values()]
+
+        wanted = step(torch.arange(rows))
+
+        def agrees(width: int) -> bool:
+            chosen = order[:width]
+            return all(torch.equal(mine, its[chosen]) for mine, its in zip(step(chosen), wanted, strict=True))
+
+        widths = [width for width in (1 << n for n in range(rows.bit_length() - 1)) if agrees(width)]
+        exact = agrees(rows)
+    return (*(widths if exact else []), rows), exact
