@@ -54,7 +54,7 @@ def trained(kind: str, loaded: Loaded, settings: TuneSettings, quiet: bool) -> t
     model = tuned = StateTuned(base, opening_token(loaded.need_tokenizer()))
     if kind == "lora":
         model = with_lora(base, matched_rank(base, sum(p.numel() for p in tuned.parameters())))
-    run = TuneConfig(base="", base_hash="", model=base.config, settings=settings).run
+    run = TuneConfig(base="", base_hash="", model=base.config, settings=settings)
     task = LanguageTask(run, train, valid, base.embedding.weight.device)
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(run, task, model, Path(folder))

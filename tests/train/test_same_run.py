@@ -9,7 +9,6 @@ import pytest
 from hgrn2.errors import UserError
 from hgrn2.models.config import ModelConfig
 from hgrn2.tasks.tune.config import TuneConfig, TuneSettings
-from hgrn2.tasks.tune.run import _refuse_other
 from hgrn2.train.config import RunConfig, TrainConfig
 from hgrn2.train.same_run import FREE, differences, refuse_other_run
 
@@ -71,4 +70,4 @@ def test_state_tuning_compares_where_it_starts() -> None:
     config = TuneConfig(base="m", base_hash="h", model=RUN.model, settings=TuneSettings())
     other = replace(config, settings=replace(config.settings, start_tokens=config.settings.start_tokens + 5))
     with pytest.raises(UserError, match=r"start_tokens is \d+ there and \d+ here"):
-        _refuse_other(Path("r"), other, config)
+        refuse_other_run(Path("r"), other, config)

@@ -35,9 +35,10 @@ from hgrn2.models.saved import (
 from hgrn2.progress import Progress, silent
 from hgrn2.settings import from_dict, refuse
 from hgrn2.tasks.classify.config import ClassifyData, ClassifyRun, OwnColumns
+from hgrn2.tasks.classify.fitting import check_fit
 from hgrn2.tasks.classify.loading import Loader
 from hgrn2.tasks.classify.own import EXAMPLES, encode_texts, standardised
-from hgrn2.tasks.classify.task import Measured, check_fit, logits, measure, pixels, plan_of
+from hgrn2.tasks.classify.task import Measured, logits, measure, pixels, plan_of
 from hgrn2.train.config import TrainConfig
 
 ANY_LENGTH = 1 << 24

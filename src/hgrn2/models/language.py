@@ -9,7 +9,7 @@ from hgrn2.errors import UserError
 from hgrn2.layers.reading import Dropout
 from hgrn2.layers.state import ModelState
 from hgrn2.models.backbone import Backbone
-from hgrn2.models.config import LossKind, ModelConfig
+from hgrn2.models.config import LossKind, ModelConfig, Recompute
 from hgrn2.models.fitting import check_model
 from hgrn2.models.init import initialise
 from hgrn2.models.plain import device_of, dtype_of, is_product
@@ -82,6 +82,10 @@ class LanguageModel(nn.Module):
         x = self.dropout(x)
         options = {"cu_seqlens": cu_seqlens, "keep": keep, "output_state": output_state, "inplace": inplace}
         return self.backbone(x, state, trace=trace, **options)
+
+    def set_recompute(self, what: Recompute) -> None:
+        """Which activations a training step keeps; see `Backbone.set_recompute`."""
+        self.backbone.set_recompute(what)
 
     def logits(self, features: Tensor) -> Tensor:
         """Features [...,D] -> logits [...,V].

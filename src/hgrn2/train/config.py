@@ -1,7 +1,9 @@
 """What a training run is, as frozen values; no torch here. The resolved form is written to the run folder."""
 
+from collections.abc import Mapping
 from dataclasses import field
-from typing import Any, Literal, Protocol
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal, Protocol
 
 from hgrn2.models.config import LossKind, ModelConfig, Recompute
 from hgrn2.settings import refuse, settings
@@ -140,8 +142,17 @@ class TrainConfig:
         return self.batch_size * self.sequence_length
 
 
+ALL_READ: Mapping[str, str] = MappingProxyType({})
+"""Of a kind of run that reads every setting of the loop and the optimiser."""
+
+
 class Run(Protocol):
-    """What the trainer reads of a run, whatever its task; model and data are compared when a run is resumed."""
+    """What trainer and runner read of a run, whatever its task; model and data are compared when a run is resumed."""
+
+    unread: ClassVar[Mapping[str, str]]
+    """Settings that this kind of run does not read, such as train.loss, with the reason: refused when they are set."""
+    frozen: ClassVar[bool]
+    """Whether the model's own weights stay as they are."""
 
     @property
     def kind(self) -> str: ...
@@ -158,11 +169,18 @@ class Run(Protocol):
     @property
     def optim(self) -> OptimConfig: ...
 
+    @property
+    def shortest(self) -> int:
+        """Tokens of a training sequence, at the least: what memory is asked for before the data is opened."""
+        ...
+
 
 @settings
 class RunConfig:
     """A whole run: what `config.json` in a run folder holds."""
 
+    unread: ClassVar[Mapping[str, str]] = ALL_READ
+    frozen: ClassVar[bool] = False
     kind: Literal["lm"] = "lm"
     model: ModelConfig
     data: DataConfig = field(default_factory=DataConfig)
@@ -173,3 +191,8 @@ class RunConfig:
         # A graph would repeat the documents of the batch that it was captured from.
         packed = self.train.graphs and self.data.reset_at_documents
         refuse(packed, "train.graphs needs data.reset_at_documents=false: documents end elsewhere in every batch")
+
+    @property
+    def shortest(self) -> int:
+        """T: every training sequence has as many tokens."""
+        return self.train.sequence_length

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from hgrn2.layers.block import Block
+from hgrn2.settings import refuse
 from hgrn2.train.config import OptimConfig
 from hgrn2.train.muon import Muon
 
@@ -20,6 +21,8 @@ class Optimizers:
         self.named = {name: p for name, p in model.named_parameters() if p.requires_grad}
         in_blocks = _block_matrices(model)
         matrices = {n for n in in_blocks if n in self.named} if config.optimizer == "muon" else set()
+        none = config.optimizer == "muon" and not matrices
+        refuse(none, "optim.optimizer=muon is for matrices in blocks of ours, and this model trains none: use adamw")
         decayed = [p for n, p in self.named.items() if n not in matrices and _decays(n, p)]
         plain = [p for n, p in self.named.items() if n not in matrices and not _decays(n, p)]
         groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]

@@ -1,16 +1,12 @@
-"""A run folder from outside the loop: made ready, refused where it is another run's, gone on with where it stopped."""
+"""A run folder from outside the loop: made ready, refused where it is another run's, read when the run has ended."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from hgrn2.environment import environment
-from hgrn2.errors import UserError
 from hgrn2.files import check_utf8, holds_nothing, read_json, remove, write_json
 from hgrn2.settings import from_dict, refuse, to_dict
-from hgrn2.train import checkpoint
-from hgrn2.train.trainer import Trainer
-from hgrn2.train.view import TrainView
 
 OF_A_RUN = ("summary.json", "report.html", "checkpoints", "figures", "metrics.jsonl", "environment.json")
 """What --restart removes, in this order: results first, and config.json, which says whose folder it is, never."""
@@ -64,18 +60,3 @@ def read_finished(folder: Path) -> tuple[dict[str, Any], dict[str, Any], dict[st
         found.append(read_json(folder / name, dict))
     config, summary, machine = found
     return config, summary, machine
-
-
-def train(trainer: Trainer, view: TrainView) -> None:
-    """Go on from the newest whole checkpoint of the trainer's folder, if there is one, to the end or to Ctrl-C."""
-    with view:
-        newest, problems = checkpoint.newest_whole(trainer.folder, trainer.model, trainer.needs)
-        for problem in problems:
-            view.event(problem)
-        if newest is None and problems:
-            raise UserError(f"{problems[0]}; no whole checkpoint is left, use --restart to begin anew")
-        if newest is not None:
-            trainer.resume(newest)
-            view.event(f"resumed from step {trainer.step}", step=trainer.step, elapsed_s=trainer.elapsed_s)
-        trainer.fit(view)
-        view.finish("interrupted: a checkpoint was saved" if trainer.interrupted else "trained")

@@ -21,7 +21,7 @@ _SHOWN = 4
 def refuse_other_run(folder: Path, run: Run, saved: Run) -> None:
     """A resumed run must be the run that was started; what differs is named with both values."""
     mine, theirs = (
-        {name: getattr(one, name) for name in ("kind", "task") if hasattr(one, name)}
+        {name: getattr(one, name) for name in ("kind", "task", "start_tokens") if hasattr(one, name)}
         | {name: to_dict(getattr(one, name)) for name in ("model", "data", "optim")}
         | {"train": {name: value for name, value in to_dict(one.train).items() if name not in FREE}}
         for one in (run, saved)

@@ -1,7 +1,8 @@
 """What a run of classification is, as frozen values; no torch here. Sequences, pairs of them and images alike."""
 
+from collections.abc import Mapping
 from dataclasses import field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from hgrn2.data.augment_settings import AugmentConfig
 from hgrn2.models.config import DeiTConfig, SequenceConfig, VisionConfig
@@ -91,6 +92,8 @@ class ClassifyRun:
     `train.eval_tokens` the tokens of a measurement during training.
     """
 
+    unread: ClassVar[Mapping[str, str]] = {"train.loss": "the few logits of a classifier are always whole in memory"}
+    frozen: ClassVar[bool] = False
     kind: Literal["classify"] = "classify"
     task: str
     """Its name, such as listops."""
@@ -105,3 +108,8 @@ class ClassifyRun:
         if isinstance(self.model, SequenceConfig) and self.model.positions == "learned":
             longest, rows = self.train.sequence_length, self.model.max_length
             refuse(longest > rows, f"train.sequence_length is {longest}; the model has {rows} positions")
+
+    @property
+    def shortest(self) -> int:
+        """1: a sequence may have a single token, and how long those of the data are is not known before it is read."""
+        return 1

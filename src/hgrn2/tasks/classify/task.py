@@ -1,7 +1,9 @@
 """Classification as a task of the trainer: batches of sequences, pairs or images, their loss, and the share right."""
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,20 +12,37 @@ import torch
 from torch import Tensor, nn
 
 from hgrn2.data.augment import augment
+from hgrn2.data.augment_settings import AugmentConfig
 from hgrn2.data.class_batches import ClassBatches, ClassPlan
 from hgrn2.data.classes import Described, Examples, open_examples
 from hgrn2.models.config import SequenceConfig
 from hgrn2.models.modes import reading
+from hgrn2.models.saved import Classifier, build_classifier
 from hgrn2.models.sequence import cross_entropy
 from hgrn2.progress import Progress, silent
 from hgrn2.report.answers import Answer
-from hgrn2.settings import refuse
+from hgrn2.report.classified import Classified
+from hgrn2.report.write import write_report
+from hgrn2.tasks.classify import own
 from hgrn2.tasks.classify.config import ClassifyRun
+from hgrn2.tasks.classify.fitting import check_fit
 from hgrn2.tasks.classify.loading import Batch, Loader
+from hgrn2.tasks.classify.own import Prepared
+from hgrn2.train.same_run import refuse_other_run
+from hgrn2.train.task import Outcome, Task
 
 MEASURE_TOKENS = {"cpu": 1 << 17, "cuda": 1 << 19}
 """Tokens of one forward pass while measuring, by the kind of device; long sequences come in few rows at a time."""
 GREY = (0.299, 0.587, 0.114)
+OF_SEQUENCES: Mapping[str, str] = {
+    f"data.{name}": "pictures have no padding and are never cut" for name in ("too_long", "multiple", "drop_tokens")
+}
+"""Settings that runs on pictures do not read."""
+OF_PICTURES: Mapping[str, str] = {"data.grey": "sequences have no colour"} | {
+    f"data.augment.{one.name}": "only pictures are changed" for one in fields(AugmentConfig)
+    if one.name != "label_smoothing"
+}  # fmt: skip
+"""Settings that runs on sequences do not read."""
 
 
 @dataclass(frozen=True)
@@ -41,16 +60,21 @@ class Measured:
     """int64 [classes,classes]: examples of the class of the row that were taken for the class of the column."""
 
 
-class ClassifyTask:
-    """Batches, loss and measurements; see `hgrn2.train.task.Task`."""
+class ClassifyTask(Task):
+    """Batches, loss and measurements of classification; `prepared` are one's own examples, for the run folder."""
+
+    assets = (own.EXAMPLES, "tokenizer")
 
     def __init__(
-        self, run: ClassifyRun, described: Described, splits: dict[str, Examples], device: torch.device
-    ) -> None:
+        self, run: ClassifyRun, described: Described, splits: dict[str, Examples], device: torch.device,
+        prepared: Prepared | None = None,
+    ) -> None:  # fmt: skip
         self.run, self.splits, self.device = run, splits, device
+        self.described, self.prepared = described, prepared
         for examples in splits.values():
             check_fit(run, described, examples)
         train, first = splits[run.data.train_split], run.data.curriculum
+        self.unread = OF_SEQUENCES if train.a_offsets is None else OF_PICTURES
         self.batches = ClassBatches(train, plan_of(run))
         self.loader = Loader(train, plan_of(run), device)
         tokens = np.minimum(train.lengths(np.arange(len(train))), run.train.sequence_length).mean()
@@ -60,6 +84,10 @@ class ClassifyTask:
         if first.steps:
             plan, easy = plan_of(run, batch_size=first.batch_size), splits[first.split]
             self.easy = ClassBatches(easy, plan), Loader(easy, plan, device)
+
+    def model(self) -> Classifier:
+        """A classifier of the kind that its settings are of."""
+        return build_classifier(self.run.model).to(self.device)
 
     def epochs(self, steps: int) -> float:
         """How often every training example was seen; the easier ones of the beginning do not count."""
@@ -113,8 +141,49 @@ class ClassifyTask:
         found = measure(model, examples, self.run, self.device, tokens=self.run.train.eval_tokens)
         return {"loss": found.loss, "bits_per_byte": None, "accuracy": found.accuracy}
 
+    def finish(self, model: nn.Module, folder: Path) -> Outcome:
+        """Accuracy on the held-out splits, what it says of some pictures, and who is taken for whom."""
+        run, classes, last = self.run, self.described.classes, self.run.data.test_split
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=run.train.precision == "bfloat16"):
+            measured = {
+                name: measure(model, self.splits[name], run, self.device)
+                for name in dict.fromkeys((run.data.valid_split, last))
+            }
+            seen = ask(model, self.splits[last], run, classes, self.device)
+        baseline = self._baseline()
+        shown = Classified(
+            split=last, classes=classes, confusion=measured[last].confusion, baseline=baseline["accuracy"]
+        )
+        return Outcome(
+            held_out={name: _values(one) for name, one in measured.items()},
+            facts={
+                "task": run.task, "origin": self.described.origin, "classes": list(classes), "baseline": baseline,
+            },
+            report=partial(write_report, samples=[], gates=None, seen=seen, classified=shown),
+        )  # fmt: skip
+
+    def _baseline(self) -> dict[str, Any]:
+        """What naming the commonest class of the training examples every time comes to on the last split."""
+        data = self.run.data
+        commonest = int(np.bincount(self.splits[data.train_split].labels).argmax())
+        share = float((np.asarray(self.splits[data.test_split].labels) == commonest).mean())
+        return {"class": self.described.classes[commonest], "accuracy": share}
+
+    def refuse_other(self, folder: Path, saved: Any) -> None:
+        """Other settings, or other examples of one's own."""
+        if self.prepared:
+            own.check(folder, self.prepared)
+        refuse_other_run(folder, self.run, saved)
+
     def save_assets(self, folder: Path) -> None:
-        """Nothing: a saved classifier is its weights and settings; `own.keep` writes the rest of an own run."""
+        """One's own examples and their tokenizer; other runs know where theirs lie."""
+        if self.prepared:
+            own.keep(folder, self.prepared)
+
+
+def _values(found: Measured) -> dict[str, Any]:
+    values = {"examples": found.examples, "accuracy": found.accuracy, "loss": found.loss}
+    return values if len(found.confusion) <= 5 else values | {"top5": found.top5}
 
 
 def _identity(run: ClassifyRun, train: Examples) -> str:
@@ -205,43 +274,3 @@ def plan_of(run: ClassifyRun, *, batch_size: int = 0) -> ClassPlan:
         batch_size=batch_size or run.train.batch_size, max_length=run.train.sequence_length, too_long=run.data.too_long,
         multiple=run.data.multiple, pool=run.data.pool, seed=run.train.seed,
     )  # fmt: skip
-
-
-def check_fit(run: ClassifyRun, described: Described, examples: Examples) -> None:
-    """Refuse a model for data of other classes, another vocabulary, other channels, or of another form."""
-    model, images = run.model, examples.a_offsets is None
-    count = len(described.classes)
-    refuse(count != model.classes, f"the data {described.task} has {count} classes, the model has {model.classes}")
-    if not images and examples.a.ndim == 2:
-        fits = isinstance(model, SequenceConfig) and model.channels == examples.a.shape[1]
-        refuse(not fits, f"the data {described.task} has {examples.a.shape[1]} numbers a step, the model does not")
-        return
-    if not images:
-        fits = isinstance(model, SequenceConfig) and model.vocab_size > 0
-        refuse(not fits, f"the data {described.task} is sequences of token ids, the model reads something else")
-        assert isinstance(model, SequenceConfig)
-        few = described.vocab_size > model.vocab_size
-        refuse(few, f"the data has token ids up to {described.vocab_size - 1}, the model only {model.vocab_size}")
-        pair = examples.b is not None
-        refuse(pair != model.pair, f"the data is {'pairs' if pair else 'single sequences'}, the model reads the other")
-        return
-    refuse(model.channels < 1, f"the data {described.task} is images, the model reads token ids")
-    found = 1 if run.data.grey else examples.a.shape[-1]
-    refuse(found != model.channels, f"the images have {found} channels, the model reads {model.channels}")
-    if not isinstance(model, SequenceConfig):
-        sides, patch = examples.a.shape[1:3], model.patch
-        bad = any(side % patch for side in sides)
-        refuse(bad, f"images of {sides[0]} x {sides[1]} do not divide into patches of {patch}")
-
-
-def fitted(model: Any, described: Described, examples: Examples, *, grey: bool = False) -> dict[str, Any]:
-    """The fields of a model's settings that its data decides."""
-    fields: dict[str, Any] = {"classes": len(described.classes)}
-    if examples.a_offsets is not None and examples.a.ndim == 2:
-        return fields | {"vocab_size": 0, "channels": int(examples.a.shape[1])}
-    if examples.a_offsets is not None:
-        return fields | {"vocab_size": described.vocab_size, "channels": 0, "pair": examples.b is not None}
-    fields["channels"] = 1 if grey else int(examples.a.shape[-1])
-    if isinstance(model, SequenceConfig):
-        return fields | {"vocab_size": 0}
-    return fields | {"image_size": int(max(examples.a.shape[1:3]))}

@@ -1,5 +1,6 @@
 """Language modelling: next token on packed text."""
 
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,10 +13,19 @@ from hgrn2.data.samples import shakespeare_corpora
 from hgrn2.data.tokenizer import save_once
 from hgrn2.errors import UserError
 from hgrn2.files import restored
+from hgrn2.generate.config import GenerationConfig, SamplingConfig
+from hgrn2.generate.generator import Generator
+from hgrn2.models.gates import gate_statistics
 from hgrn2.models.language import LanguageModel
-from hgrn2.train.config import DataConfig, RunConfig
+from hgrn2.perplexity import Perplexity
+from hgrn2.report.write import Sample, layer_gates, write_report
+from hgrn2.settings import to_dict
+from hgrn2.train.config import DataConfig, Run
+from hgrn2.train.task import Outcome, Task
 
 EMBEDDED = "shakespeare"
+PROMPT_TOKENS = 48  # of held-out text, before each sample of the report
+GATE_TOKENS = 4096  # of held-out text, over which gates are averaged
 
 
 def open_corpora(data: DataConfig) -> tuple[Corpus, Corpus]:
@@ -28,10 +38,12 @@ def open_corpora(data: DataConfig) -> tuple[Corpus, Corpus]:
     return Corpus.open(data.source, data.train_split), Corpus.open(data.source, data.valid_split)
 
 
-class LanguageTask:
-    """Batches, loss and measurements of a language model; see `hgrn2.train.task.Task`."""
+class LanguageTask(Task):
+    """Batches, loss and measurements of a language model."""
 
-    def __init__(self, run: RunConfig, train: Corpus, valid: Corpus, device: torch.device) -> None:
+    assets = ("tokenizer",)
+
+    def __init__(self, run: Run, train: Corpus, valid: Corpus, device: torch.device) -> None:
         self.run, self.train, self.valid, self.device = run, train, valid, device
         if train.vocab_size > run.model.vocab_size:
             raise UserError(f"the data has {train.vocab_size} token ids, the model only {run.model.vocab_size}")
@@ -46,6 +58,10 @@ class LanguageTask:
             reset_at_documents=run.data.reset_at_documents,
         )
         self.batches = Batches(train, plan)
+
+    def model(self) -> LanguageModel:
+        """A language model."""
+        return LanguageModel(self.run.model).to(self.device)
 
     def batch(self, step: int, part: int, parts: int) -> tuple[Tensor, Tensor, Tensor | None]:
         """Inputs and targets [B,T]; [1,B*T] with `cu_seqlens` where documents reset the state."""
@@ -71,6 +87,39 @@ class LanguageTask:
         found = perplexity.windows(model, part, window=self.run.train.sequence_length)
         return {"loss": found.nats_per_token, "bits_per_byte": found.bits_per_byte}
 
+    def finish(self, model: LanguageModel, folder: Path) -> Outcome:
+        """The whole held-out text, carried and in windows of the training length; two samples; the gates."""
+        run, window = self.run, self.run.train.sequence_length
+        found = [
+            perplexity.carried(model, self.valid, reset_documents=run.data.reset_at_documents),
+            perplexity.windows(model, self.valid, window=window),
+        ]
+        samples = _samples(model, self.train, self.valid)
+        tokens = torch.from_numpy(self.valid.read(0, min(GATE_TOKENS, self.valid.n_tokens))).to(self.device)
+        gates = layer_gates(gate_statistics(model, tokens[None]))
+        return Outcome(
+            held_out={_label(one, window): to_dict(one) for one in found}, samples=samples,
+            report=partial(write_report, samples=list(samples), gates=gates),
+        )  # fmt: skip
+
     def save_assets(self, folder: Path) -> None:
         """Write the tokenizer."""
         save_once(self.train.tokenizer(), folder / "tokenizer")
+
+
+def _label(found: Perplexity, window: int) -> str:
+    return "carried state" if found.name == "carried" else f"windows of {window}"
+
+
+def _samples(model: LanguageModel, train: Corpus, valid: Corpus) -> tuple[Sample, ...]:
+    """Two continuations of held-out text, with fixed seeds."""
+    tokenizer = train.tokenizer()
+    generator = Generator(model, tokenizer)
+    made = []
+    for n in range(2):
+        start = n * (valid.n_tokens // 2)
+        prompt = valid.read(start, min(PROMPT_TOKENS, valid.n_tokens - start))
+        config = GenerationConfig(max_tokens=300, sampling=SamplingConfig(temperature=0.8, top_k=200, seed=n))
+        text = generator.generate(prompt, config)[0].text
+        made.append(Sample(prompt=tokenizer.decode(prompt), text=text))
+    return tuple(made)

@@ -1,8 +1,9 @@
 """What a run of multi-query associative recall is, as frozen values; no torch here."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from hgrn2.errors import UserError
 from hgrn2.models.config import ModelConfig
@@ -93,6 +94,8 @@ class MQARData:
 class MQARRun:
     """A whole run: what `config.json` in its folder holds. `train.eval_tokens` are those of each test segment."""
 
+    unread: ClassVar[Mapping[str, str]] = {"train.loss": "recall asks for logits at its queries alone"}
+    frozen: ClassVar[bool] = False
     kind: Literal["mqar"] = "mqar"
     model: ModelConfig
     data: MQARData = field(default_factory=MQARData)
@@ -112,3 +115,8 @@ class MQARRun:
         longest = max(one.length for one in self.data.train_segments)
         given = self.train.sequence_length
         refuse(given != longest, f"train.sequence_length is {given}; the longest training segment has {longest} tokens")
+
+    @property
+    def shortest(self) -> int:
+        """Tokens of the sequences of the shortest training segment."""
+        return min(one.length for one in self.data.train_segments)

@@ -1,18 +1,26 @@
 """Recall as a task of the trainer: the loss is asked for at the queries only, and so are the answers."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from hgrn2.models.count import state_bytes
+from hgrn2.models.gates import gate_statistics
 from hgrn2.models.language import LanguageModel
 from hgrn2.models.modes import reading
+from hgrn2.report.write import LayerGates, layer_gates, write_report
 from hgrn2.tasks.mqar.config import MQARRun, Segment
 from hgrn2.tasks.mqar.data import Examples, Sequences
+from hgrn2.train.task import Outcome, Task
 
 TEST_TOKENS = 1 << 15
 """Tokens of one forward pass while measuring."""
+GATE_SEQUENCES = 16
+"""Of the longest test segment, over which gates are averaged."""
 
 
 @dataclass(frozen=True)
@@ -28,14 +36,18 @@ class Recall:
     """Mean nats a query."""
 
 
-class MQARTask:
-    """Batches, loss and measurements; see `hgrn2.train.task.Task`."""
+class MQARTask(Task):
+    """Batches, loss and measurements of recall."""
 
     def __init__(self, run: MQARRun, device: torch.device) -> None:
         self.run, self.device = run, device
         self.examples = Examples(run.data, run.model.vocab_size, run.train.batch_size)
         self.tokens_per_step = self.examples.mean_tokens
         self.data_identity = ""
+
+    def model(self) -> LanguageModel:
+        """A language model."""
+        return LanguageModel(self.run.model).to(self.device)
 
     def batch(self, step: int, part: int, parts: int) -> tuple[Tensor, Tensor, Tensor]:
         """Tokens [B,T], positions of the queries [B,P] and their answers [B,P]."""
@@ -68,8 +80,20 @@ class MQARTask:
             found.append(Recall(segment, count, queries, right / queries, nats / queries))
         return found
 
-    def save_assets(self, folder: Path) -> None:
-        """Nothing: settings alone make the data."""
+    def finish(self, model: LanguageModel, folder: Path) -> Outcome:
+        """Accuracy on every test segment, and the gates."""
+        return Outcome(
+            held_out={one.segment.name: _values(one) for one in self.recall(model)},
+            facts={"state_numbers": state_numbers(self.run)},
+            report=partial(write_report, samples=[], gates=self._gates(model)),
+        )
+
+    def _gates(self, model: LanguageModel) -> list[LayerGates] | None:
+        """Forget gates on the longest test segment; None for mixers without any."""
+        segments = self.run.data.test_segments
+        place = max(range(len(segments)), key=lambda n: segments[n].length)
+        tokens = torch.from_numpy(self.examples.test(place).tokens[:GATE_SEQUENCES]).to(self.device)
+        return layer_gates(gate_statistics(model, tokens))
 
     def _read(self, model: LanguageModel, test: Sequences, rows: int) -> tuple[int, float]:
         """Right answers and summed nats."""
@@ -96,3 +120,17 @@ def query_logits(model: LanguageModel, tokens: Tensor, positions: Tensor) -> Ten
     features, _ = model.hidden(tokens, output_state=False)
     logits = model.logits(features.gather(1, positions.unsqueeze(-1).expand(-1, -1, features.shape[-1])))
     return logits if logits.dtype == torch.float64 else logits.float()
+
+
+def state_numbers(run: MQARRun) -> int:
+    """Real numbers that the model carries behind the pairs of its longest training segment; attention carries more the
+    longer the text is, the others always as many."""
+    return state_bytes(run.model, tokens=run.train.sequence_length) // 4
+
+
+def _values(found: Recall) -> dict[str, Any]:
+    segment = found.segment
+    return {
+        "length": segment.length, "pairs": segment.pairs, "examples": found.examples, "queries": found.queries,
+        "accuracy": found.accuracy, "loss": found.loss,
+    }  # fmt: skip

@@ -1,11 +1,12 @@
 """What a state-tuning run is, as a frozen value; no torch here. The resolved form is `config.json` in its folder."""
 
+from collections.abc import Mapping
 from dataclasses import field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from hgrn2.models.config import ModelConfig
 from hgrn2.settings import refuse, settings
-from hgrn2.train.config import DataConfig, OptimConfig, RunConfig, TrainConfig
+from hgrn2.train.config import DataConfig, OptimConfig, TrainConfig
 
 
 def short_training() -> TrainConfig:
@@ -21,10 +22,19 @@ def for_states() -> OptimConfig:
     return OptimConfig(lr=0.3, schedule="linear", warmup_steps=10, final_lr_ratio=0.0, weight_decay=0.0, beta2=0.98)
 
 
+MATRICES = "states are no matrices of blocks, which Muon is for"
+
+
 @settings
 class TuneSettings:
     """What can be chosen of a run; the model's settings come with the model."""
 
+    unread: ClassVar[Mapping[str, str]] = {
+        "train.compile": "it is not offered for state tuning",
+        "optim.optimizer": MATRICES,
+        "optim.matrix_lr": MATRICES,
+        "optim.momentum": MATRICES,
+    }
     start_tokens: int = 0
     """Begin from the state that so many tokens of the training text leave, rather than from zeros."""
     data: DataConfig = field(default_factory=DataConfig)
@@ -33,13 +43,16 @@ class TuneSettings:
 
     def __post_init__(self) -> None:
         refuse(self.start_tokens < 0, f"start_tokens is {self.start_tokens}; it must not be negative")
-        refuse(self.train.compile, "train.compile is not offered for state tuning")
+        packed = self.train.graphs and self.data.reset_at_documents
+        refuse(packed, "train.graphs needs data.reset_at_documents=false: documents end elsewhere in every batch")
 
 
 @settings
 class TuneConfig:
     """A whole run: the settings, and which model they were for."""
 
+    unread: ClassVar[Mapping[str, str]] = TuneSettings.unread
+    frozen: ClassVar[bool] = True
     kind: Literal["state"] = "state"
     base: str
     """Folder of the frozen model, as it was given."""
@@ -49,7 +62,26 @@ class TuneConfig:
     settings: TuneSettings
 
     @property
-    def run(self) -> RunConfig:
-        """As the trainer takes it."""
-        chosen = self.settings
-        return RunConfig(model=self.model, data=chosen.data, train=chosen.train, optim=chosen.optim)
+    def start_tokens(self) -> int:
+        """Where the states begin."""
+        return self.settings.start_tokens
+
+    @property
+    def data(self) -> DataConfig:
+        """The text."""
+        return self.settings.data
+
+    @property
+    def train(self) -> TrainConfig:
+        """The loop."""
+        return self.settings.train
+
+    @property
+    def optim(self) -> OptimConfig:
+        """The optimiser."""
+        return self.settings.optim
+
+    @property
+    def shortest(self) -> int:
+        """T: every training sequence has as many tokens."""
+        return self.train.sequence_length
