@@ -53,7 +53,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leaves out the pictures, which take longer than the training."""
-    monkeypatch.setattr("hgrn2.tasks.classify.run.write_report", lambda *_, **__: None)
+    monkeypatch.setattr("hgrn2.tasks.classify.task.write_report", lambda *_, **__: None)
 
 
 @pytest.fixture

@@ -33,11 +33,14 @@ class Setting(NamedTuple):
 
 
 def settings_of(kind: str) -> list[Setting]:
-    """Every name that --set takes for this kind of run, in the order of the classes."""
+    """Every name that --set takes for this kind of run, in the order of the classes; what it does not read is left
+    out."""
     from importlib import import_module
 
     module, _, name = KINDS[kind][1].partition(":")
-    return list(_of(getattr(import_module(module), name), "", MODELS.get(kind), None))
+    run = getattr(import_module(module), name)
+    unread = getattr(run, "unread", {})
+    return [one for one in _of(run, "", MODELS.get(kind), None) if one.name not in unread]
 
 
 def page() -> str:

@@ -7,16 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from hgrn2 import console
-from hgrn2.cli.trained import ended, next_steps, own_prompt, settings_of
+from hgrn2.cli.trained import Folder, Settings, Training, next_steps, own_prompt, settings_of
 
 if TYPE_CHECKING:
-    from hgrn2.tasks.lm.run import RunResult
-
-Flag = tyro.conf.FlagCreatePairsOff[bool]
+    from hgrn2.train.run import RunResult
 
 
-@dataclass(frozen=True)
-class TrainLM:
+@dataclass(frozen=True, kw_only=True)
+class TrainLM(Training):
     """Train a language model; the same command goes on where an interrupted run stopped.
 
     Writes a run folder: config.json, metrics.jsonl, checkpoints/, tokenizer/, summary.json, report.html.
@@ -26,24 +24,17 @@ class TrainLM:
     """
 
     recipe: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="RECIPE")]] = "demo"
-    """demo (embedded text, five minutes on two cores), small (your own corpus on a CPU), wikitext103 (the paper's)."""
-    out: Annotated[Path, tyro.conf.arg(metavar="FOLDER")] = Path("runs/lm")
-    """Run folder, new or of this very run."""
+    """demo (embedded text, five minutes on two cores), small (your own corpus on a CPU), wikitext103 (the paper's), or
+    MODULE:NAME, a function or value of your own that gives a hgrn2.train.config.RunConfig."""
+    out: Folder = Path("runs/lm")
     model: Annotated[str | None, tyro.conf.arg(metavar="PRESET")] = None
     """Model preset instead of the recipe's, such as hgrn2_70m."""
     data: Annotated[str | None, tyro.conf.arg(metavar="CORPUS")] = None
     """Folder of a prepared corpus (hgrn2 data prepare), or shakespeare for the embedded text."""
-    set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE")] = ()
+    set: Settings = ()
     """Any setting of the run, such as train.steps=500 model.width=256 model.mixer.head_size=64."""
-    device: str = "auto"
-    """auto, cpu or cuda."""
-    restart: Flag = False
-    """Drop what the folder holds of an earlier run and begin anew."""
-    json: Flag = False
-    """Print the summary as JSON and show no live view."""
 
-    def run(self) -> int:
-        """Returns the exit code: 0, or 130 after Ctrl-C with a checkpoint."""
+    def train(self) -> "RunResult":
         from hgrn2.models.presets import preset
         from hgrn2.settings import with_overrides
         from hgrn2.tasks.lm.recipes import recipe
@@ -59,23 +50,21 @@ class TrainLM:
 
         if not any(text.startswith("model.vocab_size=") for text in self.set):
             run = fit_vocabulary(run)
-        result = train_language(run, self.out, device=self.device, restart=self.restart, quiet=self.json)
-        return ended(result, self.json, _show)
+        return train_language(run, self.out, **self.how)
 
+    def show(self, result: "RunResult") -> None:
+        from rich.text import Text
 
-def _show(result: "RunResult") -> None:
-    from rich.text import Text
-
-    rows = []
-    for name, row in result.summary["held_out"].items():
-        bits = "" if row["bits_per_byte"] is None else f"{row['bits_per_byte']:.4f}"
-        rows.append((name, f"{row['nats_per_token']:.4f}", bits, f"{row['perplexity']:.3f}", f"{row['tokens']:,}"))
-    title = f"Held-out text after {result.step:,} steps, {result.summary['train_seconds']:.0f} s of training"
-    head = ("measured with", "nats/token", "bits/byte", "perplexity", "tokens")
-    console.show(console.Columns(head, rows, title=title))
-    for sample in result.samples[:1]:
-        console.show(Text.assemble((sample.prompt, "dim"), sample.text))
-    next_steps(result.folder, "curves, samples and gate time scales", *_commands(result))
+        rows = []
+        for name, row in result.summary["held_out"].items():
+            bits = "" if row["bits_per_byte"] is None else f"{row['bits_per_byte']:.4f}"
+            rows.append((name, f"{row['nats_per_token']:.4f}", bits, f"{row['perplexity']:.3f}", f"{row['tokens']:,}"))
+        title = f"Held-out text after {result.step:,} steps, {result.summary['train_seconds']:.0f} s of training"
+        head = ("measured with", "nats/token", "bits/byte", "perplexity", "tokens")
+        console.show(console.Columns(head, rows, title=title))
+        for sample in result.samples[:1]:
+            console.show(Text.assemble((sample.prompt, "dim"), sample.text))
+        next_steps(result.folder, "curves, samples and gate time scales", *_commands(result))
 
 
 def _commands(result: "RunResult") -> list[tuple[str | Path, ...]]:

@@ -2,27 +2,59 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from hgrn2 import console
-from hgrn2.cli.trained import ended, next_steps, settings_of
+from hgrn2.cli.trained import Folder, Settings, Training, next_steps, settings_of
 from hgrn2.errors import unknown
 from hgrn2.settings import refuse, with_overrides
 
 if TYPE_CHECKING:
     from hgrn2.tasks.classify.config import ClassifyRun
-    from hgrn2.tasks.classify.run import ClassifyResult
+    from hgrn2.train.run import RunResult
 
-Flag = tyro.conf.FlagCreatePairsOff[bool]
-Folder = Annotated[Path, tyro.conf.arg(metavar="FOLDER")]
-Settings = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE")]
 TEXT_IDS = 257  # of the 256 bytes and padding
 
 
-@dataclass(frozen=True)
-class TrainLRA:
+@dataclass(frozen=True, kw_only=True)
+class TrainClasses(Training):
+    """What all verbs share that train classifiers."""
+
+    def train_on(self, run: "ClassifyRun", data: Path) -> "RunResult":
+        """Train on a folder of examples, which decides some numbers of the model."""
+        from hgrn2.tasks.classify.run import fit_to_data, train_classifier
+
+        run = fit_to_data(with_overrides(replace(run, data=replace(run.data, folder=str(data))), self.set))
+        return train_classifier(run, self.out, **self.how)
+
+    def own(self, name: str, choices: dict[str, Any]) -> "ClassifyRun":
+        """The user's recipe MODULE:NAME; options that choose among ours must be left at their defaults."""
+        from hgrn2.tasks.classify.config import ClassifyRun
+        from hgrn2.tasks.named import own_recipe
+
+        for option, default in choices.items():
+            refuse(getattr(self, option) != default, f"--{option} chooses among our recipes; {name} is one of your own")
+        return own_recipe(name, ClassifyRun)
+
+    def show(self, result: "RunResult") -> None:
+        summary = result.summary
+        title = f"{summary['task']} after {summary['epochs']:g} epochs, {summary['train_seconds']:.0f} s of training"
+        rows = [
+            (name, f"{row['examples']:,}", f"{row['accuracy']:.2%}", f"{row['loss']:.4f}")
+            for name, row in summary["held_out"].items()
+        ]
+        caption = f"{summary['parameters']:,} parameters. Data: {summary['origin']}"
+        head = ("split", "examples", "accuracy", "nats/example")
+        console.show(console.Columns(head, rows, title=title, caption=caption))
+        if baseline := summary.get("baseline"):
+            print(f"always {baseline['class']!r}, the commonest class in training: {baseline['accuracy']:.2%} right")
+        next_steps(result.folder, "curves and settings", ("eval", result.folder), *_classify(result.folder))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainLRA(TrainClasses):
     """Train a classifier of sequences on a task of Long Range Arena.
 
     Its examples are made by `hgrn2 data lra`. The same command goes on where an interrupted run stopped. Writes a run
@@ -34,36 +66,31 @@ class TrainLRA:
     """
 
     task: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="TASK")]]
-    """listops, text, retrieval, image, pathfinder or pathx."""
+    """listops, text, retrieval, image, pathfinder or pathx; or MODULE:NAME, a function or value of your own that gives
+    a hgrn2.tasks.classify.config.ClassifyRun."""
     data: Folder
     """Folder of examples."""
     out: Folder = Path("runs/lra")
-    """Run folder, new or of this very run."""
     model: Annotated[str, tyro.conf.arg(metavar="NAME")] = "hgrn2"
     """hgrn2, hgrn1 or transformer."""
     size: Literal["full", "fast", "small"] = "full"
     """full: the published settings; fast: ours for ten minutes of an H100; small: minutes on a CPU."""
     set: Settings = ()
     """Any setting of the run, such as train.steps=500 optim.lr=1e-3 train.seed=1."""
-    device: str = "auto"
-    """auto, cpu or cuda."""
-    restart: Flag = False
-    """Drop what the folder holds of an earlier run and begin anew."""
-    json: Flag = False
-    """Print the summary as JSON and show no live view."""
 
-    def run(self) -> int:
-        """Returns the exit code: 0, or 130 after Ctrl-C with a checkpoint."""
+    def train(self) -> "RunResult":
         from hgrn2.tasks.classify.recipes import LRA, recipe
+        from hgrn2.tasks.named import is_own
 
+        if is_own(self.task):
+            return self.train_on(self.own(self.task, {"model": "hgrn2", "size": "full"}), self.data)
         if self.task not in LRA:
             raise unknown("task", self.task, LRA)
-        run = recipe(self.task, self.model, self.size)
-        return _train(run, self.data, self.set, self.out, self.device, self.restart, self.json)
+        return self.train_on(recipe(self.task, self.model, self.size), self.data)
 
 
-@dataclass(frozen=True)
-class TrainImage:
+@dataclass(frozen=True, kw_only=True)
+class TrainImage(TrainClasses):
     """Train an image classifier.
 
     Its examples are made by `hgrn2 data image`. The same command goes on where an interrupted run stopped. Writes a run
@@ -75,11 +102,11 @@ class TrainImage:
     """
 
     name: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="NAME|FOLDER")]]
-    """cifar10, fashion-mnist or imagenet (with --data), or the folder of your own examples."""
+    """cifar10, fashion-mnist or imagenet (with --data), the folder of your own examples, or (with --data) MODULE:NAME,
+    a function or value of your own that gives a hgrn2.tasks.classify.config.ClassifyRun."""
     data: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
     """Folder of examples."""
     out: Folder = Path("runs/image")
-    """Run folder, new or of this very run."""
     model: Annotated[str, tyro.conf.arg(metavar="NAME")] = "hgrn2"
     """hgrn2, hgrn1 or deit."""
     size: Annotated[
@@ -89,57 +116,31 @@ class TrainImage:
     """full: the tiny model of 12 layers; fast: ours for ten minutes of an H100; small: minutes on a CPU."""
     set: Settings = ()
     """Any setting of the run, such as train.steps=500 model.drop_path=0.1 data.augment.flip=false."""
-    device: str = "auto"
-    """auto, cpu or cuda."""
-    restart: Flag = False
-    """Drop what the folder holds of an earlier run and begin anew."""
-    json: Flag = False
-    """Print the summary as JSON and show no live view."""
 
-    def run(self) -> int:
-        """Returns the exit code: 0, or 130 after Ctrl-C with a checkpoint."""
+    def train(self) -> "RunResult":
         from hgrn2.tasks.classify.recipes import IMAGES, recipe
+        from hgrn2.tasks.named import is_own
 
-        own = self.name not in IMAGES
-        folder = Path(self.name) if own and self.data is None else self.data
+        named = is_own(self.name)
+        mine = not named and self.name not in IMAGES
+        folder = Path(self.name) if mine and self.data is None else self.data
         known = folder is not None and folder.is_dir()
-        refuse(own and not known, f"{self.name!r} is neither {', '.join(IMAGES)} nor a folder of examples")
+        refuse(mine and not known, f"{self.name!r} is neither {', '.join(IMAGES)} nor a folder of examples")
         refuse(folder is None, f"{self.name} needs its examples: --data FOLDER, made by `hgrn2 data image`")
         assert folder is not None
-        if own:
-            from hgrn2.models.saved import usable_device
-            from hgrn2.tasks.classify.own_images import own_image_run
+        if named:
+            return self.train_on(self.own(self.name, {"model": "hgrn2", "size": None}), folder)
+        if mine:
+            return self.train_on(self.of_folder(folder), folder)
+        return self.train_on(recipe(self.name, self.model, self.size or "full"), folder)
 
-            size = self.size or ("small" if usable_device(self.device).type == "cpu" else "fast")
-            run = own_image_run(folder, self.model, size)
-        else:
-            run = recipe(self.name, self.model, self.size or "full")
-        return _train(run, folder, self.set, self.out, self.device, self.restart, self.json)
+    def of_folder(self, folder: Path) -> "ClassifyRun":
+        """A run for one's own pictures, as large as the device allows."""
+        from hgrn2.models.saved import usable_device
+        from hgrn2.tasks.classify.own_images import own_image_run
 
-
-def _train(
-    run: "ClassifyRun", data: Path, assignments: tuple[str, ...], out: Path, device: str, restart: bool, quiet: bool
-) -> int:
-    from hgrn2.tasks.classify.run import fit_to_data, train_classifier
-
-    run = fit_to_data(with_overrides(replace(run, data=replace(run.data, folder=str(data))), assignments))
-    result = train_classifier(run, out, device=device, restart=restart, quiet=quiet)
-    return ended(result, quiet, show_result)
-
-
-def show_result(result: "ClassifyResult") -> None:
-    summary = result.summary
-    title = f"{summary['task']} after {summary['epochs']:g} epochs, {summary['train_seconds']:.0f} s of training"
-    rows = [
-        (name, f"{row['examples']:,}", f"{row['accuracy']:.2%}", f"{row['loss']:.4f}")
-        for name, row in summary["held_out"].items()
-    ]
-    caption = f"{summary['parameters']:,} parameters. Data: {summary['origin']}"
-    head = ("split", "examples", "accuracy", "nats/example")
-    console.show(console.Columns(head, rows, title=title, caption=caption))
-    if baseline := summary.get("baseline"):
-        print(f"always {baseline['class']!r}, the commonest class in training: {baseline['accuracy']:.2%} right")
-    next_steps(result.folder, "curves and settings", ("eval", result.folder), *_classify(result.folder))
+        size = self.size or ("small" if usable_device(self.device).type == "cpu" else "fast")
+        return own_image_run(folder, self.model, size)
 
 
 def _classify(folder: Path) -> list[tuple[str | Path, ...]]:

@@ -7,16 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from hgrn2 import console
-from hgrn2.cli.trained import ended, next_steps
+from hgrn2.cli.trained import Folder, Settings, Training, next_steps
 
 if TYPE_CHECKING:
-    from hgrn2.tasks.mqar.run import MQARResult
-
-Flag = tyro.conf.FlagCreatePairsOff[bool]
+    from hgrn2.train.run import RunResult
 
 
-@dataclass(frozen=True)
-class TrainMQAR:
+@dataclass(frozen=True, kw_only=True)
+class TrainMQAR(Training):
     """Train on associative recall: pairs of keys and values, then keys whose values must be named.
 
     The sequences are made as they are needed. The same command goes on where an interrupted run stopped. Writes a run
@@ -28,26 +26,19 @@ class TrainMQAR:
     """
 
     recipe: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="RECIPE")]] = "small"
-    """small (a CPU, a minute), zoology (the published sets and amount of training, GPU), h100 (its task in minutes)."""
-    out: Annotated[Path, tyro.conf.arg(metavar="FOLDER")] = Path("runs/mqar")
-    """Run folder, new or of this very run."""
+    """small (a CPU, a minute), zoology (the published sets and amount of training, GPU), h100 (its task in minutes), or
+    MODULE:NAME, a function or value of your own that gives a hgrn2.tasks.mqar.config.MQARRun."""
+    out: Folder = Path("runs/mqar")
     model: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
     """Mixer instead of the recipe's: hgrn2, hgrn2-conv, hgrn1, gla, gla-conv, attention, attention-conv."""
     head_size: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
     """n instead of the recipe's: the state of a layer has D n numbers."""
     width: Annotated[int | None, tyro.conf.arg(metavar="D")] = None
     """D instead of the recipe's; the GLU follows with twice as much."""
-    set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE")] = ()
+    set: Settings = ()
     """Any setting of the run, such as train.steps=500 optim.lr=1e-3 data.train=64x4x5000,64x8x5000."""
-    device: str = "auto"
-    """auto, cpu or cuda."""
-    restart: Flag = False
-    """Drop what the folder holds of an earlier run and begin anew."""
-    json: Flag = False
-    """Print the summary as JSON and show no live view."""
 
-    def run(self) -> int:
-        """Returns the exit code: 0, or 130 after Ctrl-C with a checkpoint."""
+    def train(self) -> "RunResult":
         from hgrn2.tasks.mqar.recipes import changed, recipe
 
         run = recipe(self.recipe)
@@ -55,18 +46,16 @@ class TrainMQAR:
 
         from hgrn2.tasks.mqar.run import train_mqar
 
-        result = train_mqar(run, self.out, device=self.device, restart=self.restart, quiet=self.json)
-        return ended(result, self.json, _show)
+        return train_mqar(run, self.out, **self.how)
 
-
-def _show(result: "MQARResult") -> None:
-    summary = result.summary
-    title = f"Recall after {result.step:,} steps, {summary['train_seconds']:.0f} s of training"
-    rows = []
-    for row in summary["held_out"].values():
-        cells = (f"{row['length']:,}", f"{row['pairs']:,}", f"{row['queries']:,}")
-        rows.append((*cells, f"{row['accuracy']:.1%}", f"{row['loss']:.4f}"))
-    caption = f"{summary['parameters']:,} parameters, state of {summary['state_numbers']:,}"
-    head = ("tokens", "pairs", "queries", "accuracy", "nats/query")
-    console.show(console.Columns(head, rows, text=(), title=title, caption=caption))
-    next_steps(result.folder, "curves and gate time scales")
+    def show(self, result: "RunResult") -> None:
+        summary = result.summary
+        title = f"Recall after {result.step:,} steps, {summary['train_seconds']:.0f} s of training"
+        rows = []
+        for row in summary["held_out"].values():
+            cells = (f"{row['length']:,}", f"{row['pairs']:,}", f"{row['queries']:,}")
+            rows.append((*cells, f"{row['accuracy']:.1%}", f"{row['loss']:.4f}"))
+        caption = f"{summary['parameters']:,} parameters, state of {summary['state_numbers']:,}"
+        head = ("tokens", "pairs", "queries", "accuracy", "nats/query")
+        console.show(console.Columns(head, rows, text=(), title=title, caption=caption))
+        next_steps(result.folder, "curves and gate time scales")

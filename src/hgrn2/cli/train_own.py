@@ -7,19 +7,21 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from hgrn2.cli.train_classify import TrainClasses
+from hgrn2.cli.trained import Flag, Folder, Settings
 from hgrn2.settings import refuse, with_overrides
 
 if TYPE_CHECKING:
     from hgrn2.tasks.classify.config import ClassifyRun
     from hgrn2.tasks.classify.own import OwnFiles, Prepared
+    from hgrn2.train.run import RunResult
 
-Flag = tyro.conf.FlagCreatePairsOff[bool]
 Files = Annotated[tuple[Path, ...], tyro.conf.arg(metavar="FILE [FILE ...]", help_behavior_hint="(optional)")]
 MINUTES = 3.0
 
 
-@dataclass(frozen=True)
-class TrainClassify:
+@dataclass(frozen=True, kw_only=True)
+class TrainClassify(TrainClasses):
     """Train a classifier on your own labelled examples: texts, or sequences of numbers, in CSV or JSONL files.
 
     Columns are guessed from their names (text, review, ... and label, class, ...) and told; any labels will do. A tenth
@@ -62,25 +64,21 @@ class TrainClassify:
         int | None, tyro.conf.arg(metavar="N", help_behavior_hint="(default: 512 tokens; 2048 bytes or numbers)")
     ] = None
     """Longest example; what comes after is cut off, and told."""
-    out: Annotated[Path, tyro.conf.arg(metavar="FOLDER")] = Path("runs/classify")
-    """Run folder, new or of this very run."""
+    out: Folder = Path("runs/classify")
+    recipe: Annotated[
+        str | None, tyro.conf.arg(metavar="MODULE:NAME", help_behavior_hint="(default: one that fits the examples)")
+    ] = None
+    """A function or value of your own that gives a hgrn2.tasks.classify.config.ClassifyRun."""
     minutes: Annotated[float | None, tyro.conf.arg(metavar="M", help_behavior_hint="(default: 3, none on a GPU)")] = (
         None
     )
     """Time for training; 0: as many steps as its epochs take."""
     seed: int = 0
     """Decides which examples are held out, where weights begin and the order of examples."""
-    set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE")] = ()
+    set: Settings = ()
     """Any setting of the run, such as model.width=128 model.dropout=0.3 optim.lr=1e-3 train.steps=500."""
-    device: str = "auto"
-    """auto, cpu or cuda."""
-    restart: Flag = False
-    """Drop what the folder holds of an earlier run and begin anew."""
-    json: Flag = False
-    """Print the summary as JSON and show no live view."""
 
-    def run(self) -> int:
-        """Returns the exit code: 0, or 130 after Ctrl-C with a checkpoint."""
+    def train(self) -> "RunResult":
         refuse(not self.files, "name the tables to learn from")
         both = self.text_column is not None and bool(self.number_columns)
         refuse(both, "give --text-column or --number-columns, not both")
@@ -88,20 +86,16 @@ class TrainClassify:
         refuse(self.minutes is not None and self.minutes < 0, f"--minutes is {self.minutes}; it must not be negative")
 
         from hgrn2.cli.progress import progress_shown
-        from hgrn2.cli.train_classify import show_result
-        from hgrn2.cli.trained import ended
         from hgrn2.tasks.classify.own import prepare
         from hgrn2.tasks.classify.run import train_classifier
 
+        chosen = None if self.recipe is None else self.own(self.recipe, {})
         with progress_shown() as progress:
             progress("reading", 0, 1)
             prepared = prepare(self._files(), progress)
         self._tell(prepared)
-        run = self._fitted(prepared)
-        result = train_classifier(
-            run, self.out, device=self.device, restart=self.restart, quiet=self.json, prepared=prepared
-        )
-        return ended(result, self.json, show_result)
+        run = self._fitted(prepared, chosen)
+        return train_classifier(run, self.out, prepared=prepared, **self.how)
 
     def _files(self) -> "OwnFiles":
         from hgrn2.tasks.classify.own import OwnFiles
@@ -115,15 +109,20 @@ class TrainClassify:
             header=not self.no_header, bad=self.bad,
         )  # fmt: skip
 
-    def _fitted(self, prepared: "Prepared") -> "ClassifyRun":
+    def _fitted(self, prepared: "Prepared", chosen: "ClassifyRun | None") -> "ClassifyRun":
         from hgrn2.models.saved import usable_device
         from hgrn2.tasks.classify.own import own_recipe
+        from hgrn2.tasks.classify.run import fit_to_own
 
-        on_gpu = usable_device(self.device).type != "cpu"
-        run = own_recipe(prepared, on_gpu=on_gpu)
+        if chosen is None:
+            run = own_recipe(prepared, on_gpu=usable_device(self.device).type != "cpu")
+        else:
+            run = fit_to_own(chosen, prepared)
         if self.minutes is not None:
             run = replace(run, train=replace(run.train, budget_s=60 * self.minutes))
-        return with_overrides(replace(run, train=replace(run.train, seed=self.seed)), self.set)
+        if self.seed or chosen is None:  # a recipe of one's own has a seed of its own
+            run = replace(run, train=replace(run.train, seed=self.seed))
+        return with_overrides(run, self.set)
 
     def _tell(self, prepared: "Prepared") -> None:
         """What was understood of the files, before anything long begins; on standard error."""

@@ -1,15 +1,62 @@
-"""What every training verb says at its end: the summary as JSON or for people, and the commands that fit this run."""
+"""What every training verb takes and does: its options, how a run ended, and the commands that fit this run."""
 
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Protocol, TypeVar
+
+import tyro
 
 from hgrn2 import console
 from hgrn2.files import read_json
 
+if TYPE_CHECKING:
+    from hgrn2.train.run import RunResult
+
 PROMPT = 40  # characters of one's own text, at most, in a suggested command
+Flag = tyro.conf.FlagCreatePairsOff[bool]
+Folder = Annotated[Path, tyro.conf.arg(metavar="FOLDER")]
+Settings = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """Options and course of a verb that trains; each says which run it is (`train`) and what to show (`show`)."""
+
+    out: Folder = Path("runs")
+    """Run folder, new or of this very run."""
+    set: Settings = ()
+    """Any setting of the run; hgrn2 settings names them."""
+    device: str = "auto"
+    """auto, cpu or cuda."""
+    restart: Flag = False
+    """Drop what the folder holds of an earlier run and begin anew."""
+    json: Flag = False
+    """Print the summary as JSON and show no live view."""
+
+    def run(self) -> int:
+        """Returns the exit code: 0, or 130 after Ctrl-C with a checkpoint."""
+        result = self.train()
+        return ended(result, self.json, self.show, **self.more(result))
+
+    def train(self) -> "RunResult":
+        """Make the run's settings of the options, and train."""
+        raise NotImplementedError
+
+    def show(self, result: Any) -> None:
+        """Print for people what a finished run came to."""
+        raise NotImplementedError
+
+    def more(self, result: Any) -> dict[str, Any]:
+        """What the JSON has beside the summary."""
+        return {}
+
+    @property
+    def how(self) -> dict[str, Any]:
+        """What every task's function to train with takes beside settings and folder."""
+        return {"device": self.device, "restart": self.restart, "quiet": self.json}
 
 
 class Result(Protocol):

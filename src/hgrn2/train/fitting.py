@@ -12,8 +12,9 @@ FULL_LOGITS = 8_192
 
 
 def check_run(
-    model: StackConfig | DeiTConfig, train: TrainConfig, device: torch.device, length: int, *, trained: bool = True
-) -> None:
+    model: StackConfig | DeiTConfig, train: TrainConfig, device: torch.device, length: int, *, trained: bool = True,
+    logits: bool = True,
+) -> None:  # fmt: skip
     """Refuse a run that surely does not fit.
 
     Counted are weights, gradients and one running mean of them (12 bytes a parameter); token ids and targets of a
@@ -25,6 +26,7 @@ def check_run(
         device: where it is trained.
         length: tokens of a sequence, at the least.
         trained: whether the weights are; else they are only held.
+        logits: whether a language model is asked for those of every token.
 
     Raises:
         UserError: says how much is needed, how much there is, and what to make smaller.
@@ -36,7 +38,7 @@ def check_run(
     smaller = "make train.batch_size or train.sequence_length smaller"
     refuse_too_big(16 * batch * length, f"a batch of {batch:,} sequences of {length:,} tokens needs", smaller)
     kept = 2 * part * length * model.width * model.layers
-    if isinstance(model, ModelConfig) and _whole_logits(train, model.vocab_size):
+    if logits and isinstance(model, ModelConfig) and _whole_logits(train, model.vocab_size):
         kept += 2 * part * length * model.vocab_size
     what = f"a step on {part:,} sequences of {length:,} tokens needs"
     refuse_too_big(kept, what, f"{smaller}, or train.accumulate larger", device=device)

@@ -63,7 +63,8 @@ def train(
     place = usable_device(device)
     if place.type == "cpu":
         cpu.keep_freed_memory()
-    check_run(run.model, run.train, place, run.shortest, trained=not run.frozen)
+    logits = "train.loss" not in run.unread
+    check_run(run.model, run.train, place, run.shortest, trained=not run.frozen, logits=logits)
     task = opened(place)
     refuse_unread(run, task.unread, held)
     with owned(folder):

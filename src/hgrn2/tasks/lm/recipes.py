@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from dataclasses import replace
 
-from hgrn2.errors import unknown
 from hgrn2.models.presets import preset
+from hgrn2.tasks.named import recipe_of
 from hgrn2.train.config import DataConfig, OptimConfig, RunConfig, TrainConfig
 
 
@@ -55,7 +55,5 @@ RECIPES: dict[str, Callable[[], RunConfig]] = {"demo": demo, "small": small, "wi
 
 
 def recipe(name: str) -> RunConfig:
-    """The run of this name; an unknown name is a `UserError` with the nearest ones."""
-    if name not in RECIPES:
-        raise unknown("recipe", name, RECIPES)
-    return RECIPES[name]()
+    """The run of this name, or one's own MODULE:NAME; an unknown name is a `UserError` with the nearest ones."""
+    return recipe_of(name, RECIPES, RunConfig)

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from hgrn2.errors import UserError, unknown
 from hgrn2.layers.config import MixerConfig, MixerKind
 from hgrn2.models.config import BoundKind, InitConfig, ModelConfig
 from hgrn2.settings import refuse, with_overrides
 from hgrn2.tasks.mqar.config import MQARData, MQARRun
+from hgrn2.tasks.named import recipe_of
 from hgrn2.train.config import OptimConfig, TrainConfig
 
 CONV_WIDTH = 4
@@ -38,7 +39,9 @@ VARIANTS: dict[str, Variant] = {
 
 def variant(name: str) -> Variant:
     """The compared mixer of this name; an unknown name is a `UserError` with the nearest one."""
-    return VARIANTS[_known(name, list(VARIANTS), "model")]
+    if name not in VARIANTS:
+        raise unknown("model", name, VARIANTS)
+    return VARIANTS[name]
 
 
 def name_of(model: ModelConfig) -> tuple[str, bool]:
@@ -115,8 +118,8 @@ RECIPES: dict[str, Callable[[], MQARRun]] = {"small": small, "zoology": zoology,
 
 
 def recipe(name: str) -> MQARRun:
-    """The run of this name; an unknown name is a `UserError` with the nearest one."""
-    return RECIPES[_known(name, list(RECIPES), "recipe")]()
+    """The run of this name, or one's own MODULE:NAME; an unknown name is a `UserError` with the nearest one."""
+    return recipe_of(name, RECIPES, MQARRun)
 
 
 def changed(
@@ -146,9 +149,3 @@ def _model(*, vocab_size: int, width: int, layers: int, tie_embeddings: bool, me
         scale_embeddings=layers > 1, mixer=MixerConfig(head_size=width, conv_width=CONV_WIDTH, bias=True),
         init=InitConfig(std=0.1, memory=memory),
     )  # fmt: skip
-
-
-def _known(name: str, known: list[str], noun: Literal["recipe", "model"]) -> str:
-    if name not in known:
-        raise unknown(noun, name, known)
-    return name
