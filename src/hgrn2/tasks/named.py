@@ -49,11 +49,9 @@ def own_recipe(name: str, kind: type[T]) -> T:
         if not isinstance(found, kind) and callable(found):
             _check_arguments(found, name)
             found = found()
-    refuse(
-        not isinstance(found, kind),
-        f"recipe {name} gives a value of class {type(found).__name__}; this command needs {kind.__name__} "
-        f"(from {kind.__module__})",
-    )
+    if not isinstance(found, kind):
+        given, needed = type(found).__name__, f"{kind.__name__} (from {kind.__module__})"
+        raise UserError(f"recipe {name} gives a value of class {given}; this command needs {needed}")
     return found
 
 
