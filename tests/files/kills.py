@@ -76,10 +76,10 @@ def ready_to_train() -> None:
     import torch
     import torch._dynamo
 
-    from hgrn2.tasks.lm import run
+    from hgrn2.tasks.lm import task
 
     torch.set_num_threads(1)
-    run._samples = lambda *_: ()
+    task._samples = lambda *_: ()
     sys.modules["matplotlib"] = None  # type: ignore[assignment]
 
 
