@@ -36,7 +36,7 @@ LOSSES: dict[str, dict[str, Any]] = {
 def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shutil.copytree(BEFORE, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
-    for task in ("lm", "mqar", "classify", "tune"):  # pictures take longer than all the rest
+    for task in ("lm", "mqar", "classify", "tune"):  # figures take longer than all the rest
         monkeypatch.setattr(f"hgrn2.tasks.{task}.task.write_report", lambda *_, **__: None)
     return tmp_path
 

@@ -88,7 +88,7 @@ def test_a_run_goes_on_while_the_recipe_is_the_same(
 
 
 def test_classifiers_of_folders(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Pictures under a recipe of one's own; options that choose among ours are refused beside it."""
+    """Images under a recipe of one's own; options that choose among ours are refused beside it."""
     import numpy as np
 
     from hgrn2.data.classes import Described, Examples, write_examples

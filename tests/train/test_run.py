@@ -161,8 +161,8 @@ class Kind:
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data") / "pictures"
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data") / "images"
     random = torch.Generator().manual_seed(0)
     made = {
         name: Examples(
@@ -177,7 +177,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def kinds(tiny_corpus: Path, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Kind]:
+def kinds(tiny_corpus: Path, images: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Kind]:
     base = tmp_path_factory.mktemp("runs") / "base"
     lm = recipe("demo")
     lm = replace(lm, data=replace(lm.data, source=str(tiny_corpus)))
@@ -185,7 +185,7 @@ def kinds(tiny_corpus: Path, pictures: Path, tmp_path_factory: pytest.TempPathFa
     few = ("data.train=16x2x8", "data.test=16x2x4", "model.vocab_size=16")
     mqar = changed(recall("small"), assignments=(*SHORT, *few))
     seen = classifier("cifar10", "hgrn2", "small")
-    seen = replace(seen, data=replace(seen.data, folder=str(pictures)))
+    seen = replace(seen, data=replace(seen.data, folder=str(images)))
     seen = fit_to_data(with_overrides(seen, (*SHORT, "model.norm=layer", "data.augment.crop_padding=1")))
     train_language(lm, base, device="cpu", quiet=True)
     tune = with_overrides(TuneSettings(), tuple(one for one in SHORT if one.startswith("train.")))
@@ -252,17 +252,15 @@ def test_muon_needs_matrices_of_blocks(optimizer: Literal["muon", "adamw"], tmp_
         Optimizers(nn.Linear(2, 2), config)
 
 
-def test_settings_of_pictures_and_of_sequences(
-    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    command = ["train", "image", str(pictures), "--out", str(tmp_path / "run"), "--device", "cpu", "--set"]
+def test_settings_of_images_and_of_sequences(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["train", "image", str(images), "--out", str(tmp_path / "run"), "--device", "cpu", "--set"]
     assert entry([*command, "data.drop_tokens=0.1"]) == 2
-    assert "data.drop_tokens is 0.1, but pictures have no padding" in capsys.readouterr().err
+    assert "data.drop_tokens is 0.1, but images have no padding" in capsys.readouterr().err
     rows = "".join(f"{'ab' * (n % 2 + 1)},{n % 2}\n" for n in range(20))
     (tmp_path / "t.csv").write_text(f"text,label\n{rows}")
     command = ["train", "classify", str(tmp_path / "t.csv"), "--tokenizer", "bytes", "--out", str(tmp_path / "run")]
     assert entry([*command, "--device", "cpu", "--set", "data.augment.flip=true"]) == 2
-    assert "data.augment.flip is True, but only pictures are changed: leave it at False" in capsys.readouterr().err
+    assert "data.augment.flip is True, but only images are changed: leave it at False" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 

@@ -135,7 +135,7 @@ class TrainImage(TrainClasses):
         return self.train_on(recipe(self.name, self.model, self.size or "full"), folder)
 
     def of_folder(self, folder: Path) -> "ClassifyRun":
-        """A run for one's own pictures, as large as the device allows."""
+        """A run for one's own images, as large as the device allows."""
         from hgrn2.models.saved import usable_device
         from hgrn2.tasks.classify.own_images import own_image_run
 

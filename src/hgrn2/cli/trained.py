@@ -1,6 +1,7 @@
 """What every training verb takes and does: its options, how a run ended, and the commands that fit this run."""
 
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ Settings = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE")]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Training:
+class Training(ABC):
     """Options and course of a verb that trains; each says which run it is (`train`) and what to show (`show`)."""
 
     out: Folder = Path("runs")
@@ -41,13 +42,13 @@ class Training:
         result = self.train()
         return ended(result, self.json, self.show, **self.more(result))
 
+    @abstractmethod
     def train(self) -> "RunResult":
         """Make the run's settings of the options, and train."""
-        raise NotImplementedError
 
+    @abstractmethod
     def show(self, result: Any) -> None:
         """Print for people what a finished run came to."""
-        raise NotImplementedError
 
     def more(self, result: Any) -> dict[str, Any]:
         """What the JSON has beside the summary."""

@@ -37,13 +37,13 @@ def check_fit(run: ClassifyRun, described: Described, examples: Examples) -> Non
 
 def fitted(model: Any, described: Described, examples: Examples, *, grey: bool = False) -> dict[str, Any]:
     """The fields of a model's settings that its data decides."""
-    pictures = examples.a_offsets is None
-    wrong = not pictures and not isinstance(model, SequenceConfig)
-    refuse(wrong, f"the data {described.task} is sequences, the model reads pictures")
+    images = examples.a_offsets is None
+    wrong = not images and not isinstance(model, SequenceConfig)
+    refuse(wrong, f"the data {described.task} is sequences, the model reads images")
     fields: dict[str, Any] = {"classes": len(described.classes)}
-    if not pictures and examples.a.ndim == 2:
+    if not images and examples.a.ndim == 2:
         return fields | {"vocab_size": 0, "channels": int(examples.a.shape[1])}
-    if not pictures:
+    if not images:
         return fields | {"vocab_size": described.vocab_size, "channels": 0, "pair": examples.b is not None}
     fields["channels"] = 1 if grey else int(examples.a.shape[-1])
     if isinstance(model, SequenceConfig):

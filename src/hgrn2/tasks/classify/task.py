@@ -35,11 +35,11 @@ MEASURE_TOKENS = {"cpu": 1 << 17, "cuda": 1 << 19}
 """Tokens of one forward pass while measuring, by the kind of device; long sequences come in few rows at a time."""
 GREY = (0.299, 0.587, 0.114)
 OF_SEQUENCES: Mapping[str, str] = {
-    f"data.{name}": "pictures have no padding and are never cut" for name in ("too_long", "multiple", "drop_tokens")
+    f"data.{name}": "images have no padding and are never cut" for name in ("too_long", "multiple", "drop_tokens")
 }
-"""Settings that runs on pictures do not read."""
-OF_PICTURES: Mapping[str, str] = {"data.grey": "sequences have no colour"} | {
-    f"data.augment.{one.name}": "only pictures are changed" for one in fields(AugmentConfig)
+"""Settings that runs on images do not read."""
+OF_IMAGES: Mapping[str, str] = {"data.grey": "sequences have no colour"} | {
+    f"data.augment.{one.name}": "only images are changed" for one in fields(AugmentConfig)
     if one.name != "label_smoothing"
 }  # fmt: skip
 """Settings that runs on sequences do not read."""
@@ -74,7 +74,7 @@ class ClassifyTask(Task):
         for examples in splits.values():
             check_fit(run, described, examples)
         train, first = splits[run.data.train_split], run.data.curriculum
-        self.unread = OF_SEQUENCES if train.a_offsets is None else OF_PICTURES
+        self.unread = OF_SEQUENCES if train.a_offsets is None else OF_IMAGES
         self.batches = ClassBatches(train, plan_of(run))
         self.loader = Loader(train, plan_of(run), device)
         tokens = np.minimum(train.lengths(np.arange(len(train))), run.train.sequence_length).mean()
@@ -142,7 +142,7 @@ class ClassifyTask(Task):
         return {"loss": found.loss, "bits_per_byte": None, "accuracy": found.accuracy}
 
     def finish(self, model: nn.Module, folder: Path) -> Outcome:
-        """Accuracy on the held-out splits, what it says of some pictures, and who is taken for whom."""
+        """Accuracy on the held-out splits, its answers on some images, and the confusion matrix."""
         run, classes, last = self.run, self.described.classes, self.run.data.test_split
         with torch.autocast(self.device.type, torch.bfloat16, enabled=run.train.precision == "bfloat16"):
             measured = {
