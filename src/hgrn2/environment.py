@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import hgrn2
+from hgrn2.gpu import gpu
 
 _CPU_INFO = Path("/proc/cpuinfo")
 _CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
@@ -101,8 +102,9 @@ def _gpu() -> dict[str, Any]:
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_available():
         return {"gpu": None, "gpus": 0, "cuda": None, "driver": None}
-    names = {"gpu": torch.cuda.get_device_name(), "gpus": torch.cuda.device_count(), "cuda": torch.version.cuda}
-    return {**names, "driver": _driver()}
+    found = gpu("cuda")
+    name = None if found is None else found.name
+    return {"gpu": name, "gpus": torch.cuda.device_count(), "cuda": torch.version.cuda, "driver": _driver()}
 
 
 @functools.cache

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hgrn2.errors import UserError
+from hgrn2.gpu import gpu
 
 UNITS = ("bytes", "KB", "MB", "GB", "TB", "PB", "EB")
 CGROUPS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
@@ -61,11 +62,8 @@ def refuse_too_big(count: int, what: str, hint: str = "", *, device: Any = "cpu"
         UserError: `this model needs 3.2 TB; this machine has 24 GB`.
     """
     kind = str(device).partition(":")[0]
-    if kind == "cuda":
-        import torch
-
-        index = torch.device(device).index
-        limit, where = torch.cuda.get_device_properties(index or 0).total_memory, "this GPU"
+    if kind == "cuda" and (found := gpu(device)) is not None:
+        limit, where = found.memory, "this GPU"
     elif kind == "cpu":
         limit, where = machine_memory(), "this machine"
     else:

@@ -1,6 +1,5 @@
 """`hgrn2 doctor`: all is well here; a kernel that is wrong is found, avoided from then on, and trusted when asked."""
 
-import argparse
 import json
 import os
 import shutil
@@ -13,9 +12,10 @@ import torch
 
 from hgrn2 import ops
 from hgrn2.cli.main import entry
-from hgrn2.doctor import pool, speed
+from hgrn2.doctor import processes, speed
 from hgrn2.doctor.checks import Check, planned
 from hgrn2.doctor.outcome import Outcome
+from hgrn2.gpu import GPU
 from hgrn2.ops import known_bad
 from hgrn2.ops.native import build, call
 from hgrn2.testing.cases import Case
@@ -211,7 +211,7 @@ def test_several_processes_find_the_same(
         shutil.copy2(kernels._name, own_cache)
     command = ["doctor", "--device", "cpu", "--ops", "causal_conv", "--json"]
     alone = json.loads(printed(capsys, command, 0)[0])
-    monkeypatch.setattr(pool, "size", lambda devices: 2)
+    monkeypatch.setattr(processes, "size", lambda devices: 2)
     out, err = printed(capsys, command, 0)
     together = json.loads(out)
     assert "2 processes are starting" in err
@@ -234,7 +234,7 @@ def test_a_process_that_dies_fails_its_check_alone() -> None:
     (good, *_) = planned([CPU], ("causal_conv",))
     bad = Check("causal_conv", "chunked", CPU, torch.float32, Deadly(op="causal_conv"))
     arrived: list[Outcome] = []
-    outcomes = pool.run([good, bad, good], 1, arrived.append)
+    outcomes = processes.run([good, bad, good], 1, arrived.append)
     assert [outcome.ok for outcome in outcomes] == [True, False, True]
     assert outcomes[1].what == "the process that ran it ended with exit code 3"
     assert not outcomes[1].unfinished
@@ -245,50 +245,20 @@ def test_a_device_that_admits_no_further_process_is_checked_by_this_one() -> Non
     (good, *_) = planned([CPU], ("causal_conv",))
     arrived: list[Outcome] = []
     missing = Check("causal_conv", "chunked", torch.device("cuda", 99), torch.float32, good.case)
-    outcomes = pool.run([missing, good, missing], 1, arrived.append)
+    outcomes = processes.run([missing, good, missing], 1, arrived.append)
     assert [outcome.ok for outcome in outcomes] == [False, True, False]
     assert [outcome.unfinished for outcome in outcomes] == [False, False, True]  # the first one lost the device
     assert arrived == outcomes
 
 
-def test_a_process_that_lost_its_device_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
-    used: list[Any] = []
-
-    class Faulty:
-        """A process to which the second check of all is fatal."""
-
-        def __init__(self, *_: Any) -> None:
-            used.append(self)
-            self.checks: list[Check] = []
-            self.ended = False
-
-        def admitted(self) -> bool:
-            return not self.ended
-
-        def run(self, check: Check) -> Outcome:
-            lost = sum(len(worker.checks) for worker in used) == 1
-            self.checks.append(check)
-            return Outcome(check, error="an illegal memory access" if lost else "", lost=lost)
-
-        def end(self) -> None:
-            self.ended = True
-
-    monkeypatch.setattr(pool, "Worker", Faulty)
-    checks = planned([CPU], ("causal_conv",))[:4]
-    outcomes = pool.run(checks, 1, lambda outcome: None)
-    assert [outcome.ok for outcome in outcomes] == [True, False, True, True]
-    assert [len(worker.checks) for worker in used] == [2, 2]
-    assert all(worker.ended for worker in used)
-
-
 def test_processes_are_for_gpus_with_cores_to_compile_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert pool.size([CPU]) == 1
-    gpu, memory = torch.device("cuda", 0), [80 << 30]
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: argparse.Namespace(total_memory=memory[0]))
+    assert processes.size([CPU]) == 1
+    gpu = torch.device("cuda", 0)
     for cores, gib, expected in ((16, 80, 8), (4, 80, 4), (2, 80, 1), (1, 80, 1), (16, 6, 3), (16, 1, 1)):
-        memory[0] = gib << 30
-        monkeypatch.setattr(pool, "environment", lambda cores=cores: {"cores": cores})
-        assert pool.size([CPU, gpu]) == expected
+        found = GPU("a GPU", gib << 30, 0, 132, (9, 0))
+        monkeypatch.setattr(processes, "gpu", lambda device, found=found: found if device.type == "cuda" else None)
+        monkeypatch.setattr(processes, "environment", lambda cores=cores: {"cores": cores})
+        assert processes.size([CPU, gpu]) == expected
 
 
 @pytest.mark.gpu
@@ -305,7 +275,7 @@ def test_gpu_a_wrong_kernel_is_avoided(capsys: pytest.CaptureFixture[str], monke
     from hgrn2.ops.gated_scan import triton
 
     right = triton.backward
-    monkeypatch.setattr(pool, "size", lambda devices: 1)  # other processes would import what is right
+    monkeypatch.setattr(processes, "size", lambda devices: 1)  # other processes would import what is right
     monkeypatch.setattr(triton, "backward", lambda *a: tuple(x * 1.1 for x in right(*a)))
     command = ["doctor", "--device", "cuda", "--ops", "gated_scan"]
     assert "auto will use chunked instead" in printed(capsys, command, 1)[1]

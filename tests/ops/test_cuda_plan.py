@@ -1,7 +1,5 @@
 """How tokens are shared out among blocks of threads, and that results of compilation are kept safely."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 
@@ -76,7 +74,7 @@ def test_a_missing_compiler_library_is_one_sentence(monkeypatch: pytest.MonkeyPa
 def test_a_plan_that_a_graph_reads_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """The cache may drop a plan; a graph that was captured with it reads its table again at every replay."""
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(multi_processor_count=132))
+    monkeypatch.setattr(plan, "processors", lambda _: 132)
     made = plan.Plan(torch.zeros(1, 8, dtype=torch.int32), 1, False)
     monkeypatch.setattr(plan, "_dense", lambda *_: made)
     monkeypatch.setattr(plan, "_captured", {})

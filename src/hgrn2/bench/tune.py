@@ -6,11 +6,9 @@ Kernels are built beforehand, many at a time, in processes of their own; the clo
 
 import contextlib
 import json
-import multiprocessing
 import os
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -24,10 +22,12 @@ from hgrn2.bench.settings import Limits, OpsBench, parse_shape
 from hgrn2.bench.timing import Sample, interleave, sample_of
 from hgrn2.errors import UserError
 from hgrn2.files import write_text
+from hgrn2.gpu import architecture
 from hgrn2.ops import hgru2_step
 from hgrn2.ops.backend import choose
 from hgrn2.ops.gated_outer_scan.triton import launch_table as table
 from hgrn2.ops.gated_outer_scan.triton.launch_table import Launch
+from hgrn2.pool import Pool
 from hgrn2.progress import Progress, silent
 from hgrn2.testing.large import expect
 
@@ -129,14 +129,6 @@ def _dtype(setting: Setting, op_pass: str) -> str:
     return "float32" if op_pass == "step" else setting.dtype
 
 
-def architecture(device: str) -> str:
-    """As in the table: "sm90"; "cpu" in Triton's interpreter."""
-    if device != "cuda":
-        return "cpu"
-    major, minor = torch.cuda.get_device_capability()
-    return f"sm{major}{minor}"
-
-
 def timed_setting(setting: Setting, op_pass: str) -> Setting:
     """The shape on which a pass is timed: that of the setting, or one sequence of as many tokens."""
     batch, tokens, width, head = parse_shape(setting.shape)
@@ -225,10 +217,13 @@ def _built(tasks: Sequence[tuple[Job, Launch]]) -> Iterator[bool]:
     if all(job.setting.device == "cpu" for job, _ in tasks):
         yield from (_build(*task) for task in tasks)
         return
-    context = multiprocessing.get_context("spawn")
     workers = max(1, min(len(os.sched_getaffinity(0)) - 2, MOST_WORKERS, len(tasks)))
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        yield from pool.map(_build, *zip(*tasks, strict=True))
+    with Pool(_build_one, tasks, workers) as pool:
+        yield from pool.in_order()
+
+
+def _build_one(task: tuple[Job, Launch]) -> bool:
+    return _build(*task)
 
 
 def _build(job: Job, launch: Launch) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from hgrn2.doctor import machine, pool
+from hgrn2.doctor import machine, processes
 from hgrn2.doctor.checks import OPS, Check, planned
 from hgrn2.doctor.outcome import Outcome, ThisProcess
 from hgrn2.doctor.speed import slow_parts
@@ -39,11 +39,11 @@ def examine(
 ) -> Examination:
     """Run every check; what fails is avoided by `auto` from then on, what passes is trusted again.
 
-    workers: processes at a time; 1 runs everything in this one. Without it `pool.size` says.
+    workers: processes at a time; 1 runs everything in this one. Without it `processes.size` says.
     """
     begin = time.perf_counter()
     checks = planned(devices, ops)
-    workers = pool.size(devices) if workers is None else workers
+    workers = processes.size(devices) if workers is None else workers
     if workers > 1:
         outcomes = _together(checks, workers, progress)
     else:
@@ -68,7 +68,7 @@ def _one_by_one(checks: list[Check], progress: Progress) -> list[Outcome]:
 def _together(checks: list[Check], workers: int, progress: Progress) -> list[Outcome]:
     progress(f"{workers} processes are starting", 0, len(checks))
     done = itertools.count(1)
-    return pool.run(checks, workers, lambda outcome: progress(_stage(outcome.check), next(done), len(checks)))
+    return processes.run(checks, workers, lambda outcome: progress(_stage(outcome.check), next(done), len(checks)))
 
 
 def _remember(outcomes: list[Outcome]) -> bool:

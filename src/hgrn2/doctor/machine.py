@@ -8,6 +8,7 @@ import torch
 from hgrn2.doctor.checks import OPS
 from hgrn2.environment import environment
 from hgrn2.errors import UserError
+from hgrn2.gpu import gpu
 from hgrn2.models.saved import usable_device
 from hgrn2.ops import backend as backends
 
@@ -27,17 +28,20 @@ def devices(wanted: str) -> list[torch.device]:
         if place.type not in ("cpu", "cuda"):
             raise UserError(f"doctor examines cpu, cuda or cuda:N, not {wanted}")
         return [torch.device("cuda", torch.cuda.current_device()) if str(place) == "cuda" else place]
-    kinds = {torch.cuda.get_device_name(n): n for n in reversed(range(torch.cuda.device_count()))}
+    kinds = {}
+    for n in reversed(range(torch.cuda.device_count())):
+        found = gpu(f"cuda:{n}")
+        kinds[found.name if found else ""] = n
     return [torch.device("cpu"), *(torch.device("cuda", n) for n in sorted(kinds.values()))]
 
 
 def name_of(device: torch.device) -> str:
     """The device in words."""
-    if device.type != "cuda":
+    found = gpu(device)
+    if found is None:
         return environment()["cpu"] or "CPU"
-    properties = torch.cuda.get_device_properties(device)
-    size = f"{properties.total_memory / 2**30:.0f} GiB"
-    return f"{properties.name}, compute capability {properties.major}.{properties.minor}, {size}"
+    major, minor = found.capability
+    return f"{found.name}, compute capability {major}.{minor}, {found.memory / 2**30:.0f} GiB"
 
 
 def machine() -> dict[str, Any]:

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from hgrn2.files import write_json
+from hgrn2.gpu import gpu
 from hgrn2.ops.backend import find
 from hgrn2.ops.native.build import trusted_folder
 
@@ -41,10 +42,8 @@ class Record:
 def place_of(op: str, backend: str, device: torch.device) -> dict[str, str]:
     """All that a kernel's results may depend on besides its inputs."""
     place = {"hgrn2": version("hgrn2"), "torch": torch.__version__, "cuda": torch.version.cuda or ""}
-    if device.type == "cuda":
-        place["device"] = torch.cuda.get_device_name(device)
-    else:
-        place["device"] = f"{device.type} {platform.machine()}"
+    found = gpu(device)
+    place["device"] = found.name if found else f"{device.type} {platform.machine()}"
     return {**place, **find(op, backend).place()}
 
 

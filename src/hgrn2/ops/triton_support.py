@@ -6,6 +6,7 @@ from typing import ClassVar
 
 import torch
 
+from hgrn2.gpu import gpu
 from hgrn2.ops.backend import Backend, Call
 
 MOST_CHANNELS = 256
@@ -40,8 +41,8 @@ class TritonBackend(Backend):
         if max(call.keys, call.values) > MOST_CHANNELS:
             sizes = f"K = {call.keys}, V = {call.values}"
             return False, f"triton takes heads of at most {MOST_CHANNELS} channels, not {sizes}"
-        where = "the interpreter" if interpreted else torch.cuda.get_device_name(call.device)
-        return True, f"Triton kernels on {where}"
+        found = gpu(call.device)
+        return True, f"Triton kernels on {found.name if found else 'the interpreter'}"
 
     def place(self) -> dict[str, str]:
         """Triton's version."""

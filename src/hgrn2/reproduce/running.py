@@ -5,20 +5,17 @@ into its run folder and ends; this process hands rows on. SIGINT and SIGTERM mak
 """
 
 import contextlib
-import multiprocessing
-import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
+from functools import partial
 from typing import Any, Literal, Protocol
 
 from hgrn2.errors import UserError
+from hgrn2.pool import Ended, Pool
 from hgrn2.reproduce.cells import Job, execute, finished
 from hgrn2.rows import Row
-from hgrn2.settings import from_dict, to_dict
 from hgrn2.train.metrics import read_metrics
 
 State = Literal["finished", "skipped", "interrupted", "failed", "no data"]
@@ -87,7 +84,7 @@ def _ready(job: Job) -> Outcome | None:
     return None if row is None else Outcome(job, "skipped", row)
 
 
-def attempt(job: Job, *, quiet: bool) -> Outcome:
+def attempt(job: Job, *, quiet: bool = True) -> Outcome:
     """Execute a run; what goes wrong with it must not stop the others."""
     try:
         row = execute(job, quiet=quiet)
@@ -107,100 +104,48 @@ def _one_by_one(jobs: Sequence[Job], view: View, end: Callable[[Outcome], None],
             return
 
 
-@dataclass(frozen=True)
-class _Running:
-    job: Job
-    process: BaseProcess
-    answer: Connection
-
-
 def _side_by_side(jobs: Sequence[Job], view: View, end: Callable[[Outcome], None], parallel: int) -> None:
-    waiting, running = list(jobs), list[_Running]()
-    with _term_as_interrupt():
-        try:
-            while waiting or running:
-                while waiting and len(running) < parallel:
-                    job = waiting.pop(0)
-                    view.started(job)
-                    running.append(_start(job, parallel))
-                running = _collect(running, view, end)
-        except KeyboardInterrupt:
-            _stop(running, end)
+    """Every run has a process of its own. Ctrl-C lets all of them save a checkpoint; a second one kills them."""
+    began = lambda number: view.started(jobs[number])  # noqa: E731
+    with (
+        _term_as_interrupt(),
+        Pool(attempt, jobs, parallel, ready=partial(_share, parallel), leaves=_always, started=began) as pool,
+    ):
+        for interrupt in (pool.stop, pool.kill, None):
+            try:
+                _collect(pool, jobs, view, end)
+                break
+            except KeyboardInterrupt:
+                if interrupt is None:
+                    raise
+                interrupt()
+        if not pool.interrupted:
+            for number in pool.left:
+                end(Outcome(jobs[number], "failed", text="no process could be started for it"))
 
 
-def _collect(running: list[_Running], view: View, end: Callable[[Outcome], None]) -> list[_Running]:
-    """Wait a moment; returns those that are still under way."""
-    wait([one.process.sentinel for one in running], timeout=POLL_S)
-    view.going_on([one.job for one in running])
-    left = []
-    for one in running:
-        if one.process.exitcode is None:
-            left.append(one)
-        else:
-            end(_outcome(one))
-    return left
+def _collect(pool: Pool[Job, Outcome], jobs: Sequence[Job], view: View, end: Callable[[Outcome], None]) -> None:
+    while pool.going:
+        for number, answer in pool.wait(POLL_S):
+            end(_ended(jobs[number], answer) if isinstance(answer, Ended) else answer)
+        view.going_on([jobs[number] for number in pool.busy])
 
 
-def _stop(running: list[_Running], end: Callable[[Outcome], None]) -> None:
-    """Let every run save a checkpoint; a second Ctrl-C kills them."""
-    try:
-        for one in running:
-            one.process.terminate()
-        for one in running:
-            one.process.join()
-    except KeyboardInterrupt:
-        for one in running:
-            one.process.kill()
-            one.process.join()
-    for one in running:
-        end(_outcome(one))
+def _ended(job: Job, ended: Ended) -> Outcome:
+    if ended.code == -signal.SIGTERM:  # outside the steps nothing is lost by that
+        return Outcome(job, "interrupted")
+    return Outcome(job, "failed", text=f"its process ended with {ended}")
 
 
-def _start(job: Job, parallel: int) -> _Running:
-    # Spawned, not forked: a process that has started PyTorch's threads must not be forked.
-    context = multiprocessing.get_context("spawn")
-    answer, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_child, args=(job, theirs, parallel), daemon=False)
-    process.start()
-    theirs.close()
-    return _Running(job, process, answer)
-
-
-def _outcome(one: _Running) -> Outcome:
-    """What a process that has ended said."""
-    one.process.join()
-    try:
-        values = one.answer.recv() if one.answer.poll() else None
-    except EOFError:
-        values = None
-    finally:
-        one.answer.close()
-    if values is not None:
-        row = None if values["row"] is None else from_dict(Row, values["row"], "row")
-        return Outcome(one.job, values["state"], row, values["text"])
-    if one.process.exitcode == -signal.SIGTERM:  # outside the steps nothing is lost by that
-        return Outcome(one.job, "interrupted")
-    return Outcome(one.job, "failed", text=f"its process ended with exit code {one.process.exitcode}")
-
-
-def _child(job: Job, answer: Connection, parallel: int) -> None:
-    if hasattr(os, "setpgrp"):
-        os.setpgrp()  # Ctrl-C reaches the first process alone, which then asks the others to stop: once, not twice
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+def _share(parallel: int) -> bool:
     import torch
 
     torch.set_num_threads(max(1, torch.get_num_threads() // parallel))
-    outcome = attempt(job, quiet=True)
-    row = None if outcome.row is None else to_dict(outcome.row)
-    answer.send({"state": outcome.state, "row": row, "text": outcome.text})
+    return True
 
 
-def _end_with_parent() -> None:
-    """Save and stop where the first process was killed: nobody would start another run, but this one would go on."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        wait([parent.sentinel])
-        os.kill(os.getpid(), signal.SIGTERM)
+def _always(outcome: Outcome) -> bool:
+    return True
 
 
 def latest(job: Job) -> tuple[str, str, str]:

@@ -1,17 +1,14 @@
 """Generated examples in blocks: block n under a seed is the same whoever makes it, so workers only change the time."""
 
-import multiprocessing
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from typing import TypeVar
 
 import numpy as np
 
 from hgrn2.data.classes import Examples
-from hgrn2.errors import UserError
 from hgrn2.memory import refuse_too_big
+from hgrn2.pool import Pool
 from hgrn2.progress import Progress, silent
 from hgrn2.settings import refuse
 
@@ -50,18 +47,8 @@ def _iterate(
     if workers == 1:
         yield from told(map(job, numbers))
         return
-    # spawned, not forked: a process that has started PyTorch's threads must not be forked
-    spawn = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=spawn)
-    try:
-        yield from told(pool.map(job, numbers))
-    except BrokenProcessPool:
-        raise UserError(
-            "a worker process ended early; a script that makes data with several workers needs the usual "
-            "`if __name__ == '__main__':` around its own code, or workers=1"
-        ) from None
-    finally:  # also where the reader stops early: what nobody will read is not made
-        pool.shutdown(cancel_futures=True)
+    with Pool(job, numbers, workers) as pool:
+        yield from told(pool.in_order())
 
 
 def _block(make: Callable[[np.random.Generator], Block], seed: int, split: str, block: int) -> Block:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from hgrn2.gpu import architecture
 from hgrn2.ops.cuda import nvrtc
 from hgrn2.ops.native.build import trusted_folder
 
@@ -90,15 +91,14 @@ def launch(
 
 def machine_code(name: str, head: int, device: int) -> bytes:
     """The kernel for this device's architecture, from the cache folder or compiled now."""
-    major, minor = torch.cuda.get_device_capability(device)
-    architecture = f"sm_{major}{minor}"
+    arch = architecture(f"cuda:{device}").replace("sm", "sm_")
     source, headers = nvrtc.sources(_HERE, head, SOURCES[name])
-    digest = hashlib.sha256("\0".join([source, architecture, str(nvrtc.version()), *headers.values()]).encode())
+    digest = hashlib.sha256("\0".join([source, arch, str(nvrtc.version()), *headers.values()]).encode())
     folder = trusted_folder()
     kept = folder / f"{name}-{digest.hexdigest()[:20]}.cubin" if folder else None
     if kept and kept.exists():
         return kept.read_bytes()
-    code, _ = nvrtc.compile_cubin(source, SOURCES[name], headers, architecture)
+    code, _ = nvrtc.compile_cubin(source, SOURCES[name], headers, arch)
     if kept:
         _keep(kept, code)
     return code

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hgrn2.gpu import processors
 from hgrn2.ops.sequences import offsets_of
 
 CHUNK = 64
@@ -49,11 +50,11 @@ def segment_length(sequences: int, tokens: int, blocks: int, processors: int) ->
 
 def make(batch: int, tokens: int, cu_seqlens: Tensor | None, blocks: int, reverse: bool, device: torch.device) -> Plan:
     """The plan of a batch [B, T], or of packed documents (B = 1)."""
-    processors = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+    count = processors(device)
     if cu_seqlens is None:
-        plan = _dense(batch, tokens, segment_length(batch, tokens, blocks, processors), reverse, device)
+        plan = _dense(batch, tokens, segment_length(batch, tokens, blocks, count), reverse, device)
     else:
-        plan = _remembered(cu_seqlens, tokens, segment_length(1, tokens, blocks, processors), reverse, device)
+        plan = _remembered(cu_seqlens, tokens, segment_length(1, tokens, blocks, count), reverse, device)
     if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
         _captured[id(plan)] = plan
     return plan

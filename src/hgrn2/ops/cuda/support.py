@@ -4,6 +4,8 @@ import functools
 
 import torch
 
+from hgrn2.gpu import GPU, gpu
+
 HEADS = (64, 128)
 SMALL = 16
 """Heads of at most so many channels have kernels of their own, which any GPU runs."""
@@ -15,18 +17,19 @@ SHARED_MEMORY = 232192
 
 def supports(device: torch.device, dtype: torch.dtype, keys: int, values: int) -> tuple[bool, str]:
     """Whether hgru2 in `dtype` with K = keys and V = values runs on the CUDA kernels of this device, and a sentence."""
-    if device.type != "cuda":
+    found = gpu(device)
+    if found is None:
         return False, f"cuda runs on NVIDIA GPUs, the tensors are on {device.type}"
     if keys == values and 1 <= keys <= SMALL:
         if dtype not in (torch.bfloat16, torch.float32):
             name = str(dtype).removeprefix("torch.")
             return False, f"the CUDA kernels of small heads take bfloat16 and float32, not {name}"
-        return _device_supports(torch.cuda.current_device() if device.index is None else device.index, 0)
+        return _device_supports(found, 0)
     if dtype != torch.bfloat16:
         return False, f"the CUDA kernels take bfloat16, not {str(dtype).removeprefix('torch.')}"
     if keys != values or keys not in HEADS:
         return False, f"the CUDA kernels take heads with K = V of 1 to 16, 64 or 128, not K = {keys}, V = {values}"
-    return _device_supports(torch.cuda.current_device() if device.index is None else device.index, SHARED_MEMORY)
+    return _device_supports(found, SHARED_MEMORY)
 
 
 def warps(sequences: int, heads: int, size: int) -> int:
@@ -44,19 +47,12 @@ def too_few(sequences: int, tokens: int, heads: int, size: int, processors: int)
 
 
 @functools.cache
-def processors(device: torch.device) -> int:
-    """Multiprocessors of a GPU; 0 for other devices, which emulate one."""
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 0
-
-
-@functools.cache
-def _device_supports(device: int, shared: int) -> tuple[bool, str]:
+def _device_supports(found: GPU, shared: int) -> tuple[bool, str]:
     if torch.version.hip is not None:
         return False, "the CUDA kernels do not run on AMD GPUs"
-    properties = torch.cuda.get_device_properties(device)
-    if properties.shared_memory_per_block_optin < shared:
+    if found.shared_memory < shared:
         kib = shared // 1024
-        return False, f"the CUDA kernels need {kib} KiB of shared memory a block, {properties.name} has less"
+        return False, f"the CUDA kernels need {kib} KiB of shared memory a block, {found.name} has less"
     from hgrn2.errors import UserError
     from hgrn2.ops.cuda import nvrtc
 
@@ -64,4 +60,4 @@ def _device_supports(device: int, shared: int) -> tuple[bool, str]:
         major, minor = nvrtc.version()
     except UserError as error:
         return False, str(error)
-    return True, f"CUDA kernels for {properties.name}, compiled by NVRTC {major}.{minor}"
+    return True, f"CUDA kernels for {found.name}, compiled by NVRTC {major}.{minor}"

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hgrn2.gpu import processors
 from hgrn2.ops.backend import Backend, Batch, Call, Reference, constant_when_compiled, full_precision
 from hgrn2.ops.cuda import support
 from hgrn2.ops.gated_outer_scan.chunked import CHUNK
@@ -26,7 +27,7 @@ Gradients = tuple[Tensor | None, ...]
 
 @constant_when_compiled
 def _processors(device: torch.device) -> int:
-    return support.processors(device)
+    return processors(device)
 
 
 class _OnGpu(Backend):

@@ -4,13 +4,13 @@ Nothing here reads device memory. Packed documents get tables (owner and first p
 that the host knows: at most T/C + N chunks. Programs beyond the last chunk return at once.
 """
 
-import functools
 import os
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from hgrn2.gpu import architecture, processors
 from hgrn2.ops.gated_outer_scan.triton.gates import CHUNK as _CHUNK
 from hgrn2.ops.gated_outer_scan.triton.launch_table import Launch, avoided, launch
 
@@ -111,18 +111,3 @@ def plan_call(
 def interpreted() -> bool:
     """Whether kernels run in Triton's interpreter on the CPU."""
     return os.environ.get("TRITON_INTERPRET") == "1"
-
-
-@functools.cache
-def architecture(device: torch.device) -> str:
-    """ "sm90" for a GPU of compute capability 9.0; "cpu" in the interpreter."""
-    if device.type != "cuda":
-        return "cpu"
-    major, minor = torch.cuda.get_device_capability(device)
-    return f"sm{major}{minor}"
-
-
-@functools.cache
-def processors(device: torch.device) -> int:
-    """Streaming multiprocessors; a few in the interpreter, where more programs only take longer."""
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1

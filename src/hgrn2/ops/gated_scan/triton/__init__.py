@@ -17,8 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hgrn2.gpu import processors
 from hgrn2.ops.backend import work_dtype
-from hgrn2.ops.gated_scan.triton.settings import Cut, Settings, cut, processors, settings_of
+from hgrn2.ops.gated_scan.triton.settings import Cut, Settings, cut, settings_of
 from hgrn2.ops.sequences import offsets_of
 
 

@@ -1,6 +1,5 @@
 """Launch settings of the element-wise scan, and how a sequence is cut where channels alone cannot fill the GPU."""
 
-import functools
 from dataclasses import dataclass
 
 import torch
@@ -73,11 +72,3 @@ def cut(settings: Settings, batch: int, tokens: int, reals: int, processors: int
     length = max(-(-tokens // wanted), 2 * GRAIN)
     length = -(-length // GRAIN) * GRAIN
     return Cut(-(-tokens // length), length)
-
-
-@functools.cache
-def processors(device: torch.device) -> int:
-    """Multiprocessors of a GPU; 1 for the interpreter on a CPU."""
-    if device.type != "cuda":
-        return 1
-    return torch.cuda.get_device_properties(device).multi_processor_count
