@@ -13,7 +13,8 @@ from hgrn2.bench import attempt as attempts
 from hgrn2.bench import decode, recorded, train
 from hgrn2.bench.attempt import attempt, matrix_rate
 from hgrn2.bench.settings import PRESETS, DecodeBench, Limits, Size, TrainBench
-from hgrn2.bench.subjects import Setup, build
+from hgrn2.bench.subject import Setup
+from hgrn2.bench.subjects import build
 from hgrn2.errors import UserError
 from hgrn2.models.modes import reading
 from hgrn2.models.presets import preset

@@ -17,6 +17,7 @@ from hgrn2.doctor.checks import Check, planned
 from hgrn2.doctor.outcome import Outcome
 from hgrn2.gpu import GPU
 from hgrn2.ops import known_bad
+from hgrn2.ops.backend import find
 from hgrn2.ops.native import build, call
 from hgrn2.testing.cases import Case
 
@@ -118,7 +119,7 @@ def test_a_kernel_that_is_right_again_is_trusted_again(
     wrong()
     assert examined(capsys, 0)["healthy"]
     assert not (own_cache / known_bad.FILE).exists()
-    assert known_bad.reason("gated_scan", "native", CPU) == ""
+    assert known_bad.reason("gated_scan", find("gated_scan", "native"), CPU) == ""
 
 
 def test_a_kernel_that_raises_is_wrong_too(
@@ -136,8 +137,8 @@ def test_a_kernel_that_raises_is_wrong_too(
 
 
 def remember_here() -> None:
-    assert known_bad.remember([("gated_scan", "native", CPU, "off by 1")], [])
-    assert "off by 1" in known_bad.reason("gated_scan", "native", CPU)
+    assert known_bad.remember([("gated_scan", find("gated_scan", "native"), CPU, "off by 1")], [])
+    assert "off by 1" in known_bad.reason("gated_scan", find("gated_scan", "native"), CPU)
 
 
 @pytest.mark.parametrize("part", ["torch", "hgrn2", "device", "kernels"])
@@ -147,7 +148,7 @@ def test_records_of_another_place_say_nothing(part: str, own_cache: Path) -> Non
     record["place"][part] += "+other"
     (own_cache / known_bad.FILE).write_text(json.dumps([record]))
     known_bad.reason.cache_clear()
-    assert known_bad.reason("gated_scan", "native", CPU) == ""
+    assert known_bad.reason("gated_scan", find("gated_scan", "native"), CPU) == ""
     assert known_bad.forget() == 1
 
 
@@ -156,7 +157,7 @@ def test_a_broken_file_of_records_says_nothing_and_is_replaced(text: str, own_ca
     remember_here()
     (own_cache / known_bad.FILE).write_bytes(text.encode("latin-1"))
     known_bad.reason.cache_clear()
-    assert known_bad.reason("gated_scan", "native", CPU) == ""
+    assert known_bad.reason("gated_scan", find("gated_scan", "native"), CPU) == ""
     remember_here()
 
 
@@ -164,8 +165,8 @@ def test_a_folder_that_others_can_write_to_is_not_read(own_cache: Path, wrong: C
     remember_here()
     own_cache.chmod(0o777)
     known_bad.reason.cache_clear()
-    assert known_bad.reason("gated_scan", "native", CPU) == ""
-    assert not known_bad.remember([("gated_scan", "native", CPU, "off by 1")], [])
+    assert known_bad.reason("gated_scan", find("gated_scan", "native"), CPU) == ""
+    assert not known_bad.remember([("gated_scan", find("gated_scan", "native"), CPU, "off by 1")], [])
 
 
 def test_what_cannot_be_remembered_is_said(

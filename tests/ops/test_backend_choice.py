@@ -12,6 +12,7 @@ import torch
 from hgrn2 import ops
 from hgrn2.errors import UserError
 from hgrn2.ops import backend as backends
+from hgrn2.ops import cache
 from hgrn2.ops.backend import widest
 from hgrn2.ops.native import build
 
@@ -261,11 +262,11 @@ def test_a_user_without_a_home_builds_without_keeping(
 def test_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("HGRN2_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert build.cache_folder() == tmp_path / "hgrn2"
+    assert cache.cache_folder() == tmp_path / "hgrn2"
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert build.cache_folder() == Path.home() / ".cache" / "hgrn2"
+    assert cache.cache_folder() == Path.home() / ".cache" / "hgrn2"
     monkeypatch.setenv("HGRN2_CACHE", str(tmp_path / "mine"))
-    assert build.cache_folder() == tmp_path / "mine"
+    assert cache.cache_folder() == tmp_path / "mine"
 
 
 @pytest.mark.parametrize("kernels", ["cuda", "triton"])

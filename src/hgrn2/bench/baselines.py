@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hgrn2.bench.settings import Size
-from hgrn2.bench.subjects import Setup, Subject, full_loss
+from hgrn2.bench.subject import Setup, Subject, full_loss
 from hgrn2.errors import UserError
 
 POSITIONS = 1 << 20  # more than any measured length; Llama's rotary positions cost no memory

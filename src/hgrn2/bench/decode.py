@@ -12,7 +12,8 @@ from torch import Tensor
 from hgrn2.bench.attempt import attempt, peak_bytes, reset_peak, synchronize, usable
 from hgrn2.bench.memory import peak_memory
 from hgrn2.bench.settings import DecodeBench
-from hgrn2.bench.subjects import Setup, Subject, build, check_available
+from hgrn2.bench.subject import Setup, Subject
+from hgrn2.bench.subjects import build, check_available
 from hgrn2.bench.timing import Sample, interleave, prepare_process
 from hgrn2.errors import UserError
 from hgrn2.generate.steps import Steps

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from hgrn2.bench.baselines import cache_bytes, recompute_blocks, transformers
 from hgrn2.bench.settings import Size
-from hgrn2.bench.subjects import Setup, Subject
+from hgrn2.bench.subject import Setup, Subject
 from hgrn2.errors import UserError
 from hgrn2.models.count import flops_per_token
 

@@ -1,18 +1,18 @@
-"""Language models under one description, so that every measurement treats them alike; here is our own."""
+"""The language models that are measured, by name; here is our own."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from hgrn2.bench.settings import Compile, Size
+from hgrn2.bench import baselines, fla_model
+from hgrn2.bench.settings import Size
+from hgrn2.bench.subject import Setup, Subject
 from hgrn2.errors import UserError
 from hgrn2.generate.config import SamplingConfig
 from hgrn2.generate.steps import Steps
 from hgrn2.layers.state import ModelState
-from hgrn2.models.config import LossKind, Recompute
 from hgrn2.models.count import flops_per_token
 from hgrn2.models.language import LanguageModel
 from hgrn2.ops import backend as backends
@@ -23,66 +23,8 @@ SEGMENT_BATCH = 32_768
 """Of all sequences together."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Setup:
-    """Where and how a model is run."""
-
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    dtype: torch.dtype = torch.float32
-    compile: Compile = "none"
-    recompute: Recompute = "none"
-    loss: LossKind = "auto"
-    state_dtype: torch.dtype | None = None
-    """Of hgrn2's states in decoding; None is the model's choice."""
-    compile_steps: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class Subject:
-    """A language model with random weights, and how it is called."""
-
-    name: str
-    backend: str
-    step_backend: str = ""
-    """Of single tokens, where it is another."""
-    model: nn.Module
-    logits: Callable[[Tensor], Tensor]
-    """Tokens [B,T] -> logits [B,T,V]."""
-    loss: Callable[[Tensor, Tensor], Tensor]
-    """Training: tokens, targets [B,T] -> mean loss."""
-    prefill: Callable[[Tensor, int], tuple[Tensor, Any]]
-    """(prompt [B,T], number of tokens that will follow) -> (logits of the last position [B,V], state)."""
-    step: Callable[[Tensor, Any], tuple[Tensor, Any]]
-    """(token [B,1], state) -> (logits [B,V], state)."""
-    fork: Callable[[Any], Any]
-    """A state to go on from that leaves the given one as it was."""
-    state_bytes: Callable[[Any], int]
-    blocks: Sequence[nn.Module] = ()
-    """What `compile="blocks"` compiles one by one."""
-    flops: Callable[[int], float] | None = None
-    """Floating-point operations that a token of a training sequence of this length needs; None: not counted."""
-    steps: Callable[[int], Steps] | None = None
-    """Decoding over fixed buffers for this many sequences, in place of `step`."""
-
-    @property
-    def parameters(self) -> int:
-        """Trained numbers, each counted once."""
-        return sum(p.numel() for p in self.model.parameters())
-
-
-def full_loss(logits: Callable[[Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
-    """The loss from all logits at once, in float32."""
-
-    def loss(tokens: Tensor, targets: Tensor) -> Tensor:
-        return nn.functional.cross_entropy(logits(tokens).flatten(0, 1).float(), targets.flatten())
-
-    return loss
-
-
 def build(name: str, size: Size, seed: int, *, layers: int | None = None, setup: Setup | None = None) -> Subject:
     """A subject by name, its weights drawn from `seed`; `layers` in place of the number that makes the sizes equal."""
-    from hgrn2.bench import baselines, fla_model
-
     setup = setup or Setup()
     makers = {
         "hgrn2": hgrn2,
@@ -106,8 +48,6 @@ def build(name: str, size: Size, seed: int, *, layers: int | None = None, setup:
 
 def check_available(names: Sequence[str]) -> None:
     """A `UserError` where a subject needs a library that is missing, before minutes are spent on the others."""
-    from hgrn2.bench import baselines, fla_model
-
     if any(name.endswith(("-hf", "-static")) for name in names):
         baselines.transformers()
     if "fla" in names:

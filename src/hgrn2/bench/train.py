@@ -12,7 +12,8 @@ from hgrn2.bench.attempt import attempt, matrix_rate, peak_bytes, reset_peak, sy
 from hgrn2.bench.baselines import mamba_layers
 from hgrn2.bench.recorded import beside
 from hgrn2.bench.settings import TrainBench
-from hgrn2.bench.subjects import Setup, Subject, build, check_available
+from hgrn2.bench.subject import Setup, Subject
+from hgrn2.bench.subjects import build, check_available
 from hgrn2.bench.timing import Sample, interleave, prepare_process
 from hgrn2.errors import UserError
 from hgrn2.models.config import Recompute

@@ -10,7 +10,7 @@ from hgrn2.settings import refuse
 if TYPE_CHECKING:
     import numpy as np
 
-    from hgrn2.cli.eval import Eval
+    from hgrn2.cli.eval_options import EvalOptions
     from hgrn2.tasks.classify.task import Measured
 
 COMMON = ("model", "data", "split", "json", "device")
@@ -21,7 +21,7 @@ JSON_CLASSES = 200
 SHOWN = 20
 
 
-def show_classes(verb: "Eval") -> None:
+def show_classes(verb: "EvalOptions") -> None:
     """Measure a classifier and print what came out."""
     from hgrn2.cli.progress import progress_shown
     from hgrn2.eval.classifier import load_run, measure_on

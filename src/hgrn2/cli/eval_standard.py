@@ -13,21 +13,21 @@ from hgrn2.progress import Progress, named
 from hgrn2.settings import refuse
 
 if TYPE_CHECKING:
-    from hgrn2.cli.eval import Eval
+    from hgrn2.cli.eval_options import EvalOptions
     from hgrn2.eval.harness import HGRN2LM
     from hgrn2.eval.positions import Bucket
     from hgrn2.eval.words import WordPerplexity
     from hgrn2.eval.zero_shot import TaskResult
     from hgrn2.generate.loading import Loaded
 
-Show = Callable[["Eval", "Loaded"], None]
+Show = Callable[["EvalOptions", "Loaded"], None]
 OUT_OF_DOMAIN = (
     "A model that was not trained on WikiText is measured out of its domain here: its numbers are not comparable with "
     "published ones of models trained on WikiText-103."
 )
 
 
-def choose(verb: "Eval") -> Show | None:
+def choose(verb: "EvalOptions") -> Show | None:
     """What is asked for beside perplexity, or None; options that do not go together are a `UserError`."""
     asked = {"--tasks": verb.tasks is not None, "--wikitext": verb.wikitext is not None, "--positions": verb.positions}
     named = [name for name, given in asked.items() if given]
@@ -55,7 +55,7 @@ def choose(verb: "Eval") -> Show | None:
     return {"": None, "--tasks": show_tasks, "--wikitext": show_wikitext, "--positions": show_positions}[kind]
 
 
-def show_tasks(verb: "Eval", loaded: "Loaded") -> None:
+def show_tasks(verb: "EvalOptions", loaded: "Loaded") -> None:
     """Run zero-shot tasks; print what came out beside the published table."""
     from hgrn2.eval.tasks import chosen, find_file
     from hgrn2.eval.zero_shot import need_harness, published, run_task
@@ -167,7 +167,7 @@ def _print_published(loaded: "Loaded", results: "Sequence[TaskResult]") -> None:
         print("Tasks with fewer items than the whole set (see above) are not comparable to the digit.")
 
 
-def show_wikitext(verb: "Eval", loaded: "Loaded") -> None:
+def show_wikitext(verb: "EvalOptions", loaded: "Loaded") -> None:
     """Perplexity of a WikiText file by words and by tokens."""
     from hgrn2.eval.words import detokenised, read_pages, verbatim
     from hgrn2.eval.zero_shot import need_harness
@@ -198,7 +198,7 @@ def show_wikitext(verb: "Eval", loaded: "Loaded") -> None:
     print(OUT_OF_DOMAIN)
 
 
-def show_positions(verb: "Eval", loaded: "Loaded") -> None:
+def show_positions(verb: "EvalOptions", loaded: "Loaded") -> None:
     """Loss by position, as a table and a picture."""
     from hgrn2.eval.positions import by_position, draw, pieces
 
@@ -243,7 +243,7 @@ def _training_length(loaded: "Loaded") -> int | None:
 
 
 def _record(
-    verb: "Eval", loaded: "Loaded", case: dict[str, Any], value: float, unit: str, details: Mapping[str, Any]
+    verb: "EvalOptions", loaded: "Loaded", case: dict[str, Any], value: float, unit: str, details: Mapping[str, Any]
 ) -> None:
     """A row in eval.jsonl, where a folder was given; numbers that JSON cannot hold become null."""
     if verb.out is None or not math.isfinite(value):

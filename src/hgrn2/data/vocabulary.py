@@ -14,7 +14,7 @@ import numpy as np
 
 from hgrn2.data.parts import Cutter, adds_space, fresh_start, steps, without_beginning
 from hgrn2.data.reading import COMPRESSED, plain_name, read_text
-from hgrn2.data.tokenizer import Ids, Tokenizer, utf8
+from hgrn2.data.tokenizer_base import Ids, Tokenizer, utf8
 from hgrn2.errors import UserError
 from hgrn2.files import parse_json, write_text
 from hgrn2.settings import refuse

@@ -12,6 +12,7 @@ from hgrn2.doctor.checks import OPS, Check, planned
 from hgrn2.doctor.outcome import Outcome, ThisProcess
 from hgrn2.doctor.speed import slow_parts
 from hgrn2.ops import known_bad
+from hgrn2.ops.backend import find
 from hgrn2.progress import Progress, silent
 
 
@@ -83,7 +84,10 @@ def _remember(outcomes: list[Outcome]) -> bool:
             wrong.setdefault(key, outcome.what)
     keys = {(outcome.check.op, outcome.check.backend, outcome.check.device) for outcome in outcomes}
     right = keys - wrong.keys() - unknown
-    return known_bad.remember([(*key, what) for key, what in wrong.items()], right)
+    return known_bad.remember(
+        [(op, find(op, backend), device, what) for (op, backend, device), what in wrong.items()],
+        [(op, find(op, backend), device) for op, backend, device in right],
+    )
 
 
 def _sentences(outcomes: list[Outcome], kept: bool) -> list[str]:

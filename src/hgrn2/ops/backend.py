@@ -180,11 +180,12 @@ def _asked_names(*call: Any) -> tuple[str, ...]:
 def _support(auto: bool, name: str, *what: Any) -> tuple[bool, str]:
     """As `Backend.supports` of a `Call`; for `auto` also no where doctor has found the kernel bad."""
     call = Call(*what)
-    able, why = find(call.op, name).supports(call)
+    one = find(call.op, name)
+    able, why = one.supports(call)
     if able and auto:
         from hgrn2.ops.known_bad import reason
 
-        bad = reason(call.op, name, call.device)
+        bad = reason(call.op, one, call.device)
         return not bad, bad or why
     return able, why
 

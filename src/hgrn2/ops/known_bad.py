@@ -13,16 +13,27 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Protocol
 
 import torch
 
 from hgrn2.files import write_json
 from hgrn2.gpu import gpu
-from hgrn2.ops.backend import find
-from hgrn2.ops.native.build import trusted_folder
+from hgrn2.ops.cache import trusted_folder
 
 FILE = "distrusted.json"
 """The name under which earlier versions wrote it too."""
+
+
+class Placed(Protocol):
+    """A backend, as far as it is known here."""
+
+    @property
+    def name(self) -> str: ...
+
+    def place(self) -> dict[str, str]:
+        """All that its results may depend on besides inputs, device and versions."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -39,24 +50,24 @@ class Record:
     """UTC."""
 
 
-def place_of(op: str, backend: str, device: torch.device) -> dict[str, str]:
+def place_of(backend: Placed, device: torch.device) -> dict[str, str]:
     """All that a kernel's results may depend on besides its inputs."""
     place = {"hgrn2": version("hgrn2"), "torch": torch.__version__, "cuda": torch.version.cuda or ""}
     found = gpu(device)
     place["device"] = found.name if found else f"{device.type} {platform.machine()}"
-    return {**place, **find(op, backend).place()}
+    return {**place, **backend.place()}
 
 
 @functools.cache  # asked at every call of an operator
-def reason(op: str, backend: str, device: torch.device) -> str:
+def reason(op: str, backend: Placed, device: torch.device) -> str:
     """Why `auto` must not use a backend for an operator here, as a sentence; empty where nothing speaks against it."""
-    found = [record for record in records() if (record.op, record.backend) == (op, backend)]
+    found = [record for record in records() if (record.op, record.backend) == (op, backend.name)]
     if not found:
         return ""
-    here = place_of(op, backend, device)
+    here = place_of(backend, device)
     for record in found:
         if record.place == here:
-            return f"hgrn2 doctor found {op} wrong on {backend} here ({record.date}: {record.what})"
+            return f"hgrn2 doctor found {op} wrong on {backend.name} here ({record.date}: {record.what})"
     return ""
 
 
@@ -72,7 +83,7 @@ def records() -> list[Record]:
 
 
 def remember(
-    wrong: Iterable[tuple[str, str, torch.device, str]], right: Iterable[tuple[str, str, torch.device]]
+    wrong: Iterable[tuple[str, Placed, torch.device, str]], right: Iterable[tuple[str, Placed, torch.device]]
 ) -> bool:
     """Replace what is known of these (operator, backend, device): wrong ones with how wrong, right ones are trusted.
 
@@ -82,11 +93,11 @@ def remember(
     if path is None:
         return False
     wrong = list(wrong)
-    settled = [(op, backend, place_of(op, backend, device)) for op, backend, device in right]
-    settled += [(op, backend, place_of(op, backend, device)) for op, backend, device, _ in wrong]
+    settled = [(op, backend.name, place_of(backend, device)) for op, backend, device in right]
+    settled += [(op, backend.name, place_of(backend, device)) for op, backend, device, _ in wrong]
     kept = [record for record in records() if (record.op, record.backend, record.place) not in settled]
     date = datetime.now(UTC).strftime("%Y-%m-%d")
-    kept += [Record(op, backend, place_of(op, backend, device), what, date) for op, backend, device, what in wrong]
+    kept += [Record(op, backend.name, place_of(backend, device), what, date) for op, backend, device, what in wrong]
     if kept:
         write_json(path, [asdict(record) for record in kept])
     else:

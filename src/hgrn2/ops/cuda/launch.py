@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 
 from hgrn2.gpu import architecture
+from hgrn2.ops.cache import trusted_folder
 from hgrn2.ops.cuda import nvrtc
-from hgrn2.ops.native.build import trusted_folder
 
 _HERE = Path(__file__).parent
 KERNELS = {"forward": "forward.cu", "states": "states.cu", "join": "join.cu", "backward": "backward.cu"}

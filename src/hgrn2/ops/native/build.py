@@ -13,10 +13,11 @@ import hashlib
 import os
 import platform
 import shutil
-import stat
 import subprocess
 import tempfile
 from pathlib import Path
+
+from hgrn2.ops.cache import private, trusted_folder
 
 SOURCES = ("scan.cpp", "elementwise.cpp")
 HEADERS = ("vec.h",)
@@ -69,33 +70,10 @@ def _fingerprint(compiler: str, flags: tuple[str, ...]) -> str:
     return digest.hexdigest()[:20]
 
 
-def cache_folder() -> Path:
-    """Where built kernels are kept: $HGRN2_CACHE, else the user's cache folder."""
-    if named := os.environ.get("HGRN2_CACHE"):
-        return Path(named)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "hgrn2"
-
-
-def _private(path: Path) -> bool:
-    """Whether only this user can write to it: what lies there is executed."""
-    info = path.stat()
-    return info.st_uid == os.getuid() and not info.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-
-
-def trusted_folder() -> Path | None:
-    """The cache folder, made if need be; None where it cannot be had or others can write to it."""
-    try:
-        folder = cache_folder()
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        return folder if _private(folder) and os.access(folder, os.W_OK) else None
-    except (OSError, RuntimeError):  # RuntimeError: the user has no home
-        return None
-
-
 def _load(compiler: str, folder: Path | None) -> ctypes.CDLL:
     flags = FLAGS + _architecture_flags()
     name = f"kernels-{_fingerprint(compiler, flags)}.so"
-    if folder and (folder / name).exists() and _private(folder / name):
+    if folder and (folder / name).exists() and private(folder / name):
         with contextlib.suppress(OSError):  # cut short by a crash: build it again
             return ctypes.CDLL(str(folder / name))
     with tempfile.TemporaryDirectory(prefix="building-", dir=folder) as scratch:
