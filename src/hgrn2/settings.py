@@ -69,8 +69,14 @@ def _hints(kind: type) -> dict[str, Any]:
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """A settings value as plain JSON values."""
-    return dataclasses.asdict(config)
+    """A settings value as plain JSON values; inner settings of a class that has a `tag` say it, as their `kind`."""
+    values = dataclasses.asdict(config)
+    for field in dataclasses.fields(config):
+        inner = getattr(config, field.name)
+        if dataclasses.is_dataclass(inner):
+            tag = getattr(inner, "tag", None)
+            values[field.name] = ({} if tag is None else {"kind": tag}) | to_dict(inner)
+    return values
 
 
 def changed(config: Any) -> dict[str, Any]:
@@ -86,11 +92,16 @@ def changed(config: Any) -> dict[str, Any]:
 
 
 def from_dict(kind: type[T], values: Any, where: str = "config") -> T:
-    """Build settings from plain values; unknown or missing fields and wrong types are `UserError`s that name them."""
+    """Build settings from plain values; unknown or missing fields and wrong types are `UserError`s that name them.
+
+    A class may name fields that it once had, `retired: ClassVar[dict[str, Any]]`, with the value that is now the only
+    one: files written before have them, and one that holds something else is refused.
+    """
     if not isinstance(values, dict):
         raise UserError(f"{where} must be an object, not {type(values).__name__}")
     hints = _hints(kind)
     fields = {f.name: f for f in dataclasses.fields(kind)}  # pyright: ignore[reportArgumentType]
+    values = _current(kind, values, where)
     unknown = sorted(map(str, set(values) - set(fields)))
     if unknown:
         raise UserError(f"{where} has unknown fields: {', '.join(unknown)}{did_you_mean(unknown[0], fields)}")
@@ -102,6 +113,21 @@ def from_dict(kind: type[T], values: Any, where: str = "config") -> T:
     refuse(bool(missing), f"{where} lacks {', '.join(missing)}")
     inside = f"{where}." if where else ""
     return kind(**{name: coerce(value, hints[name], inside + name) for name, value in values.items()})
+
+
+def _current(kind: type, values: dict[str, Any], where: str) -> dict[str, Any]:
+    """Without the tag of its class and what older versions wrote beside the fields."""
+    tag, retired = getattr(kind, "tag", None), getattr(kind, "retired", {})
+    if tag is not None and "kind" in values:
+        other = values["kind"] != tag
+        refuse(other, f"{where}.kind is {shown(values['kind'])}; these settings are of kind {tag}")
+    for name in retired.keys() & values.keys():
+        gone = values[name] != retired[name]
+        refuse(
+            gone, f"{where}.{name} is {shown(values[name])}, which hgrn2 can no more; it wrote {retired[name]!r} else"
+        )
+    drop = {*retired, *(() if tag is None else ("kind",))}
+    return {name: value for name, value in values.items() if name not in drop} if drop else values
 
 
 def coerce(value: Any, hint: Any, where: str, *, text: bool = True) -> Any:
@@ -165,20 +191,24 @@ def _coerce_union(value: Any, arms: tuple[Any, ...], where: str, text: bool) -> 
     if types.NoneType in arms and (value is None or (text and isinstance(value, str) and value.lower() == "none")):
         return None
     arms = tuple(arm for arm in arms if arm is not types.NoneType)
-    for arm in arms:
-        if isinstance(arm, type) and dataclasses.is_dataclass(arm) and isinstance(value, arm):
-            return value
-    return coerce(value, _arm(value, arms), where, text=text)
+    if len(arms) == 1 or isinstance(value, arms):
+        return coerce(value, arms[0], where, text=text) if len(arms) == 1 else value
+    refuse(not (text and isinstance(value, dict)), f"{where} must be an object, not {shown(value)}")
+    return from_dict(_tagged(value, arms, where), value, where)
 
 
-def _arm(value: Any, arms: tuple[Any, ...]) -> Any:
-    """Which of several kinds of settings an object is: the one with the fewest fields that it has too much or lacks."""
-    given = set(value) if isinstance(value, dict) else set()
+def _tagged(values: dict[str, Any], arms: tuple[Any, ...], where: str) -> Any:
+    """The class of settings that an object says it is of; each of them has a `tag`.
 
-    def misfit(arm: Any) -> int:
-        return len({f.name for f in dataclasses.fields(arm)} ^ given) if dataclasses.is_dataclass(arm) else len(given)
-
-    return min(arms, key=misfit)
+    Before there were tags an object did not say so: it is then of the first class that has all of its fields named in
+    the class's `untagged`.
+    """
+    tags = {arm.tag: arm for arm in arms}
+    if "kind" in values:
+        return tags[_coerce_choice(values["kind"], tuple(tags), f"{where}.kind", True)]
+    found = [arm for arm in arms if values.keys() >= set(arm.untagged)]
+    refuse(not found, f"{where} lacks kind: one of {', '.join(tags)}")
+    return found[0]
 
 
 def _coerce_bool(value: Any, where: str, text: bool) -> bool:

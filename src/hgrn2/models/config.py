@@ -5,7 +5,7 @@ A configuration that cannot work is refused when it is made, with one line that 
 """
 
 from dataclasses import asdict, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from hgrn2.errors import UserError
 from hgrn2.layers.config import KINDS, BoundKind, GLUActivation, MixerConfig, MixerKind, NormKind
@@ -251,6 +251,10 @@ class ClassifierConfig(StackConfig):
 class SequenceConfig(ClassifierConfig):
     """A classifier of sequences, or of pairs of them: token ids or one real-valued vector a step."""
 
+    tag: ClassVar[str] = "sequence"
+    untagged: ClassVar[tuple[str, ...]] = ("mixer", "vocab_size")
+    """See hgrn2.settings: the fields by which files without a tag are told."""
+
     vocab_size: int = 0
     """Token ids below it are the input; 0: the input is real-valued."""
     channels: int = 0
@@ -275,6 +279,10 @@ class SequenceConfig(ClassifierConfig):
 @settings
 class VisionConfig(ClassifierConfig):
     """A classifier of images: patches (or pixels) as tokens, no class token."""
+
+    tag: ClassVar[str] = "vision"
+    untagged: ClassVar[tuple[str, ...]] = ("mixer", "image_size")
+    """See hgrn2.settings: the fields by which files without a tag are told."""
 
     image_size: int = 224
     """Height and width in pixels for which learned positions have one row a patch; other sizes interpolate them."""
@@ -308,6 +316,10 @@ class DeiTConfig:
     Class token, learned positions, pre-norm blocks of attention and a GELU network of 4 D, linear head on the class
     token; no distillation token.
     """
+
+    tag: ClassVar[str] = "deit"
+    untagged: ClassVar[tuple[str, ...]] = ("head_size", "image_size")
+    """See hgrn2.settings: the fields by which files without a tag are told."""
 
     classes: int
     """Number of classes."""

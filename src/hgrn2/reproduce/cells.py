@@ -60,7 +60,8 @@ def finished(job: Job) -> Row | None:
     path = job.place / ROW
     if not path.exists():
         return None
-    wanted, found = to_dict(job.settings()), read_json(job.place / "config.json", dict)
+    settings, config = job.settings(), job.place / "config.json"
+    wanted, found = to_dict(settings), to_dict(from_dict(type(settings), read_json(config, dict), str(config)))
     parts = ("model", "data", "optim")
     asked, held = ({name: one.get(name) for name in parts} for one in (wanted, found))
     refuse_different(job.place, asked, held, "a finished run", "or another --out")

@@ -3,11 +3,14 @@
     a <- d_t a + (1 - d_t) w,    d_t = min(decay, (1 + t) / (10 + t))
 
 The rising d_t lets the mean forget the first steps soon. Statistics of batch norms are averaged alike; whole numbers,
-such as their step counters, are copied. Source of the rule: the moving averages of TensorFlow and timm.
+such as their step counters, are copied. Source of the rule: the moving averages of TensorFlow and timm. The sums are
+those of torch.optim.swa_utils; its `AveragedModel` would hold a second module, where what is held here changes places
+with the trained weights (docs/log.md).
 """
 
 import torch
 from torch import nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from hgrn2.train.weights import OtherWeights
 
@@ -24,9 +27,8 @@ class WeightAverage(OtherWeights):
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Take in the weights after `step` steps."""
-        own, share = self.own, min(self.decay, (1 + step) / (10 + step))
-        means = [self.values[name] for name in own if own[name].is_floating_point()]
-        torch._foreach_lerp_(means, [value for value in own.values() if value.is_floating_point()], 1 - share)  # pyright: ignore[reportPrivateImportUsage]
-        for name, value in own.items():
-            if not value.is_floating_point():
-                self.values[name].copy_(value)
+        real = [name for name, value in self.own.items() if value.is_floating_point()]
+        mean = get_ema_multi_avg_fn(min(self.decay, (1 + step) / (10 + step)))
+        mean([self.values[name] for name in real], [self.own[name] for name in real], step)
+        for name in self.own.keys() - set(real):
+            self.values[name].copy_(self.own[name])
