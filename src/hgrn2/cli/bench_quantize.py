@@ -32,11 +32,11 @@ class BenchQuantize(QuantizeBench):
 
     def run(self) -> None:
         from hgrn2.bench import quantize
-        from hgrn2.cli.eval import Eval
+        from hgrn2.cli.eval_options import EvalOptions
         from hgrn2.generate.loading import load
 
         loaded = load(self.model, "cpu", warn=lambda message: print(f"warning: {message}", file=sys.stderr))
-        corpus = Eval(model=self.model, data=self.data).corpus(loaded)
+        corpus = EvalOptions(model=self.model, data=self.data).corpus(loaded)
         run_bench(
             lambda record, progress: quantize.measure(self.model, corpus, self, record, progress), self.out, self.json
         )

@@ -85,9 +85,9 @@ class Inspect:
             from hgrn2.cli.generate import read_text
 
             return loaded.need_tokenizer().encode(read_text(self.file, "unix"))[: self.limit_tokens]
-        from hgrn2.cli.eval import Eval
+        from hgrn2.cli.eval_options import EvalOptions
 
-        corpus = Eval(model=self.model).corpus(loaded, "--text or --file")
+        corpus = EvalOptions(model=self.model).corpus(loaded, "--text or --file")
         return corpus.read(0, min(self.limit_tokens, corpus.n_tokens))
 
 

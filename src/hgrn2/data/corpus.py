@@ -10,7 +10,8 @@ import numpy as np
 
 from hgrn2.data.manifest import DOCUMENTS_DTYPE, Manifest, Split, read_manifest, verify
 from hgrn2.data.prepare import prepare
-from hgrn2.data.tokenizer import Tokenizer, digest, load_tokenizer
+from hgrn2.data.tokenizer import Tokenizer, load_tokenizer
+from hgrn2.data.tokenizer_base import digest
 from hgrn2.settings import refuse
 
 __all__ = ["Corpus", "prepare", "verify"]

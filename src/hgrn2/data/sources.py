@@ -15,7 +15,7 @@ from typing import Literal
 
 from hgrn2.data.reading import Opened, encoding_of, open_binary, plain_name
 from hgrn2.data.splitting import Piece, one_document, parse_splitting, split_documents
-from hgrn2.data.tokenizer import utf8
+from hgrn2.data.tokenizer_base import utf8
 from hgrn2.errors import UserError
 from hgrn2.files import parse_json
 from hgrn2.settings import refuse
