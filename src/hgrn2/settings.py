@@ -123,9 +123,7 @@ def _current(kind: type, values: dict[str, Any], where: str) -> dict[str, Any]:
         refuse(other, f"{where}.kind is {shown(values['kind'])}; these settings are of kind {tag}")
     for name in retired.keys() & values.keys():
         gone = values[name] != retired[name]
-        refuse(
-            gone, f"{where}.{name} is {shown(values[name])}, which hgrn2 can no more; it wrote {retired[name]!r} else"
-        )
+        refuse(gone, f"{where}.{name} is {shown(values[name])}, which hgrn2 no longer does")
     drop = {*retired, *(() if tag is None else ("kind",))}
     return {name: value for name, value in values.items() if name not in drop} if drop else values
 

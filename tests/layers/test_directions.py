@@ -24,8 +24,6 @@ DIRECTIONS = ("bidirectional", "parallel_2d", "series_2d")
 CHOICES = {
     "published": {},
     "separate": {"separate_scans": True},
-    "once": {"count_once": True},
-    "both": {"separate_scans": True, "count_once": True},
     "local": {"local_width": 3},
 }
 
@@ -94,10 +92,8 @@ def one_pass(layer: Directional, x: Tensor, gamma: Tensor, axes: list[str], shap
                 if t in skip:
                     continue
                 keep, added, query = written(layer, raw[t], gamma)
-                before = keep * state
-                state = before + added
-                seen = before if number > 0 and options.count_once else state
-                seen = torch.zeros_like(added) + seen
+                state = keep * state + added
+                seen = torch.zeros_like(added) + state
                 value = seen if query is None else (query @ seen).flatten()
                 read[t] = read[t] + value if t in read else value
     rows = []
@@ -298,7 +294,6 @@ def test_refusals(direction: str, options: dict[str, Any], message: str) -> None
     [
         ({"direction": "sideways"}, "direction is 'sideways'; choose one of: causal, bidirectional, parallel_2d"),
         ({"separate_scans": True}, "separate_scans needs a direction of more than one scan"),
-        ({"count_once": True}, "count_once needs a direction of more than one scan"),
         ({"direction": "bidirectional", "conv_width": 4}, "conv_width 4 looks back along one line; direction bidirect"),
         ({"local_width": 3}, "local_width 3 looks both ways; it needs a direction other than causal"),
         ({"direction": "bidirectional", "local_width": 4}, "local_width is 4; use 0 or an odd number from 3"),

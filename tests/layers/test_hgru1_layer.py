@@ -17,8 +17,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "published": {"input_activation": "silu", "norm": "layer", "bias": True},
     "no input activation": {"input_activation": "none"},
     "output sigmoid": {"output_activation": "sigmoid"},
-    "norm after the gate": {"norm_first": False, "norm": "layer"},
-    "simple norm after": {"norm_first": False, "norm": "simple_rms", "norm_eps": 0.05},
+    "layer norm": {"norm": "layer"},
+    "simple norm": {"norm": "simple_rms", "norm_eps": 0.05},
     "rms and eps": {"norm": "rms", "norm_eps": 0.05},
 }
 
@@ -57,7 +57,7 @@ def loop(layer: HGRU1, x: Tensor, gamma: Tensor | None) -> tuple[Tensor, Tensor]
             else:
                 re = f * re + (1 - f) * c
             h = torch.cat((re, im)) if is_complex else re
-            y = normed(h, layer) * g if options.norm_first else normed(h * g, layer)
+            y = normed(h, layer) * g
             y = layer.out_proj.weight @ y + (0 if layer.out_proj.bias is None else layer.out_proj.bias)
             outputs.append(y)
         states.append(torch.stack((re, im) if is_complex else (re,)))

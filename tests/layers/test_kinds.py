@@ -66,12 +66,11 @@ def test_settings_are_offered_as_the_table_says(name: Any) -> None:
     values |= {"qk_norm": True, "key_size": 4}
     for setting, value in values.items():
         assert accepted(name, **{setting: value}) == (setting in kind.offers), setting
-    across = {"output_gate": "silu", "separate_scans": True, "count_once": True, "local_width": 3}
+    across = {"output_gate": "silu", "separate_scans": True, "local_width": 3}
     for setting, value in across.items():
         both_ways = accepted(name, direction="bidirectional", **{setting: value})
         assert both_ways == (setting in kind.offers), setting
         assert not accepted(name, **{setting: value}), setting
-    assert accepted(name, norm_first=False) == ("norm_first" in kind.offers)
     for direction in KINDS["hgru2"].directions:
         assert accepted(name, direction=direction) == (direction in kind.directions)
 
@@ -111,5 +110,5 @@ def test_what_does_not_fit_is_left_out(name: Any) -> None:
     MixerConfig(**MixerConfig.fitted(name, values))
     if name == "hgru2":
         assert MixerConfig.fitted(name, values) == values | {
-            "rotary": True, "qk_norm": False, "window": 0, "key_size": 0, "norm_first": True,
+            "rotary": True, "qk_norm": False, "window": 0, "key_size": 0,
         }  # fmt: skip

@@ -297,7 +297,6 @@ def test_both_directions_read_packed_documents(randomised: Callable, same: Calla
         ({"kind": "gla", "direction": "bidirectional"}, "direction bidirectional is not offered for gla"),
         ({"kind": "attention", "direction": "parallel_2d"}, "direction parallel_2d is not offered for attention"),
         ({"kind": "attention", "scale_scores": True}, "scale_scores=true is offered for hgru2, gla, not for attention"),
-        ({"kind": "gla", "norm_first": False}, "norm_first=false is offered for hgru1, hgru1_real, not for gla"),
     ],
 )
 def test_settings_refuse_what_is_not_offered(changes: dict[str, Any], said: str) -> None:

@@ -14,7 +14,7 @@ SEQUENCES: dict[str, dict[str, Any]] = {
         "norm": "batch",
         "glu_bias": True,
         "positions": "sine",
-        "mixer": MixerConfig(head_size=2, direction="bidirectional", count_once=True, **HGRU2),
+        "mixer": MixerConfig(head_size=2, direction="bidirectional", **HGRU2),
     },
     "real causal": {"channels": 3, "mixer": MixerConfig(head_size=8), "positions": "learned", "max_length": 14},
     "real hgru1": {

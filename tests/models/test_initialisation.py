@@ -76,30 +76,6 @@ def test_scaled_normal_divides_the_writers_alone() -> None:
     assert all(is_normal(weight, 0.05 / math.sqrt(2 * LAYERS)) for weight in writers(model))
 
 
-@pytest.mark.parametrize("mixer", ["hgru2", "hgru1_real", "hgru1"])
-def test_xavier_small_treats_each_projection_by_itself(mixer: Any) -> None:
-    """Edge: gain sqrt(6 / (inputs + outputs)) of each map as if it stood alone, gain 2^-2.5."""
-    model = built(MixerConfig(kind=mixer, head_size=32), kind="xavier_small", std=0.03)
-    outputs = (2 * WIDTH, 2 * WIDTH, WIDTH) if mixer == "hgru1" else (WIDTH, WIDTH, WIDTH)
-    for block in model.backbone.blocks:
-        for size, rows in zip(outputs, block.mixer.in_proj.weight.split(outputs), strict=True):
-            assert is_uniform(rows, 2**-2.5 * math.sqrt(6 / (WIDTH + size)))
-        out = block.mixer.out_proj.weight
-        assert is_uniform(out, 2**-2.5 * math.sqrt(6 / (out.shape[0] + out.shape[1])))
-        assert is_normal(block.glu.in_proj.weight, 0.03)
-        assert is_normal(block.glu.out_proj.weight, 0.03)
-    assert is_normal(model.embedding.weight, 0.03)
-
-
-@pytest.mark.parametrize("kind", ["normal", "scaled_normal", "xavier_small"])
-def test_zero_outputs_start_as_the_embedding(kind: Any) -> None:
-    model = built(kind=kind, zero_outputs=True)
-    assert all((weight == 0).all() for weight in writers(model))
-    ids = torch.arange(12).view(2, 6)
-    features, _ = model.hidden(ids)
-    assert torch.equal(features, model.backbone.norm(model.embedding(ids)))
-
-
 @pytest.mark.parametrize("mixer", ["hgru2", "hgru1"])
 def test_biases_norms_and_bounds(mixer: Any) -> None:
     model = built(MixerConfig(kind=mixer, head_size=32, bias=True, norm="layer"))
@@ -128,7 +104,7 @@ def test_convolutions_are_uniform_within_their_fan_in(taps: int) -> None:
     assert all(is_uniform(block.mixer.conv, taps**-0.5) for block in model.backbone.blocks)
 
 
-@pytest.mark.parametrize("kind", ["normal", "scaled_normal", "xavier_small"])
+@pytest.mark.parametrize("kind", ["normal", "scaled_normal"])
 def test_born_on_meta_equals_born_on_the_device(name: str, kind: Any, tokens: Callable) -> None:
     """Empty memory is filled with NaN first: a parameter that `initialise` forgets would keep it."""
     config = config_of(name, init=InitConfig(kind=kind))

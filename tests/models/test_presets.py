@@ -72,7 +72,6 @@ def test_published_options() -> None:
     assert fla.lower_bound == "inclusive"
     real = preset("hgrn1_1.3b")
     assert (real.mixer.kind, real.mixer.input_activation, real.mixer.norm_eps) == ("hgru1_real", "silu", 1e-6)
-    assert real.mixer.norm_first
     for name in ("hgrn1_44m_wikitext103", "hgrn1_150m"):
         assert (preset(name).mixer.kind, preset(name).mixer.norm, preset(name).tie_embeddings) == (
             "hgru1",

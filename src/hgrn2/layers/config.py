@@ -1,6 +1,6 @@
 """Settings of the layers, as frozen values: no torch here, so that the command line starts quickly."""
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from hgrn2.layers.kinds import GATE_RANK, KINDS, OPTIONAL, Direction, MixerKind
 from hgrn2.settings import refuse, settings
@@ -18,6 +18,8 @@ BoundKind = Literal["inclusive", "exclusive", "none"]
 @settings
 class MixerConfig:
     """How a block mixes time: the recurrent unit and the options in which published versions differ."""
+
+    retired: ClassVar[dict[str, Any]] = {"norm_first": True, "count_once": False}
 
     kind: MixerKind = "hgru2"
     """hgru2: matrix state by outer product; hgru1: complex vector state; hgru1_real: real vector state; gla: matrix
@@ -38,8 +40,6 @@ class MixerConfig:
     """Norm of the output over the full width (head_rms: each head by itself)."""
     norm_eps: float = 1e-5
     """Added to the mean square (or variance) under the root of that norm."""
-    norm_first: bool = True
-    """HGRN1 only: normalise h before the product with the output gate (its code) or after it (its README)."""
     scale_scores: bool = False
     """Multiply the output by n^-1/2 (flash-linear-attention does, the paper does not)."""
     bias: bool = False
@@ -66,9 +66,6 @@ class MixerConfig:
     """Width W of a centred depthwise convolution whose result is added to the mixer's input, before all projections: W
     taps of a line, W x W of a picture; odd. For directions other than causal, hgru2 and hgru1 alike; 0 (the published
     form) leaves it out."""
-    count_once: bool = False
-    """Leave the token at which a scan stands out of every scan but the first; the published form sums scans that all
-    hold it, so that it counts twice (four times in parallel_2d)."""
 
     def __post_init__(self) -> None:
         refuse(self.head_size < 1, f"head_size is {self.head_size}; it must be at least 1")
@@ -100,8 +97,7 @@ class MixerConfig:
             causal and self.output_gate != "none",
             f"output_gate {self.output_gate} is offered for hgru2 in directions other than causal",
         )
-        for name in ("separate_scans", "count_once"):
-            refuse(causal and getattr(self, name), f"{name} needs a direction of more than one scan, not causal")
+        refuse(causal and self.separate_scans, "separate_scans needs a direction of more than one scan, not causal")
         refuse(
             self.local_width < 0 or (self.local_width > 0 and self.local_width % 2 == 0) or self.local_width == 1,
             f"local_width is {self.local_width}; use 0 or an odd number from 3",
@@ -115,7 +111,7 @@ class MixerConfig:
     def fitted(kind: MixerKind, values: dict[str, Any]) -> dict[str, Any]:
         """Settings of another kind made to fit: those that `kind` does not offer take the value that leaves them out.
         What would change which tokens see each other (direction, scans, local_width) is left to be refused."""
-        left = ("separate_scans", "count_once", "local_width")
+        left = ("separate_scans", "local_width")
         found = values | {name: x for name, x in OPTIONAL.items() if name not in (*KINDS[kind].offers, *left)}
         return found | ({"norm": "rms"} if not KINDS[kind].heads and values.get("norm") == "head_rms" else {})
 

@@ -7,9 +7,8 @@
 Read-outs are linear in the state, so the published "sum the states of the four scans, read once" is the sum of four
 read-outs; no state is ever kept for more than a chunk. HGRN1 sums its vectors h instead, before gate and norm.
 
-Every scan holds the token at which it stands, so the sum counts it once a scan: o_t (k_t ⊗ i_t) too often for all scans
-but the first. `count_once` takes it away there (the published form does not). With `separate_scans` every scan has its
-own projections.
+Every scan holds the token at which it stands, so the sum counts it once a scan, as published. With `separate_scans`
+every scan has its own projections.
 
 Scans that share their weights mirror with their input. Followed by a mean over the tokens, a stack of them cannot tell
 a sequence from its reverse, nor, in `parallel_2d`, a picture from its mirror images and its transpose: a gift where
@@ -118,13 +117,10 @@ class Directional(nn.Module):
         parts += [unit.masked(more(x).split(unit.scanned, -1), keep, bound) for more in self.more]
         total: Tensor | None = None
         for n, (axis, reverse) in enumerate(walks):
-            mine = parts[n % len(parts)]
-            lines = tuple(to_lines(part, axis, shape) for part in mine)
+            lines = tuple(to_lines(part, axis, shape) for part in parts[n % len(parts)])
             y, _ = unit.scan(lines, bound, cu_seqlens=cu_seqlens, reverse=reverse, output_final_state=False)
             y = from_lines(y, axis, shape, x.shape[0])
             y = y.to(work_dtype(y.dtype))  # a sum of rounded numbers is rounded once, at the end
-            if n and self.config.count_once:
-                y = y - unit.own(mine, bound)
             total = y if total is None else total + y
         assert total is not None
         return unit.finish(total if total.is_complex() else total.to(dtype), gate)

@@ -4,7 +4,7 @@
     y_t = (norm([Re h, Im h]) ⊙ act_o(x W_g)) W_out
 
 θ is learned and does not depend on the data; the real form has no θ and half the channels. The input's real and
-imaginary parts are interleaved, as in the released code. `norm_first=False` puts the norm after the gate's product.
+imaginary parts are interleaved, as in the released code.
 """
 
 from typing import Any
@@ -125,16 +125,12 @@ class HGRU1(nn.Module):
         added, up = parts
         return ops.gated_scan(added, up, state=state, **options)
 
-    def own(self, parts: tuple[Tensor, ...], bound: Tensor | None) -> Tensor:
-        """What of a scan's h [B,T,D] comes from the token at which it stands."""
-        return parts[0]
-
     def finish(self, y: Tensor, gate: Tensor | None) -> Tensor:
         """h [B,T,D] and the output gate -> the mixer's output."""
         assert gate is not None
         y = torch.cat((y.real, y.imag), -1) if self.complex else y
         y, opened = y.to(gate.dtype), self.output_activation(gate)
-        return self.out_proj(self.norm(y) * opened if self.config.norm_first else self.norm(y * opened))
+        return self.out_proj(self.norm(y) * opened)
 
     def log_forget(self, x: Tensor, lower_bound: Tensor | None) -> Tensor:
         """ln f [B,T,D], float32, of sequences that start at x."""

@@ -153,13 +153,6 @@ class HGRU2(nn.Module):
         q, f, i = parts
         return ops.hgru2(q, f, i, bound, state=state, **self.options, **options)
 
-    def own(self, parts: tuple[Tensor, ...], bound: Tensor | None) -> Tensor:
-        """What of a scan's output [B,T,D] comes from the token at which it stands, o_t (k_t ⊗ i_t); float32."""
-        q, f, i = parts
-        _, key, value, query = written(Inputs(q, f, i, bound), ScanOptions(reverse=False, **self.options))
-        weight = (query * key).unflatten(-1, (self.heads, -1)).sum(-1, keepdim=True)
-        return (weight * value.unflatten(-1, (self.heads, -1))).flatten(-2)
-
     def finish(self, y: Tensor, gate: Tensor | None) -> Tensor:
         """Read-out [B,T,D] and the gate on it, before its activation -> the mixer's output."""
         y = self.norm(y)

@@ -69,12 +69,12 @@ def key_width(width: int, mixer: Any) -> int:
 
 
 OPTIONAL: dict[str, object] = {
-    "conv_width": 0, "input_activation": "none", "scale_scores": False, "output_gate": "none", "norm_first": True,
-    "rotary": True, "qk_norm": False, "window": 0, "key_size": 0, "separate_scans": False, "count_once": False,
+    "conv_width": 0, "input_activation": "none", "scale_scores": False, "output_gate": "none",
+    "rotary": True, "qk_norm": False, "window": 0, "key_size": 0, "separate_scans": False,
     "local_width": 0,
 }  # fmt: skip
 """Settings that not every kind has, and the values that leave them out."""
-_SCANS = ("separate_scans", "count_once", "local_width")
+_SCANS = ("separate_scans", "local_width")
 
 KINDS: dict[MixerKind, Kind] = {
     "hgru2": Kind(
@@ -84,7 +84,7 @@ KINDS: dict[MixerKind, Kind] = {
     ),
     "hgru1": Kind(
         meaning="HGRN1: complex vector state", made_by="hgrn2.layers.hgru1:HGRU1",
-        offers=("input_activation", "norm_first", *_SCANS), heads=False, bounds=True, gates=True, norm=True,
+        offers=("input_activation", *_SCANS), heads=False, bounds=True, gates=True, norm=True,
         directions=_ALL, narrow_states=False, tokens="2 D", matrices=lambda width, mixer: 7 * width**2,
         biases=lambda width, mixer: 6 * width, vectors=lambda width, mixer: width,
         normed=lambda width, mixer: 2 * width, state=lambda width, mixer, tokens: 2 * width,
@@ -92,7 +92,7 @@ KINDS: dict[MixerKind, Kind] = {
     ),
     "hgru1_real": Kind(
         meaning="HGRN1 without phases: real vector state", made_by="hgrn2.layers.hgru1:HGRU1",
-        offers=("input_activation", "norm_first", *_SCANS), heads=False, bounds=True, gates=True, norm=True,
+        offers=("input_activation", *_SCANS), heads=False, bounds=True, gates=True, norm=True,
         directions=_ALL, narrow_states=False, tokens="D", scanned=2,
         state=lambda width, mixer, tokens: width, scan=lambda width, mixer, tokens: 3 * width,
     ),

@@ -11,7 +11,7 @@ from hgrn2.errors import UserError
 from hgrn2.layers.config import KINDS, BoundKind, GLUActivation, MixerConfig, MixerKind, NormKind
 from hgrn2.settings import refuse, settings
 
-InitKind = Literal["normal", "scaled_normal", "xavier_small"]
+InitKind = Literal["normal", "scaled_normal"]
 LossKind = Literal["auto", "full", "chunked"]
 Recompute = Literal["none", "glu", "block"]
 PositionKind = Literal["none", "learned", "sine"]
@@ -22,16 +22,16 @@ HeadNorm = Literal["tokens", "rms", "layer", "simple_rms"]
 class InitConfig:
     """Initial weights (models/init.py holds the code and the sources)."""
 
+    retired: ClassVar[dict[str, Any]] = {"zero_outputs": False}
+
     kind: InitKind = "normal"
-    """normal: std everywhere; scaled_normal: projections that write to the residual stream divided by sqrt(2 layers);
-    xavier_small: token mixers Xavier-uniform with gain 2^-2.5, the rest normal."""
+    """normal: std everywhere; scaled_normal: projections that write to the residual stream divided by sqrt(2 layers)
+    (GPT-2)."""
     std: float = 0.02
     """Standard deviation of normal weights."""
     input_std: float = 0.0
     """Of token embeddings, and of the map from real-valued steps of a sequence; 0: std. Sines beside them are of size
     0.7, and tokens of size 0.02 are hardly seen there."""
-    zero_outputs: bool = False
-    """Start the projections that write to the residual stream at zero."""
     memory: float = 0.0
     """Tokens that the slowest channels remember at the start: biases of the forget gates (hgru2, hgru1) such that, but
     for bounds and inputs, they are 1 - 1/4 to 1 - 1/memory over the channels of a head (models/open_gates.py); 0: they

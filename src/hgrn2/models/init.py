@@ -2,8 +2,6 @@
 
 normal        every matrix normal(0, std), std 0.02: hgru2-pytorch's language model and flash-linear-attention.
 scaled_normal the same, projections that write to the residual stream divided by sqrt(2 L): GPT-2's rule.
-xavier_small  token mixers Xavier-uniform with gain 2^-2.5, the rest normal: flash-linear-attention until March 2025.
-zero_outputs  projections that write to the residual stream start at zero: xmixers.
 
 Learned positions are normal(0, std). Biases start at 0, norm weights at 1, bound parameters at 1 (hgru2, xmixers; any
 constant gives the same softmax, so layer l starts bounded by l/L), biases of forget gates as `memory` says, HGRN1's
@@ -11,7 +9,6 @@ phases at 10000^(-2j/D) (hgru-pytorch), convolutions uniform within 1/sqrt(W) as
 """
 
 import math
-from typing import Any
 
 import torch
 from torch import nn
@@ -22,8 +19,6 @@ from hgrn2.layers.norm import Norm
 from hgrn2.models.backbone import Backbone
 from hgrn2.models.config import InitConfig
 from hgrn2.models.open_gates import open_gates
-
-SMALL_GAIN = 2**-2.5
 
 
 @torch.no_grad()
@@ -47,24 +42,9 @@ def initialise(model: nn.Module, config: InitConfig) -> None:
                 nn.init.normal_(first.weight, std=config.input_std)
     blocks = [module for module in model.modules() if isinstance(module, Block)]
     for block in blocks:
-        if config.kind == "xavier_small":
-            _small(block.mixer)
         block.mixer.start()
-    for block in blocks:
-        for writer in (block.mixer.out_proj, block.glu.out_proj):
-            if config.zero_outputs:
-                nn.init.zeros_(writer.weight)
-            elif config.kind == "scaled_normal":
+        if config.kind == "scaled_normal":
+            for writer in (block.mixer.out_proj, block.glu.out_proj):
                 writer.weight /= math.sqrt(2 * len(blocks))
     if config.memory:
         open_gates(model, config.memory)
-
-
-def _small(mixer: Any) -> None:
-    """Every matrix of a mixer: each projection by itself, as if they were not fused."""
-    unit = getattr(mixer, "unit", mixer)
-    fused = [(unit.in_proj, unit.projections), *((more, unit.scanned) for more in getattr(mixer, "more", ()))]
-    for projection, widths in fused:
-        for rows in projection.weight.split(widths):
-            nn.init.xavier_uniform_(rows, gain=SMALL_GAIN)
-    nn.init.xavier_uniform_(unit.out_proj.weight, gain=SMALL_GAIN)

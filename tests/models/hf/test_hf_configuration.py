@@ -19,7 +19,7 @@ OF_FLA = [name for name in published.VARIANTS if name.startswith("fla")]
 
 @pytest.mark.parametrize("name", HGRN)
 def test_every_field_of_ours_survives_the_file(name: str, tmp_path: Path) -> None:
-    init = InitConfig(kind="scaled_normal", std=0.01, zero_outputs=True)
+    init = InitConfig(kind="scaled_normal", std=0.01)
     truth = config_of(name, dropout=0.125, norm_eps=1e-4, init=init)
     made = HGRN2Config.from_model_config(truth, eos_token_id=3)
     assert type(made) is (HGRN2Config if truth.mixer.kind == "hgru2" else HGRN1Config)

@@ -142,7 +142,6 @@ def representable(config: ModelConfig) -> None:
         f"mixer.norm {mixer.norm}": mixer.norm not in ("rms", "simple_rms"),
         f"mixer.output_activation {mixer.output_activation}": mixer.output_activation != "silu",
         f"mixer.input_activation {mixer.input_activation}": mixer.input_activation != ("none" if second else "silu"),
-        "mixer.norm_first false": not mixer.norm_first,
         "scale_embeddings": config.scale_embeddings,
         f"mixer.norm_eps {mixer.norm_eps:g} beside norm_eps {config.norm_eps:g}": not second
         and mixer.norm_eps != config.norm_eps,

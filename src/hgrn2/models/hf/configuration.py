@@ -70,7 +70,6 @@ class HGRN2Config(Saved):
     mixer_norm: str | None = None
     """Norm of the read-out; None: rms, without a weight where elementwise_affine is false."""
     mixer_norm_eps: float | None = None
-    norm_first: bool = True
     scale_scores: bool | None = None
     mixer_bias: bool = False
     glu_bias: bool = False
@@ -81,13 +80,15 @@ class HGRN2Config(Saved):
     bound_kind: str = "inclusive"
     """Formula of the bounds where use_lower_bound is true."""
     init_kind: str = "normal"
-    zero_outputs: bool = False
     fused_loss: bool = False
     """With labels, compute the loss without a tensor of all logits; the output's logits are then None."""
 
     def __post_init__(self, **kwargs: Any) -> None:
         if "rms_norm_eps" in kwargs:  # older files
             self.norm_eps = kwargs.pop("rms_norm_eps")
+        for field, only in (("norm_first", True), ("zero_outputs", False)):  # which older files have
+            value = kwargs.pop(field, only)
+            refuse(value != only, f"{type(self).__name__}: {field} {value} is no longer offered")
         self._agree_on_heads()
         settings = self._read(foreign(type(self), kwargs))
         self.num_heads, self.intermediate_size = settings.heads, settings.glu_width
@@ -123,10 +124,10 @@ class HGRN2Config(Saved):
             )
         mixer = {
             "kind": self.mixer, "input_activation": self.input_activation, "output_activation": self.output_activation,
-            "norm": self.mixer_norm, "norm_eps": self.mixer_norm_eps, "norm_first": self.norm_first,
+            "norm": self.mixer_norm, "norm_eps": self.mixer_norm_eps,
             "scale_scores": self.scale_scores, "bias": self.mixer_bias,
         }  # fmt: skip
-        init = InitConfig(kind=self.init_kind, std=base.init.std, zero_outputs=self.zero_outputs)  # type: ignore[arg-type]
+        init = InitConfig(kind=self.init_kind, std=base.init.std)  # type: ignore[arg-type]
         return replace(
             base,
             mixer=replace(base.mixer, **{key: value for key, value in mixer.items() if value is not None}),
@@ -161,12 +162,11 @@ class HGRN2Config(Saved):
             hidden_act="swish" if config.glu_activation == "silu" else config.glu_activation,
             norm_eps=config.norm_eps, tie_word_embeddings=config.tie_embeddings, initializer_range=config.init.std,
             mixer=mixer.kind, input_activation=mixer.input_activation, output_activation=mixer.output_activation,
-            mixer_norm=mixer.norm, mixer_norm_eps=mixer.norm_eps, norm_first=mixer.norm_first,
+            mixer_norm=mixer.norm, mixer_norm_eps=mixer.norm_eps,
             scale_scores=mixer.scale_scores, mixer_bias=mixer.bias, glu_bias=config.glu_bias,
             residual_norm=config.norm, scale_embeddings=config.scale_embeddings,
             dropout=config.dropout, drop_path=config.drop_path,
             bound_kind="inclusive" if bounds == "none" else bounds, init_kind=config.init.kind,
-            zero_outputs=config.init.zero_outputs,
             **own,
         )  # fmt: skip
 
