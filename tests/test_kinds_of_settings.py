@@ -58,6 +58,8 @@ def test_a_kind_that_does_not_fit_is_named() -> None:
 def test_overrides_keep_the_kind() -> None:
     run = ClassifyRun(task="imagenet", model=MODELS["deit"])
     assert with_overrides(run, ("model.width=128",)).model == DeiTConfig(classes=10, width=128)
+    with pytest.raises(UserError, match=r"there is no setting model.kind"):
+        with_overrides(run, ("model.kind=vision",))
 
 
 def test_settings_that_are_gone_load_where_they_had_the_value_that_stayed() -> None:

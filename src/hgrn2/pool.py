@@ -24,7 +24,8 @@ from typing import Any, Generic, TypeVar
 
 from hgrn2.errors import UserError
 
-Job, Answer = TypeVar("Job"), TypeVar("Answer")
+Job = TypeVar("Job")
+Answer = TypeVar("Answer")
 LATE = 120.0
 """Seconds after which a process that has not come up is not waited for."""
 GRACE = 5.0

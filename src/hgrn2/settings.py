@@ -70,13 +70,23 @@ def _hints(kind: type) -> dict[str, Any]:
 
 def to_dict(config: Any) -> dict[str, Any]:
     """A settings value as plain JSON values; inner settings of a class that has a `tag` say it, as their `kind`."""
-    values = dataclasses.asdict(config)
+    return _with_tags(config, _plain(config))
+
+
+def _plain(config: Any) -> dict[str, Any]:
+    """Without tags: every name is one of a setting."""
+    return dataclasses.asdict(config)
+
+
+def _with_tags(config: Any, values: dict[str, Any]) -> dict[str, Any]:
+    """Plain values of `config`, or of settings of the same classes, with the tags of those that have one."""
+    found = dict(values)
     for field in dataclasses.fields(config):
         inner = getattr(config, field.name)
-        if dataclasses.is_dataclass(inner):
+        if dataclasses.is_dataclass(inner) and isinstance(values[field.name], dict):
             tag = getattr(inner, "tag", None)
-            values[field.name] = ({} if tag is None else {"kind": tag}) | to_dict(inner)
-    return values
+            found[field.name] = ({} if tag is None else {"kind": tag}) | _with_tags(inner, values[field.name])
+    return found
 
 
 def changed(config: Any) -> dict[str, Any]:
@@ -191,7 +201,8 @@ def _coerce_union(value: Any, arms: tuple[Any, ...], where: str, text: bool) -> 
     arms = tuple(arm for arm in arms if arm is not types.NoneType)
     if len(arms) == 1 or isinstance(value, arms):
         return coerce(value, arms[0], where, text=text) if len(arms) == 1 else value
-    refuse(not (text and isinstance(value, dict)), f"{where} must be an object, not {shown(value)}")
+    if not (text and isinstance(value, dict)):
+        raise UserError(f"{where} must be an object, not {shown(value)}")
     return from_dict(_tagged(value, arms, where), value, where)
 
 
@@ -257,7 +268,7 @@ _QUOTES = "'"
 
 def with_overrides(config: T, assignments: tuple[str, ...]) -> T:
     """Apply `name.sub=value` texts to nested settings, as in `with_overrides(run, ("model.width=64",))`."""
-    values, given = to_dict(config), set[str]()
+    values, given = _plain(config), set[str]()
     for text in assignments:
         path, equals, value = text.partition("=")
         refuse(not equals, f"setting {text!r}: write it as name=value")
@@ -268,7 +279,7 @@ def with_overrides(config: T, assignments: tuple[str, ...]) -> T:
             raise UserError(f"{path} is a group; set one of its fields: {', '.join(old)}")
         place[last] = value.strip()
         given.add(path.strip())
-    return from_dict(type(config), _settled(config, values, given), "")
+    return from_dict(type(config), _with_tags(config, _settled(config, values, given)), "")
 
 
 def _settled(config: Any, values: dict[str, Any], given: set[str]) -> dict[str, Any]:

@@ -47,7 +47,7 @@ def flat(values: dict[str, Any], before: str = "") -> dict[str, Any]:
 @pytest.mark.parametrize("kind", RUNS)
 def test_the_page_names_what_set_takes_and_nothing_else(kind: str) -> None:
     run, found = RUNS[kind], settings_of(kind)
-    assert {one.name for one in found} == set(flat(to_dict(run))) - {"kind", *type(run).unread}
+    assert {one.name for one in found} == set(flat(to_dict(run))) - {"kind", "model.kind", *type(run).unread}
     defaults = tuple(f"{one.name}={one.default}" for one in found if one.name.startswith("optim."))
     made = with_overrides(run, defaults).optim
     own = type(run).__name__ == "TuneSettings"  # which has defaults of its own

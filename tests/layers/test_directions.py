@@ -163,7 +163,7 @@ def test_equals_the_loop(unit: str, direction: str, choice: str, randomised: Cal
         same(y, loop(layer, x, gamma, shape_of(direction)), 2000)
 
 
-@pytest.mark.parametrize("choice", ["published", "both", "local"])
+@pytest.mark.parametrize("choice", ["published", "separate", "local"])
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize("unit", ["hgru2 n=1", "hgru2 n=2", "hgru2 n=4", "hgru2 gated", "hgru1", "hgru1_real"])
 def test_gradients_equal_the_loops(
@@ -194,7 +194,7 @@ def test_separate_scans_with_equal_weights_are_shared_ones(unit: str, randomised
     same(separate(x, gamma)[0], shared(x, gamma)[0])
 
 
-@pytest.mark.parametrize("choice", ["published", "once"])
+@pytest.mark.parametrize("choice", ["published", "separate"])
 @pytest.mark.parametrize("unit", UNITS)
 def test_padding_anywhere_is_as_if_it_were_not_there(
     unit: str, choice: str, randomised: Callable, same: Callable
@@ -243,7 +243,7 @@ def test_a_smaller_picture_in_a_padded_frame(
         same(y[keep], loop(layer, x, gamma, SHAPE, skip)[keep], 2000)
 
 
-@pytest.mark.parametrize("choice", ["both", "local"])
+@pytest.mark.parametrize("choice", ["separate", "local"])
 @pytest.mark.parametrize("unit", ["hgru2 n=1", "hgru2 n=3", "hgru2 n=12", "hgru1", "hgru1_real"])
 def test_packed_is_each_by_itself(unit: str, choice: str, randomised: Callable, same: Callable) -> None:
     layer = randomised(Directional(WIDTH, config(unit, "bidirectional", choice)))
