@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 
@@ -28,8 +28,7 @@ FILE = "distrusted.json"
 class Placed(Protocol):
     """A backend, as far as it is known here."""
 
-    @property
-    def name(self) -> str: ...
+    name: ClassVar[str]
 
     def place(self) -> dict[str, str]:
         """All that its results may depend on besides inputs, device and versions."""
