@@ -1,19 +1,31 @@
 """Small models, tokenizers and requests that the tests of serving share."""
 
+import asyncio
 import json
+import socket
+import threading
+import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 from hgrn2.data.tokenizer import Tokenizer
 from hgrn2.generate.config import SamplingConfig
+from hgrn2.generate.generator import Generator
+from hgrn2.generate.loading import load
 from hgrn2.layers.config import MixerConfig
 from hgrn2.models.config import InitConfig, ModelConfig
 from hgrn2.models.language import LanguageModel
+from hgrn2.serve.driver import Driver
 from hgrn2.serve.engine import Engine
 from hgrn2.serve.request import Delta, Event, Failure, Request, Ticket
+from hgrn2.serve.settings import EngineConfig, HttpConfig, PrefixConfig
+from hgrn2.serve.states import StateStore
+from hgrn2.serve.templates import find_template
 
 PROMPT = "The quick brown fox jumps over the lazy dog; then it rests. "
 
@@ -86,3 +98,48 @@ def text_of(events: list[Event], sample: int = 0) -> str:
     for event in events:
         assert not isinstance(event, Failure), event
     return "".join(event.text for event in events if isinstance(event, Delta) and event.sample == sample)
+
+
+class Running:
+    """A server in a thread of this process, on a free port."""
+
+    def __init__(
+        self, model: Path, states: Path, keys: tuple[str, ...] = (), engine: dict[str, Any] | None = None, **http: Any
+    ) -> None:
+        pytest.importorskip("fastapi", reason="pip install 'hgrn2[serve]'")
+        from hgrn2.serve.run import make_server
+        from hgrn2.serve.service import Service
+
+        loaded = load(model, "cpu")
+        engine = {"slots": 8, "chunk": 16, "prefix": PrefixConfig(cache_mb=2), **(engine or {})}
+        self.config = HttpConfig(**{"port": 0, "grace_seconds": 5.0, "send_seconds": 5.0, **http})
+        generator = Generator(loaded.model, loaded.need_tokenizer())
+        self.engine = Engine(generator.model, generator.tokenizer, EngineConfig(**engine))
+        limits = {"max_states": self.config.max_states, "max_bytes": self.config.states_mb << 20}
+        self.store = StateStore(states, generator.model, generator.tokenizer, **limits)
+        self.service = Service(generator, Driver(self.engine), self.store, find_template(None), "small")
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self.port = self._socket.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.server, self._ready = make_server(self.service, self.config, keys), threading.Event()
+        self.server.ready = self._ready.set
+        self._thread = threading.Thread(target=lambda: asyncio.run(self.server.serve(sockets=[self._socket])))
+        self._thread.start()
+        assert self._ready.wait(20)
+
+    def signal(self) -> None:
+        """As SIGTERM does."""
+        self.server.handle_exit(15, None)
+
+    def stop(self) -> None:
+        self.signal()
+        self._thread.join(20)
+        assert not self._thread.is_alive()
+        self._socket.close()
+
+    def idle(self, seconds: float = 5.0) -> bool:
+        """Whether the engine has nothing to do, within some seconds."""
+        deadline = time.monotonic() + seconds
+        while not self.engine.idle and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return self.engine.idle

@@ -23,7 +23,7 @@ from hgrn2.serve.settings import PrefixConfig
 Make = Callable[..., Engine]
 LIKE = make_model().zeros(1)
 SIZE = LIKE.nbytes
-KEPT = PrefixConfig(memory_mb=4, least_tokens=1)
+KEPT = PrefixConfig(cache_mb=4, cache_least=1)
 
 
 def state(value: int) -> ModelState:
@@ -37,7 +37,9 @@ def value(found: prefix.Found) -> int | None:
 def small(monkeypatch: pytest.MonkeyPatch, states: int, **values: int) -> PrefixCache:
     """A cache with room for so many states in memory."""
     monkeypatch.setattr(prefix, "MIB", SIZE)
-    config = PrefixConfig(**{"memory_mb": states, "least_tokens": 1, "least_spilled": 1, "disk_mb": 0, **values})
+    config = PrefixConfig(
+        **{"cache_mb": states, "cache_least": 1, "cache_least_spilled": 1, "cache_disk_mb": 0, **values}
+    )
     cache = PrefixCache(LIKE, config)
     monkeypatch.setattr(prefix, "MIB", SIZE * 1000)  # tokens are bounded elsewhere
     return cache
@@ -102,7 +104,7 @@ def test_the_least_recently_used_one_goes(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_to_disk_and_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    cache = small(monkeypatch, 1, disk_mb=2)
+    cache = small(monkeypatch, 1, cache_disk_mb=2)
     monkeypatch.setattr(prefix, "MIB", SIZE)
     for first in (1, 2, 3):
         cache.keep("", np.array([first, 0, 0]), state(first), plain=True)
@@ -122,7 +124,7 @@ def test_to_disk_and_back(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_full_disk_costs_nothing_but_the_state(monkeypatch: pytest.MonkeyPatch) -> None:
-    cache = small(monkeypatch, 1, disk_mb=5)
+    cache = small(monkeypatch, 1, cache_disk_mb=5)
 
     def full(self: Path, data: object) -> int:
         raise OSError(28, "No space left on device")
@@ -145,7 +147,7 @@ def test_files_of_dead_processes_are_removed(tmp_path: Path, monkeypatch: pytest
 
 
 def test_tokens_are_bounded_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    cache = PrefixCache(LIKE, PrefixConfig(memory_mb=1, least_tokens=1, disk_mb=0))
+    cache = PrefixCache(LIKE, PrefixConfig(cache_mb=1, cache_least=1, cache_disk_mb=0))
     for n in range(40):
         cache.keep("", np.full(20_000, n), state(n), plain=True)
         assert cache.edge_bytes <= 1 << 18
@@ -157,7 +159,7 @@ def test_tokens_are_bounded_too(monkeypatch: pytest.MonkeyPatch) -> None:
 @given(st.lists(st.tuples(st.lists(st.integers(0, 2), min_size=1, max_size=8), st.booleans()), max_size=30))
 def test_against_a_plain_list(asked_for: list[tuple[list[int], bool]]) -> None:
     """The cache finds what a dictionary of all kept texts would, while nothing is evicted."""
-    cache, kept = PrefixCache(LIKE, PrefixConfig(memory_mb=1, least_tokens=1)), dict[tuple[int, ...], int]()
+    cache, kept = PrefixCache(LIKE, PrefixConfig(cache_mb=1, cache_least=1)), dict[tuple[int, ...], int]()
     for n, (ids, store) in enumerate(asked_for):
         if store:
             kept.setdefault(tuple(ids), n)

@@ -29,6 +29,7 @@ VERBS: dict[str, tuple[str, dict[str, str]]] = {
     "classify": ("name the likeliest classes of pictures or of a text", {"": "classify:Classify"}),
     "generate": ("continue a text; save and restore the model's state", {"": "generate:Generate"}),
     "inspect": ("gates, memory lengths and states on a text, and what outputs are made of", {"": "inspect:Inspect"}),
+    "serve": ("answer over HTTP as OpenAI's API does, many at once", {"": "serve:Serve"}),
     "data": (
         "turn text into token shards, look at them, check them",
         {
@@ -74,7 +75,7 @@ VERBS: dict[str, tuple[str, dict[str, str]]] = {
     "settings": ("every name that --set takes, with type, default and meaning", {"": "settings:Settings"}),
     "doctor": ("hold every kernel to the float64 reference on this machine", {"": "doctor:Doctor"}),
 }
-LONG = ("train", "tune", "study", "reproduce")
+LONG = ("train", "tune", "serve", "study", "reproduce")
 """Verbs that print while they work: their work is not done when nobody reads on."""
 EXAMPLES = """\
 examples:

@@ -6,13 +6,16 @@ token is ever read twice or left out, be it the last one of the prompt or one th
 
     file: safetensors with the state's tensors; metadata {format, model_hash, tokenizer_hash, tokens, last, dtype,
     batch, checksum}, and `pending` in hexadecimal where a character is unfinished. Two numbers and hashes: nothing in
-    it grows with the text, and nothing of the text can be read but the bytes of such a character.
+    it grows with the text, and nothing of the text can be read but the bytes of such a character. Whoever saves it may
+    add notes, as metadata {note.NAME}.
     Of attention the tensors hold keys and values of tokens - 1 tokens, and grow with the text.
 """
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import save_file
@@ -26,8 +29,12 @@ from hgrn2.models.language import LanguageModel
 from hgrn2.models.saved import add_tensors, model_hash, opened, reported
 from hgrn2.settings import refuse
 
-FORMAT = "hgrn2-state-1"
+FORMAT, NOTE = "hgrn2-state-1", "note."
 _KEYS = ("model_hash", "tokenizer_hash", "tokens", "last", "dtype", "batch", "checksum")
+
+
+class OtherOrigin(UserError):
+    """A state of another model or tokenizer."""
 
 
 @dataclass(frozen=True)
@@ -44,22 +51,53 @@ class Snapshot:
     """Of a character that the tokens so far have only begun: its first bytes, which no text shows yet."""
 
 
+class Origin(NamedTuple):
+    """Whose states they are."""
+
+    model_hash: str
+    tokenizer_hash: str
+    dtype: str
+    """Of the model's weights."""
+
+
+class Described(NamedTuple):
+    """What the head of a file says."""
+
+    origin: Origin
+    tokens: int
+    notes: dict[str, str]
+
+
+def origin_of(model: LanguageModel, tokenizer: Tokenizer) -> Origin:
+    """Reads all weights: whoever saves or loads many states asks once."""
+    return Origin(model_hash(model), tokenizer.sha256, _dtype(model))
+
+
 def save_snapshot(
-    path: str | Path, snapshot: Snapshot, model: LanguageModel, tokenizer: Tokenizer, *, overwrite: bool = False
+    path: str | Path,
+    snapshot: Snapshot,
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    *,
+    overwrite: bool = False,
+    origin: Origin | None = None,
+    notes: Mapping[str, str] | None = None,
 ) -> None:
-    """Write a snapshot to a file that is whole or absent; a file that is there already is refused unless asked."""
+    """Write a snapshot to a file that is whole or absent; a file that is there already is refused unless asked.
+
+    `origin` is that of model and tokenizer where it is known; `notes` are kept beside the state.
+    """
     path = Path(path)
     refuse(path.exists() and not overwrite, f"{path} already exists; it is not overwritten")
     refuse(snapshot.state.batch != 1, f"a snapshot holds one sequence, not {snapshot.state.batch}")
     tensors = {name: _plain(tensor) for name, tensor in snapshot.state.tensors().items()}
     metadata = {
         "format": FORMAT,
-        "model_hash": model_hash(model),
-        "tokenizer_hash": tokenizer.sha256,
+        **(origin or origin_of(model, tokenizer))._asdict(),
         "tokens": str(snapshot.tokens),
         "last": str(snapshot.last),
-        "dtype": _dtype(model),
         "batch": str(snapshot.state.batch),
+        **{f"{NOTE}{key}": value for key, value in (notes or {}).items()},
     }
     if snapshot.pending:
         metadata["pending"] = snapshot.pending.hex()
@@ -68,8 +106,19 @@ def save_snapshot(
         save_file(tensors, temporary, metadata)
 
 
-def load_snapshot(path: str | Path, model: LanguageModel, tokenizer: Tokenizer) -> Snapshot:
-    """Read a snapshot of this model and tokenizer onto the model's device.
+def describe_snapshot(path: Path) -> Described:
+    """What a file says of itself, without reading the state; a `UserError` where it is no file of `save_snapshot`."""
+    with opened(path) as file:
+        metadata = _metadata(path, file)
+    notes = {key.removeprefix(NOTE): value for key, value in metadata.items() if key.startswith(NOTE)}
+    origin = Origin(*(metadata[key] for key in Origin._fields))
+    return Described(origin, _whole(path, metadata, "tokens"), notes)
+
+
+def load_snapshot(
+    path: str | Path, model: LanguageModel, tokenizer: Tokenizer, *, origin: Origin | None = None
+) -> Snapshot:
+    """Read a snapshot of this model and tokenizer, whose `origin` may be known, onto the model's device.
 
     Raises:
         UserError: no such file, a damaged one, one of another format, model, dtype, tokenizer or batch.
@@ -78,12 +127,8 @@ def load_snapshot(path: str | Path, model: LanguageModel, tokenizer: Tokenizer) 
     refuse(path.is_dir(), f"{path} is a folder, not a saved state")
     like = model.zeros(1)
     with opened(path) as file:
-        metadata = file.metadata() or {}
-        refuse("format" not in metadata, f"{path} is not a saved state")
-        refuse(metadata["format"] != FORMAT, f"{path} has format {metadata['format']!r}; this program reads {FORMAT!r}")
-        lacking = [key for key in _KEYS if key not in metadata]
-        refuse(bool(lacking), f"{path} is damaged: it lacks {', '.join(lacking)}")
-        _check_origin(path, metadata, model, tokenizer)
+        metadata = _metadata(path, file)
+        _check_origin(path, metadata, origin or origin_of(model, tokenizer))
         # Shapes first: a file that fits is as small as the state, and any other is not read.
         last, tokens = _whole(path, metadata, "last"), _whole(path, metadata, "tokens")
         pairs = {name: [2] if tensor.is_complex() else [] for name, tensor in like.tensors().items()}
@@ -97,12 +142,24 @@ def load_snapshot(path: str | Path, model: LanguageModel, tokenizer: Tokenizer) 
     return Snapshot(ModelState.from_tensors(named, like), last, tokens, _pending(path, metadata))
 
 
-def _check_origin(path: Path, metadata: dict[str, str], model: LanguageModel, tokenizer: Tokenizer) -> None:
+def _metadata(path: Path, file: Any) -> dict[str, str]:
+    metadata = file.metadata() or {}
+    refuse("format" not in metadata, f"{path} is not a saved state")
+    refuse(metadata["format"] != FORMAT, f"{path} has format {metadata['format']!r}; this program reads {FORMAT!r}")
+    lacking = [key for key in _KEYS if key not in metadata]
+    refuse(bool(lacking), f"{path} is damaged: it lacks {', '.join(lacking)}")
+    return metadata
+
+
+def _check_origin(path: Path, metadata: dict[str, str], origin: Origin) -> None:
     batch, dtype = metadata["batch"], metadata["dtype"]
     refuse(batch != "1", f"{path} holds {batch} sequences; this program continues one")
-    refuse(dtype != _dtype(model), f"{path} was made by a model in {dtype}, this one is in {_dtype(model)}")
-    refuse(metadata["model_hash"] != model_hash(model), f"{path} is a state of another model")
-    refuse(metadata["tokenizer_hash"] != tokenizer.sha256, f"{path} is a state of a text with another tokenizer")
+    if dtype != origin.dtype:
+        raise OtherOrigin(f"{path} was made by a model in {dtype}, this one is in {origin.dtype}")
+    if metadata["model_hash"] != origin.model_hash:
+        raise OtherOrigin(f"{path} is a state of another model")
+    if metadata["tokenizer_hash"] != origin.tokenizer_hash:
+        raise OtherOrigin(f"{path} is a state of a text with another tokenizer")
 
 
 def _dtype(model: LanguageModel) -> str:

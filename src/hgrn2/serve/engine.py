@@ -40,7 +40,9 @@ class Counts:
 
     requests: int = 0
     refused: int = 0
+    """By a full queue."""
     cancelled: int = 0
+    """By whoever asked."""
     failed: int = 0
     prompt_tokens: int = 0
     """Read, those of reused prefixes not included."""
@@ -79,9 +81,9 @@ class Engine:
         self.clock, self.counts = clock, Counts()
         self.slots = Slots(model, self.config.slots, vocabulary=tokenizer.vocab_size, graph=self.config.graph)
         prefix = self.config.prefix
-        self.cache = PrefixCache(model.zeros(1), prefix) if prefix.memory_mb else None
+        self.cache = PrefixCache(model.zeros(1), prefix) if prefix.cache_mb else None
         self._reader = Reader(model, self.config.chunk, self.cache)
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._queues: OrderedDict[str, deque[Ticket]] = OrderedDict()
         self._readings: list[Reading] = []
         self._texts: list[_Text] = []
@@ -110,9 +112,15 @@ class Engine:
             self._closing = True
 
     @property
+    def closing(self) -> bool:
+        """Whether it takes no more requests."""
+        return self._closing
+
+    @property
     def waiting(self) -> int:
         """Requests in the queue."""
-        return sum(len(queue) for queue in list(self._queues.values()))
+        with self._lock:
+            return sum(len(queue) for queue in self._queues.values())
 
     @property
     def reading(self) -> int:

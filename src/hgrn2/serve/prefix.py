@@ -74,7 +74,7 @@ class PrefixCache:
     """States of texts, least recently used ones to disk and then away; both bounded in bytes. One thread uses it."""
 
     def __init__(self, like: ModelState, config: PrefixConfig) -> None:
-        self.config, self.rows = config, StateRows(like, config.memory_mb * MIB)
+        self.config, self.rows = config, StateRows(like, config.cache_mb * MIB)
         self._roots: dict[str, _Node] = {}
         self._memory: OrderedDict[_Node, None] = OrderedDict()
         self._disk: OrderedDict[_Node, None] = OrderedDict()
@@ -126,7 +126,7 @@ class PrefixCache:
 
     def keep(self, owner: str, ids: np.ndarray, state: ModelState, *, plain: bool) -> bool:
         """Copy the state after all of `ids` [n] into the cache; whether it was."""
-        if len(ids) < self.config.least_tokens or not self.rows.count:
+        if len(ids) < self.config.cache_least or not self.rows.count:
             return False
         node = self._node(owner, np.ascontiguousarray(ids, dtype=np.int32))
         if node.entry is not None and (node.entry.plain or not plain):
@@ -227,14 +227,14 @@ class PrefixCache:
         assert entry is not None
         assert entry.row is not None
         row, entry.row = entry.row, None
-        if node.depth >= self.config.least_spilled and self._spill(node, entry, row):
+        if node.depth >= self.config.cache_least_spilled and self._spill(node, entry, row):
             self._disk[node] = None
         else:
             self._mark_evicted(node)
         self.rows.free(row)
 
     def _spill(self, node: _Node, entry: _Entry, row: int) -> bool:
-        limit = self.config.disk_mb * MIB // max(1, self.rows.nbytes)
+        limit = self.config.cache_disk_mb * MIB // max(1, self.rows.nbytes)
         while self._disk and len(self._disk) >= limit:
             self._drop(next(iter(self._disk)))
         if not limit:
@@ -279,7 +279,7 @@ class PrefixCache:
 
     def _bound_edges(self) -> None:
         """Tokens may take a quarter of the memory of states."""
-        limit = self.config.memory_mb * MIB // 4
+        limit = self.config.cache_mb * MIB // 4
         while self.edge_bytes > limit and self._former:
             self._forget_former()
         while self.edge_bytes > limit and (self._memory or self._disk):

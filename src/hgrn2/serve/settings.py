@@ -12,19 +12,19 @@ MIB = 1 << 20
 class PrefixConfig:
     """States of prompts that were read before, from which later prompts go on."""
 
-    memory_mb: int = 128
+    cache_mb: int = 128
     """Mebibytes of states in memory at most; 0: none is kept."""
-    disk_mb: int = 1024
+    cache_disk_mb: int = 1024
     """Mebibytes of states that had to leave memory, in temporary files; 0: they are dropped."""
-    least_tokens: int = 16
+    cache_least: int = 16
     """Shorter texts are not kept: reading them again costs about as much as a copy."""
-    least_spilled: int = 512
+    cache_least_spilled: int = 512
     """Texts that are shorter are dropped rather than written to disk."""
 
     def __post_init__(self) -> None:
-        for name in ("memory_mb", "disk_mb"):
+        for name in ("cache_mb", "cache_disk_mb"):
             refuse(not 0 <= getattr(self, name) <= 1 << 24, f"{name} is {getattr(self, name)}; it must be in [0, 2^24]")
-        for name in ("least_tokens", "least_spilled"):
+        for name in ("cache_least", "cache_least_spilled"):
             refuse(getattr(self, name) < 1, f"{name} is {getattr(self, name)}; it must be at least 1")
 
 

@@ -1,0 +1,187 @@
+"""The routes."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import Body, Depends, FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, Response
+from fastapi.staticfiles import StaticFiles
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+
+from hgrn2 import __version__
+from hgrn2.serve.answers import Answer, Json, failed
+from hgrn2.serve.errors import ApiError, invalid
+from hgrn2.serve.guard import Guard
+from hgrn2.serve.memory import compared, remembered
+from hgrn2.serve.metrics import CONTENT_TYPE
+from hgrn2.serve.schema import ChatRequest, CompareRequest, CompletionRequest, ForkRequest, StateRequest
+from hgrn2.serve.service import Service
+from hgrn2.serve.settings import HttpConfig
+
+STATIC = Path(__file__).parent / "static"
+log = logging.getLogger("hgrn2.serve")
+
+
+def owner_of(request: Request) -> str:
+    """Whose request it is; see `Guard`."""
+    return request.scope["owner"]
+
+
+Owner = Annotated[str, Depends(owner_of)]
+ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"description": "an error, in OpenAI's shape"} for status in (400, 401, 404, 408, 409, 413, 429, 503)
+}
+
+
+def make_app(service: Service, config: HttpConfig, keys: Sequence[str] = (), *, static: Path = STATIC) -> FastAPI:
+    """The application; the engine's thread runs from its start to its end.
+
+    Args:
+        service: answers with one model.
+        config: limits of what is taken from clients.
+        keys: of clients; none: everyone who reaches the server is served.
+        static: the page's files.
+    """
+
+    @contextlib.asynccontextmanager
+    async def life(app: FastAPI) -> AsyncIterator[None]:
+        service.driver.start()
+        yield
+        await service.driver.drain(config.grace_seconds)
+
+    app = FastAPI(title="hgrn2", version=__version__, lifespan=life, redoc_url=None, responses=ERRORS)
+    app.state.service = service
+    _completions(app, service, config)
+    _states(app, service)
+    _about(app, service)
+    if static.is_dir():
+        app.mount("/", StaticFiles(directory=static, html=True), name="page")
+    _errors(app)
+    app.add_middleware(
+        Guard, config=config, keys=keys, closing=lambda: service.engine.closing, answered=service.metrics.status
+    )
+    if config.cors:
+        app.add_middleware(
+            CORSMiddleware, allow_origins=list(config.cors), allow_methods=["*"], allow_headers=["*"]
+        )  # fmt: skip
+    return app
+
+
+def _completions(app: FastAPI, service: Service, config: HttpConfig) -> None:
+    @app.post("/v1/completions")
+    async def completions(body: CompletionRequest, owner: Owner) -> Response:
+        job = await service.completion(body, owner)
+        parts = service.stream(job) if body.stream else service.whole(job)
+        return Answer(parts, stream=bool(body.stream), seconds=config.send_seconds)
+
+    @app.post("/v1/chat/completions")
+    async def chat(body: ChatRequest, owner: Owner) -> Response:
+        job = await service.chat(body, owner)
+        parts = service.stream(job) if body.stream else service.whole(job)
+        return Answer(parts, stream=bool(body.stream), seconds=config.send_seconds)
+
+
+def _states(app: FastAPI, service: Service) -> None:
+    store = service.states
+
+    @app.get("/v1/states")
+    async def states(owner: Owner) -> Response:
+        return Json({"object": "list", "data": [saved.shown(service.name) for saved in store.all(owner)]})
+
+    @app.post("/v1/states")
+    async def read(body: StateRequest, owner: Owner) -> Response:
+        return Json((await service.read(body, owner)).shown(service.name), 201)
+
+    @app.post("/v1/states/load")
+    async def load(request: Request, owner: Owner, name: str = "") -> Response:
+        data = await request.body()
+        return Json((await asyncio.to_thread(store.upload, data, owner, name)).shown(service.name), 201)
+
+    @app.post("/v1/states/compare")
+    async def compare(body: CompareRequest, owner: Owner) -> Response:
+        snapshots = [await asyncio.to_thread(store.load, key, owner) for key in (body.a, body.b)]
+        found = await asyncio.to_thread(compared, service.generator.model, *snapshots)
+        return Json({"a": body.a, "b": body.b, **found})
+
+    @app.get("/v1/states/{key}")
+    async def state(key: str, owner: Owner) -> Response:
+        return Json(store.get(key, owner).shown(service.name))
+
+    @app.delete("/v1/states/{key}")
+    async def delete(key: str, owner: Owner) -> Response:
+        await asyncio.to_thread(store.delete, key, owner)
+        return Json({"id": key, "object": "state", "deleted": True})
+
+    @app.post("/v1/states/{key}/fork")
+    async def fork(key: str, owner: Owner, body: Annotated[ForkRequest | None, Body()] = None) -> Response:
+        name = "" if body is None else body.name
+        return Json((await asyncio.to_thread(store.fork, key, owner, name)).shown(service.name), 201)
+
+    @app.get("/v1/states/{key}/file")
+    async def file(key: str, owner: Owner) -> Response:
+        path = store.file(key, owner)
+        return FileResponse(path, media_type="application/octet-stream", filename=path.name)
+
+    @app.get("/v1/states/{key}/memory")
+    async def memory(key: str, owner: Owner) -> Response:
+        snapshot = await asyncio.to_thread(store.load, key, owner)
+        return Json({"id": key, **await asyncio.to_thread(remembered, service.generator.model, snapshot)})
+
+
+def _about(app: FastAPI, service: Service) -> None:
+    engine = service.engine
+    model = {"id": service.name, "object": "model", "created": service.created, "owned_by": "hgrn2"}
+
+    @app.get("/v1/models")
+    async def models() -> Response:
+        return Json({"object": "list", "data": [model]})
+
+    @app.get("/v1/models/{name:path}")
+    async def one_model(name: str) -> Response:
+        if name != service.name:
+            raise ApiError(404, f"there is no model {name!r} here; this server has {service.name!r}", param="model")
+        return Json(model)
+
+    @app.get("/health")
+    async def health() -> Response:
+        closing = engine.closing
+        value = {
+            "status": "closing" if closing else "ok", "model": service.name, "slots": engine.slots.size,
+            "writing": engine.writing, "reading": engine.reading, "waiting": engine.waiting,
+            "exact": engine.slots.exact, "state_bytes": service.state_bytes,
+        }  # fmt: skip
+        return Json(value, 503 if closing else 200)
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        return Response(service.metrics.text(), media_type=CONTENT_TYPE)
+
+
+def _errors(app: FastAPI) -> None:
+    @app.exception_handler(ApiError)
+    async def known(_: Request, error: ApiError) -> Response:
+        return failed(error)
+
+    @app.exception_handler(RequestValidationError)
+    async def validation(_: Request, error: RequestValidationError) -> Response:
+        message, param = invalid(next(iter(error.errors()), {}))
+        return failed(ApiError(400, message, param=param))
+
+    @app.exception_handler(HTTPException)
+    async def http(request: Request, error: HTTPException) -> Response:
+        said = {
+            404: f"there is no route {request.url.path!r:.100}",
+            405: f"{request.method:.20} does not go with {request.url.path!r:.100}",
+        }.get(error.status_code, str(error.detail))
+        return Json(ApiError(error.status_code, said).body(), error.status_code, dict(error.headers or {}))
+
+    @app.exception_handler(Exception)
+    async def unknown(_: Request, error: Exception) -> Response:
+        log.error("a request failed", exc_info=error)
+        return failed(ApiError(500, "this server failed over the request; its log says more"))

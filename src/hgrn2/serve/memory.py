@@ -1,0 +1,70 @@
+"""What a state holds and how far two of them are apart, as JSON values."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hgrn2.generate.snapshots import Snapshot
+from hgrn2.inspect.states import differences, effective_rank
+from hgrn2.models.language import LanguageModel
+from hgrn2.serve.gates import LONGEST
+
+
+def remembered(model: LanguageModel, snapshot: Snapshot) -> dict[str, Any]:
+    """Norm and rank of every head, and the lower bounds of the gates, layer by layer."""
+    layers = []
+    bounds = model.backbone.bounds()
+    for n, (mixer, state, bound) in enumerate(zip(model.backbone.mixers, snapshot.state.layers, bounds, strict=True)):
+        recurrent = state.recurrent[0].detach().to("cpu")
+        layers.append({
+            "layer": n, "kind": mixer.kind, "shape": list(recurrent.shape), "norm": _number(_norm(recurrent)),
+            **_bounds(bound), "heads": None if recurrent.dim() != 3 else _heads(recurrent),
+        })  # fmt: skip
+    return {"tokens": snapshot.tokens, "layers": layers}
+
+
+def compared(model: LanguageModel, a: Snapshot, b: Snapshot) -> dict[str, Any]:
+    """Distance and angle of two states, by layer and head; see `hgrn2.inspect.states.Difference`."""
+    found = differences(a.state.to("cpu"), b.state.to("cpu"))
+    layers = [
+        {
+            "layer": one.layer, "kind": model.backbone.mixers[one.layer].kind,
+            "heads": [
+                {"distance": _number(distance), "cosine": _number(cosine)}
+                for distance, cosine in zip(one.distance, one.cosine, strict=True)
+            ],
+        }
+        for one in found
+    ]  # fmt: skip
+    return {"tokens": [a.tokens, b.tokens], "layers": layers}
+
+
+def _heads(matrices: Tensor) -> list[dict[str, float]]:
+    """Of matrices [H,K,V]."""
+    largest = torch.linalg.matrix_norm(matrices, 2)
+    return [
+        {"norm": _number(_norm(matrix)), "largest": _number(top), "effective_rank": _number(rank)}
+        for matrix, top, rank in zip(matrices, largest, effective_rank(matrices), strict=True)
+    ]
+
+
+def _bounds(bound: Tensor | None) -> dict[str, Any]:
+    if bound is None:
+        none = {"low": 0.0, "mean": 0.0, "high": 0.0}
+        return {"lower_bound": none, "least_memory": none}
+    gamma = bound.detach().double().cpu()
+    least = (-1 / gamma.log()).clamp(0, LONGEST)
+    return {"lower_bound": _spread(gamma), "least_memory": _spread(least)}
+
+
+def _spread(values: Tensor) -> dict[str, float]:
+    return {"low": _number(values.min()), "mean": _number(values.mean()), "high": _number(values.max())}
+
+
+def _norm(tensor: Tensor) -> Tensor:
+    return tensor.abs().square().sum().sqrt()
+
+
+def _number(value: Tensor) -> float:
+    return float(f"{float(value):.6g}")
