@@ -19,7 +19,8 @@ from hgrn2.layers.config import MixerConfig
 from hgrn2.layers.directions import Shape, check_shape, no_state
 from hgrn2.layers.key_values import KeyValues, join, with_conv
 from hgrn2.layers.norm import Norm
-from hgrn2.layers.short_conv import short_conv, start_conv
+from hgrn2.layers.operators import WHOLE, Operators
+from hgrn2.layers.short_conv import start_conv
 from hgrn2.ops.sequences import check_cu_seqlens, offsets_of
 
 ROTARY_BASE = 10_000.0
@@ -34,6 +35,8 @@ class Attention(nn.Module):
     With direction bidirectional every token sees every other one, and no state can be carried. Pictures have no
     direction of their own here: a picture is its tokens, row by row, with positions that tell rows and columns.
     """
+
+    operators: Operators = WHOLE
 
     def __init__(self, width: int, config: MixerConfig) -> None:
         super().__init__()
@@ -93,18 +96,24 @@ class Attention(nn.Module):
         if not self.causal and (state is not None or output_state):
             raise UserError(no_state(self.config))
         past = None if state is None else state.conv
-        mixed, conv = short_conv(self.in_proj(x), self.conv, past, cu_seqlens, keep, output_state=output_state)
+        mixed, conv = self.operators.short_conv(
+            self.in_proj(x), self.conv, past, cu_seqlens, keep, output_state=output_state
+        )
         qkv = mixed.unflatten(-1, (3, self.heads, -1))
-        if cu_seqlens is None:
-            y, final = self._attend(qkv, state, keep, output_state)
-        else:
-            y, final = self._documents(qkv, cu_seqlens, state, keep, output_state)
+        y, final = self.operators.attend(
+            self, qkv, cu_seqlens=cu_seqlens, state=state, keep=keep, output_state=output_state
+        )
         return self.out_proj(y.flatten(2)), None if final is None else with_conv(final, conv)
 
-    def _documents(
-        self, qkv: Tensor, cu_seqlens: Tensor, state: KeyValues | None, keep: Tensor | None, output_state: bool
+    def attend(
+        self, qkv: Tensor, cu_seqlens: Tensor | None, state: KeyValues | None, keep: Tensor | None, output_state: bool
     ) -> tuple[Tensor, KeyValues | None]:
-        """Packed documents one by one: the cost is the sum of their own, however long the longest of them is."""
+        """qkv [B,T,3,H,n] -> (outputs of the heads [B,T,H,n], state).
+
+        Packed documents go one by one: the cost is the sum of their own, however long the longest of them is.
+        """
+        if cu_seqlens is None:
+            return self._attend(qkv, state, keep, output_state)
         check_cu_seqlens(cu_seqlens, qkv.shape[0])
         ends = offsets_of(cu_seqlens, 1, qkv.shape[1]).tolist()
         outputs, finals = [], []
@@ -127,7 +136,7 @@ class Attention(nn.Module):
             none = qkv.new_zeros(batch, 0, 2, self.heads, qkv.shape[-1])
             state = KeyValues(none, (0,) * batch, window=self.config.window)
         places = state.places(tokens, keep)
-        q, k, v = self._turned(qkv, state.positions(places))
+        q, k, v = self.turned(qkv, state.positions(places))
         final = None
         if output_state or keep is not None or not fresh:
             final = state.append(torch.stack((k, v), 2), places, keep)
@@ -151,9 +160,10 @@ class Attention(nn.Module):
             # without any key has no softmax.
             places = (keep.cumsum(1) - 1).clamp_min(0)
             mask = (keep | ~keep.any(1, keepdim=True))[:, None, None]
-        return scaled_dot_product(*self._turned(qkv, places), mask)
+        return scaled_dot_product(*self.turned(qkv, places), mask)
 
-    def _turned(self, qkv: Tensor, places: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def turned(self, qkv: Tensor, places: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """qkv [B,T,3,H,n] -> q, k, v [B,T,H,n], q and k turned by where they stand, `places` [1 or B,T]."""
         q, k, v = qkv.unbind(2)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from hgrn2 import ops
 from hgrn2.layers.config import GATE_RANK, MixerConfig
 from hgrn2.layers.norm import Norm
-from hgrn2.layers.short_conv import short_conv, start_conv
+from hgrn2.layers.operators import WHOLE, Operators
+from hgrn2.layers.short_conv import start_conv
 from hgrn2.layers.state import LayerState
 from hgrn2.layers.terms import Terms
 from hgrn2.ops.backend import work_dtype
@@ -26,6 +27,8 @@ GATE_ROOT = 16.0
 
 class GLA(nn.Module):
     """D -> D, state [B,H,k,n] with n the head size, k the key size and H = D / n; for k = n 5 D² + 33 D weights."""
+
+    operators: Operators = WHOLE
 
     def __init__(self, width: int, config: MixerConfig) -> None:
         super().__init__()
@@ -81,7 +84,9 @@ class GLA(nn.Module):
         assert lower_bound is None, "settings with bounds are refused for gla"
         past = None if state is None else state.conv
         mixed, gate = self.in_proj(x).split((sum(self.projections[:3]), self.width), -1)
-        mixed, conv_state = short_conv(mixed, self.conv, past, cu_seqlens, keep, output_state=output_state)
+        mixed, conv_state = self.operators.short_conv(
+            mixed, self.conv, past, cu_seqlens, keep, output_state=output_state
+        )
         q, k, v = (part.unflatten(-1, (self.heads, -1)) for part in mixed.split(self.projections[:3], -1))
         log_f = self.log_forget(x, None).unflatten(-1, (self.heads, -1))
         if keep is not None:
@@ -94,7 +99,7 @@ class GLA(nn.Module):
             )
             y = y.unsqueeze(1)
         else:
-            y, final = ops.gated_outer_scan(
+            y, final = self.operators.gated_outer_scan(
                 q, k, v, log_f, state=start, cu_seqlens=cu_seqlens, scale=self.scale, output_final_state=output_state
             )
         y = self.out_proj(self.norm(y.flatten(2)) * self.output_activation(gate))

@@ -17,6 +17,7 @@ from hgrn2.errors import UserError
 from hgrn2.layers.config import MixerConfig
 from hgrn2.layers.gates import log_forget
 from hgrn2.layers.norm import Norm
+from hgrn2.layers.operators import WHOLE, Operators
 from hgrn2.layers.state import LayerState
 from hgrn2.layers.terms import Terms
 from hgrn2.ops.backend import work_dtype
@@ -27,6 +28,8 @@ _ACTIVATIONS = {"none": nn.Identity, "silu": nn.SiLU, "sigmoid": nn.Sigmoid}
 
 class HGRU1(nn.Module):
     """D -> D, state [B,D]: complex64 with 7 D² weights, or real float32 with 4 D²."""
+
+    operators: Operators = WHOLE
 
     def __init__(self, width: int, config: MixerConfig) -> None:
         super().__init__()
@@ -123,7 +126,7 @@ class HGRU1(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """Parts of `masked` -> (h [B,T,D], final state); options as in `ops.gated_scan`."""
         added, up = parts
-        return ops.gated_scan(added, up, state=state, **options)
+        return self.operators.gated_scan(added, up, state=state, **options)
 
     def finish(self, y: Tensor, gate: Tensor | None) -> Tensor:
         """h [B,T,D] and the output gate -> the mixer's output."""

@@ -17,7 +17,8 @@ from hgrn2 import ops
 from hgrn2.layers.config import MixerConfig
 from hgrn2.layers.gates import log_forget
 from hgrn2.layers.norm import Norm
-from hgrn2.layers.short_conv import short_conv, start_conv
+from hgrn2.layers.operators import WHOLE, Operators
+from hgrn2.layers.short_conv import start_conv
 from hgrn2.layers.state import LayerState
 from hgrn2.layers.terms import Terms
 from hgrn2.ops.backend import work_dtype
@@ -61,6 +62,8 @@ _GATES: dict[str, Callable[[Tensor], Tensor]] = {"silu": nn.functional.silu, "si
 
 class HGRU2(nn.Module):
     """D -> D, state [B,H,n,n] with n the head size and H = D / n; 4 D² weights, whatever n is (5 with a gate)."""
+
+    operators: Operators = WHOLE
 
     def __init__(self, width: int, config: MixerConfig) -> None:
         super().__init__()
@@ -151,7 +154,7 @@ class HGRU2(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """Parts of `masked` -> (read-out [B,T,D] before the norm, final state); options as in `ops.hgru2`."""
         q, f, i = parts
-        return ops.hgru2(q, f, i, bound, state=state, **self.options, **options)
+        return self.operators.hgru2(q, f, i, bound, state=state, **self.options, **options)
 
     def finish(self, y: Tensor, gate: Tensor | None) -> Tensor:
         """Read-out [B,T,D] and the gate on it, before its activation -> the mixer's output."""
@@ -180,4 +183,4 @@ class HGRU2(nn.Module):
         self, x: Tensor, state: LayerState | None, cu_seqlens: Tensor | None, keep: Tensor | None, output_state: bool
     ) -> tuple[Tensor, Tensor | None]:
         past = None if state is None else state.conv
-        return short_conv(x, self.conv, past, cu_seqlens, keep, output_state=output_state)
+        return self.operators.short_conv(x, self.conv, past, cu_seqlens, keep, output_state=output_state)
