@@ -1,6 +1,8 @@
 """Scans, convolutions and attention over slices of a sequence: the outputs, states and gradients of one process."""
 
 from collections.abc import Callable
+from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -103,7 +105,7 @@ def hgru2_slices() -> None:
         state = drawn(sequences, heads, WIDTH // heads, 3) if with_state else None
         options: dict[str, Any] = {"heads": heads, "scale": 0.7, "input_activation": "silu"}
         compare(
-            lambda *x, o=options, **k: ops.hgru2(*x, **o, **k), lambda *x, o=options, **k: operators.hgru2(*x, **o, **k),
+            partial(ops.hgru2, **options), partial(operators.hgru2, **options),
             [q, f, i], [bound], state, cu, f"hgru2, {name}",
         )  # fmt: skip
 
@@ -117,8 +119,7 @@ def outer_slices() -> None:
         v, log_f = drawn(batch, TOKENS, 2, 3), -torch.rand(batch, TOKENS, 2, 4, dtype=torch.float64) * 3
         state = drawn(sequences, 2, 4, 3) if with_state else None
         compare(
-            lambda *x, **k: ops.gated_outer_scan(*x, scale=0.3, **k),
-            lambda *x, **k: operators.gated_outer_scan(*x, scale=0.3, **k),
+            partial(ops.gated_outer_scan, scale=0.3), partial(operators.gated_outer_scan, scale=0.3),
             [q, k, v, log_f], [], state, cu, f"gated_outer_scan, {name}",
         )  # fmt: skip
 
@@ -224,7 +225,7 @@ def test_every_document_belongs_to_its_slices(name: str, world: int) -> None:
     parts = [slice_of(rank, world, TOKENS // world, cu) for rank in range(world)]
     found = [n for part in parts for n in list(part.documents or [])[int(part.enters) :]]
     assert found == list(range(len(cu) - 1))
-    for before, after in zip(parts, parts[1:], strict=False):
+    for before, after in pairwise(parts):
         assert before.leaves == after.enters
     assert not parts[0].enters
     assert not parts[-1].leaves

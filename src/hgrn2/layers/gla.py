@@ -109,7 +109,7 @@ class GLA(nn.Module):
     def terms(self, x: Tensor, lower_bound: Tensor | None) -> Terms:
         """The recurrence over x [B,T,D] as a sum over tokens, of sequences that start at x."""
         mixed = self.in_proj(x)[..., : 3 * self.width]
-        mixed, _ = short_conv(mixed, self.conv, None, None, None, output_state=False)
+        mixed, _ = self.operators.short_conv(mixed, self.conv, None, None, None, output_state=False)
         work = work_dtype(mixed.dtype)
         q, k, v = mixed.to(work).chunk(3, -1)
         parts = (self.scale * q, k, v, self.log_forget(x, None))

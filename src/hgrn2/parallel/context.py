@@ -5,7 +5,9 @@ else in a block looks at one token at a time. Scans pass states (`scan.py`), the
 inputs, attention gathers keys and values. With packed documents every process is given the offsets of the whole row.
 """
 
-from typing import Any
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +25,14 @@ OFFERED = ("hgru2", "hgru1", "hgru1_real", "gla", "attention")
 """Kinds of mixers whose whole way along the sequence goes through `Operators`."""
 QUERIES = 512
 """Of a slice with padding that look at the keys side by side: their mask is so many rows."""
+
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def untraced(function: Function) -> Function:
+    """`torch.compiler.disable`: a compiled block calls it as it is."""
+    return torch.compiler.disable(function)  # pyright: ignore[reportReturnType]
 
 
 class SlicedOperators(Operators):
@@ -45,17 +55,17 @@ class SlicedOperators(Operators):
             self._known = cu_seqlens, slice_of(self.rank, self.ranks, x.shape[1], cu_seqlens)
         return self._known[1]
 
-    @torch.compiler.disable
+    @untraced
     def hgru2(self, *tensors: Any, **options: Any) -> tuple[Tensor, Tensor | None]:
         """As `ops.hgru2`."""
         return self._scan(scan.hgru2, tensors, **options)
 
-    @torch.compiler.disable
+    @untraced
     def gated_outer_scan(self, *tensors: Any, **options: Any) -> tuple[Tensor, Tensor | None]:
         """As `ops.gated_outer_scan`."""
         return self._scan(scan.gated_outer_scan, tensors, **options)
 
-    @torch.compiler.disable
+    @untraced
     def gated_scan(self, *tensors: Any, **options: Any) -> tuple[Tensor, Tensor | None]:
         """As `ops.gated_scan`."""
         return self._scan(scan.gated_scan, tensors, **options)
@@ -68,7 +78,7 @@ class SlicedOperators(Operators):
         made = make(*tensors, **options)
         return scan.sliced(made, part, self.group, state, output_final_state=output_final_state)
 
-    @torch.compiler.disable
+    @untraced
     def short_conv(self, *tensors: Any, output_state: bool) -> tuple[Tensor, Tensor | None]:
         """As `layers.short_conv`."""
         x, weight, past, cu_seqlens, keep = tensors
@@ -101,7 +111,7 @@ class SlicedOperators(Operators):
             count = torch.full_like(count, taps)
         return gathered(torch.cat((tail, count[:, None, None].expand(-1, taps, 1).to(tail.dtype)), -1), self.group)
 
-    @torch.compiler.disable
+    @untraced
     def attend(
         self, attention: Attention, qkv: Tensor, *, cu_seqlens: Tensor | None, state: Any, keep: Tensor | None,
         output_state: bool,
@@ -126,7 +136,7 @@ class SlicedOperators(Operators):
         if part.documents is None or part.cu_seqlens is None:
             return _last(q, k, v, window), None
         outputs, ends = [], part.cu_seqlens.tolist()
-        for number, (a, b) in enumerate(zip(ends, ends[1:], strict=False)):
+        for number, (a, b) in enumerate(pairwise(ends)):
             before = part.place if number == 0 and part.enters else 0
             keys = slice(here.start + a - before, here.start + b)
             outputs.append(_last(q[:, a:b], k[:, keys], v[:, keys], window))
@@ -134,7 +144,7 @@ class SlicedOperators(Operators):
 
 
 def last_inputs(x: Tensor, keep: Tensor | None, taps: int) -> tuple[Tensor, Tensor]:
-    """The last `taps` inputs that are kept of x [B,T,D], zeros before the first [B,taps,D], and how many they are [B]."""
+    """The last `taps` inputs that are kept of x [B,T,D], with zeros before them [B,taps,D], and their number [B]."""
     if keep is None:
         found = min(taps, x.shape[1])
         tail = nn.functional.pad(x[:, x.shape[1] - found :], (0, 0, taps - found, 0))
