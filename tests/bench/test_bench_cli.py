@@ -266,3 +266,11 @@ def test_rows_are_plain_json(bench: Run, tiny: tuple[str, ...], tmp_path: Path) 
         "--json",
     )
     assert json.loads((tmp_path / "decode.jsonl").read_text()) == done.rows[0]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_parity_needs_a_gpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert entry(["bench", "parity", "--layers", "2", "--out", str(tmp_path)]) == 2
+    assert "fla's forward needs a GPU" in capsys.readouterr().err
+    assert entry(["bench", "parity", "--tokens", "0", "--out", str(tmp_path)]) == 2
+    assert "--tokens is 0; it must be at least 1" in capsys.readouterr().err

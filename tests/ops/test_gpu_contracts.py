@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from hgrn2 import ops
-from hgrn2.errors import UserError
 from hgrn2.ops import backend as backends
+from hgrn2.ops.triton_support import TritonBackend
 from hgrn2.testing import contracts
 from hgrn2.testing.cases import BOUNDS, LOGITS, OPERATORS, Case, Operator, Problem, build, packed
 from hgrn2.testing.compare import different_bits, failures, relative_error
@@ -22,7 +22,7 @@ from hgrn2.testing.evaluation import Tensors, differentiate, evaluate, leaves, r
 from hgrn2.testing.large import matches_chunked
 
 DEVICE = "cuda"
-KERNELS = ("cuda", "triton")
+KERNELS = tuple(one.name for one in backends.REGISTRY["hgru2"] if one.compiles)
 NARROW, WIDE = torch.bfloat16, torch.float32
 DOCUMENTS = (0, 1, 70, 0, 3, 64, 0, 128, 5, 0)
 
@@ -34,19 +34,16 @@ pytestmark = [
 
 def serving(case: Case, backend: str, dtype: torch.dtype, device: str = DEVICE) -> Case:
     """The case on the GPU; skips where the backend cannot serve it, and says why."""
-    heads = (case.key, case.value) if case.op in ("hgru2", "gated_outer_scan") else (0, 0)
-    kind = dtype.to_complex() if case.complex else dtype
-    try:
-        backends.choose(torch.device(device), backend, op=case.op, dtype=kind, keys=heads[0], values=heads[1])
-    except UserError as why:
-        pytest.skip(str(why))
+    able, why = backends.find(case.op, backend).supports(call_of(case, dtype, device))
+    if not able:
+        pytest.skip(why)
     return replace(case, device=device)
 
 
 def operator_of(case: Case, backend: str) -> Operator:
-    """The operator; the CUDA kernels have no step of their own and take whatever serves one."""
+    """The operator; kernels that have no step of their own take whatever serves one."""
     operator = OPERATORS[case.op]
-    if backend != "cuda":
+    if backend in backends.names(backends.STEPS[case.op]):
         return operator
 
     def step(*, backend: str, **call: Any) -> tuple[Tensor, Tensor]:
@@ -56,18 +53,21 @@ def operator_of(case: Case, backend: str) -> Operator:
 
 
 def combinations(*cases: Case) -> list[object]:
-    """(case, backend, dtype): Triton in float32 and bfloat16, CUDA where its heads and dtypes are."""
+    """(case, backend, dtype): every backend with kernels, in float32 and bfloat16, as far as it serves them here."""
     found = []
     for case in cases:
-        choices = [("triton", WIDE)] + ([] if case.complex else [("triton", NARROW)])
-        if case.op == "hgru2" and case.key == case.value and case.key in (64, 128):
-            choices += [("cuda", NARROW)]
-        if case.op == "hgru2" and case.key == case.value and case.key <= 16:
-            choices += [("cuda", WIDE), ("cuda", NARROW)]
-        for backend, dtype in choices:
-            name = f"{backend}-{str(dtype).removeprefix('torch.')}-{case}"
-            found.append(pytest.param(case, backend, dtype, id=name))
+        for one in backends.REGISTRY[case.op]:
+            for dtype in (WIDE,) if case.complex else (WIDE, NARROW):
+                if one.compiles and (not torch.cuda.is_available() or one.supports(call_of(case, dtype))[0]):
+                    name = f"{one.name}-{str(dtype).removeprefix('torch.')}-{case}"
+                    found.append(pytest.param(case, one.name, dtype, id=name))
     return found
+
+
+def call_of(case: Case, dtype: torch.dtype, device: str = DEVICE) -> backends.Call:
+    """What a backend is asked about the case."""
+    heads = (case.key, case.value) if case.op in ("hgru2", "gated_outer_scan") else (0, 0)
+    return backends.Call(case.op, torch.device(device), dtype.to_complex() if case.complex else dtype, *heads)
 
 
 SMALL, HEAD = Case(op="hgru2", tokens=131, key=32, value=32, bound="small"), {"key": 64, "value": 64}
@@ -290,7 +290,7 @@ def test_second_device_while_the_first_is_current(kernels: str) -> None:
 
 
 def test_auto_takes_kernels_here() -> None:
-    case = serving(STEADY, "triton", NARROW)
+    case = serving(STEADY, TritonBackend.name, NARROW)
     problem = build(case, NARROW)
     chosen = backends.choose(torch.device(DEVICE), op="hgru2", dtype=NARROW, keys=64, values=64)
     assert chosen.backend in KERNELS

@@ -1,4 +1,4 @@
-"""Does a model of flash-linear-attention compute here what it computes there? `python -m hgrn2.bench.parity`.
+"""Does a model of flash-linear-attention compute here what it computes there? `hgrn2 bench parity`.
 
 Builds its HGRN2 with random weights (1.3 B parameters unless told otherwise), lets it write its own folder, reads that
 as any published one is read, and compares logits and greedy tokens. Needs a GPU: its forward does not run without one.
@@ -7,20 +7,20 @@ logit. Prompts of up to 64 tokens take its recurrent kernel; --tokens above that
 wait for minutes, only the first configuration is built.
 """
 
-import argparse
-import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hgrn2.errors import UserError
+from hgrn2.bench.parity_settings import ParityBench
 from hgrn2.models.convert import read_published
 from hgrn2.models.language import LanguageModel
 from hgrn2.models.modes import reading
-from hgrn2.rows import append, measurement, prepare_folder
+from hgrn2.progress import Progress, silent
+from hgrn2.rows import Row, measurement
 from hgrn2.settings import refuse
 
 SHAPE = {"hidden_size": 2048, "num_hidden_layers": 24, "expand_ratio": 128, "intermediate_size": 5632}
@@ -104,32 +104,19 @@ def compare(layers: int, tokens: int, count: int, seed: int = 0) -> dict[str, An
     return found
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Parse, compare, append rows; 0, or 2 with one line on bad input."""
-    parser = argparse.ArgumentParser(prog="python -m hgrn2.bench.parity", description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("results"), help="folder of the rows")
-    parser.add_argument("--layers", type=int, default=24)
-    parser.add_argument("--tokens", type=int, nargs="+", default=[64], help="lengths of the prompt")
-    parser.add_argument("--count", type=int, default=32, help="greedy tokens")
-    options = parser.parse_args(arguments)
-    try:
-        refuse(not torch.cuda.is_available(), "fla's forward needs a GPU, and there is none here")
-        prepare_folder(options.out)
-        if max(options.tokens) > 64:
-            fast_tuning()
-        for tokens in options.tokens:
-            found = compare(options.layers, tokens, options.count)
-            case = {"layers": options.layers, "tokens": tokens, **SHAPE, "parameters": found.pop("parameters")}
-            for precision, values in found.items():
-                row = measurement("parity", {**case, "precision": precision}, "fla", "fla", [values["apart"]],
-                                  "of the largest logit", values)  # fmt: skip
-                append(options.out, row)
-                print(tokens, precision, values)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+def measure(bench: ParityBench, record: Callable[[Row], None], progress: Progress = silent) -> None:
+    """A row for each length of the prompt and each precision.
 
-
-if __name__ == "__main__":
-    sys.exit(main())
+    Raises:
+        UserError: no GPU here, or no flash-linear-attention.
+    """
+    refuse(not torch.cuda.is_available(), "fla's forward needs a GPU, and there is none here")
+    if max(bench.tokens) > 64:
+        fast_tuning()
+    for number, tokens in enumerate(bench.tokens):
+        progress(f"prompts of {tokens} tokens", number, len(bench.tokens))
+        found = compare(bench.layers, tokens, bench.count)
+        case = {"layers": bench.layers, "tokens": tokens, **SHAPE, "parameters": found.pop("parameters")}
+        for precision, values in found.items():
+            where = {**case, "precision": precision}
+            record(measurement("parity", where, "fla", "fla", [values["apart"]], "of the largest logit", values))

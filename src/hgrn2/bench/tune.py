@@ -27,6 +27,7 @@ from hgrn2.ops import hgru2_step
 from hgrn2.ops.backend import choose
 from hgrn2.ops.gated_outer_scan.triton import launch_table as table
 from hgrn2.ops.gated_outer_scan.triton.launch_table import Launch
+from hgrn2.ops.triton_support import TritonBackend
 from hgrn2.pool import Pool
 from hgrn2.progress import Progress, silent
 from hgrn2.testing.large import expect
@@ -111,7 +112,7 @@ def _settings(bench: OpsBench) -> list[Setting]:
     for shape in bench.measured_shapes:
         head = parse_shape(shape)[3]
         made = Setting(op="hgru2", shape=shape, bound=bench.bound[0], dtype=bench.measured_dtype, device=bench.device)
-        choose(torch.device(made.device), "triton", dtype=dtype_of(made.dtype), keys=head, values=head)
+        choose(torch.device(made.device), TritonBackend.name, dtype=dtype_of(made.dtype), keys=head, values=head)
         sizes.setdefault(head, made)
     return list(sizes.values())
 
@@ -146,7 +147,7 @@ def call_of(setting: Setting, op_pass: str) -> Callable[[], object]:
 def _contender(setting: Setting) -> Contender:
     problem = draw(setting)
     heads = setting.heads
-    return ours(problem, "triton", lambda: expect(two_heads(problem, heads)), lambda found: cut(found, heads))
+    return ours(problem, TritonBackend.name, lambda: expect(two_heads(problem, heads)), lambda found: cut(found, heads))
 
 
 def _step(setting: Setting) -> Callable[[], object]:
@@ -155,7 +156,7 @@ def _step(setting: Setting) -> Callable[[], object]:
     state, bound = problem.grad_state.clone(), problem.tensors["lower_bound"]
 
     def call() -> object:
-        return hgru2_step(q, f, i, bound, heads=setting.heads, state=state, inplace=True, backend="triton")
+        return hgru2_step(q, f, i, bound, heads=setting.heads, state=state, inplace=True, backend=TritonBackend.name)
 
     return call
 
@@ -234,7 +235,9 @@ def _build(job: Job, launch: Launch) -> bool:
             if job.setting.device == "cuda":
                 torch.cuda.synchronize()
     except Exception as error:
-        if type(error).__module__.startswith("triton"):  # OutOfResources, CompilationError, PassManager failures
+        if (
+            type(error).__module__.partition(".")[0] == TritonBackend.name
+        ):  # OutOfResources, CompilationError, PassManager failures
             return False
         raise
     return True

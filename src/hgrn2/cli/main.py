@@ -58,6 +58,7 @@ VERBS: dict[str, tuple[str, dict[str, str]]] = {
             "decode": "bench:BenchDecode",
             "onnx": "bench:BenchOnnx",
             "quantize": "bench_quantize:BenchQuantize",
+            "parity": "bench_parity:BenchParity",
             "table": "bench:BenchTable",
         },
     ),

@@ -5,7 +5,7 @@ writes the recurrence of all K V numbers of each head's state as `gated_scan` an
 no products, but holds V times as many numbers a token in memory. For heads of one channel nothing is expanded at all:
 the scan is that of a vector recurrence.
 
-`python -m hgrn2.bench.small_heads` times it beside the others, on this machine and on any backend; its rows stand in
+`hgrn2 bench ops --ops hgru2 --shapes 4x1024x120x1 4x1024x120x4` times it beside the others; rows of both forms stand in
 results/small_heads.jsonl. On a CPU, forward and backward together, it is about ten times quicker with heads of one
 channel and about twice as quick with 2 and 3; with 4 they are level, and from there on products lead by more and more,
 to about six times with 15. That holds for few long sequences and for many short ones, as rows of images make them. So
