@@ -11,6 +11,7 @@ import torch
 
 from hgrn2.bench import train
 from hgrn2.bench.settings import Limits, Size, TrainBench
+from hgrn2.cli.main import entry
 from hgrn2.ops.backend import choose
 from hgrn2.ops.hgru2 import chunked
 from hgrn2.ops.native import outer as native_outer
