@@ -235,9 +235,8 @@ def _build(job: Job, launch: Launch) -> bool:
             if job.setting.device == "cuda":
                 torch.cuda.synchronize()
     except Exception as error:
-        if (
-            type(error).__module__.partition(".")[0] == TritonBackend.name
-        ):  # OutOfResources, CompilationError, PassManager failures
+        # OutOfResources, CompilationError, failures of PassManager
+        if type(error).__module__.partition(".")[0] == TritonBackend.name:
             return False
         raise
     return True
