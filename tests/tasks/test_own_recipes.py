@@ -121,6 +121,8 @@ BAD = {
     "bad_one:number": "recipe bad_one:number gives a value of class int; this command needs RunConfig",
     "bad_one:needs": "recipe bad_one:needs takes arguments; give a function without any",
     "bad_one:breaks": "recipe bad_one:breaks: ZeroDivisionError: division by zero (",
+    "bad_one:typo": "recipe bad_one:typo: TypeError: OptimConfig.__init__() got an unexpected keyword argument 'lrr' (",
+    "bad_one:deep": "recipe bad_one:deep: JSONDecodeError: Expecting value: line 1 column 1 (char 0) (",
     "bad_one:nonsense": "recipe bad_one:nonsense: lr is -1.0; it must be positive",
     "bad_two:run": "recipe bad_two:run: ModuleNotFoundError: No module named 'not_installed_at_all' (",
     "bad_three:run": "recipe bad_three:run: SyntaxError: ",
@@ -136,6 +138,8 @@ def test_mistakes_are_one_line(name: str, here: Path, capsys: pytest.CaptureFixt
         "number = 3\n"
         "def needs(steps): ...\n"
         "def breaks(): return 1 / 0\n"
+        "def typo(): return OptimConfig(lrr=1)\n"
+        "def deep():\n    import json\n    return json.loads('nothing')\n"
         "def nonsense(): return OptimConfig(lr=-1)\n"
     )
     (here / "bad_two.py").write_text("import not_installed_at_all\n")
@@ -146,7 +150,7 @@ def test_mistakes_are_one_line(name: str, here: Path, capsys: pytest.CaptureFixt
     assert BAD[name] in error
     assert len(error.strip().splitlines()) == 1
     assert not (here / "run").exists()
-    if "(" in BAD[name]:
+    if BAD[name].endswith("("):
         assert re.search(r"bad_\w+\.py, line \d+\)", error)
 
 

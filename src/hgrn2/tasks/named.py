@@ -74,13 +74,13 @@ def _told(name: str) -> Iterator[None]:
         yield
     except UserError as error:
         raise error if name in str(error) else UserError(f"recipe {name}: {error}") from error
+    except SyntaxError as error:
+        raise UserError(f"recipe {name}: SyntaxError: {error.msg} ({error.filename}, line {error.lineno})") from error
     except (Exception, SystemExit) as error:
-        where = traceback.extract_tb(error.__traceback__)[-1]
-        place = f" ({where.filename}, line {where.lineno})"
-        if isinstance(error, SyntaxError):
-            place = f" ({error.filename}, line {error.lineno})"
-        said = error.msg if isinstance(error, SyntaxError) else str(error)
-        raise UserError(f"recipe {name}: {type(error).__name__}: {said}{place}") from error
+        frames = traceback.extract_tb(error.__traceback__)
+        mine = [one for one in frames if one.filename.startswith(os.getcwd())] or frames
+        place = f"({mine[-1].filename}, line {mine[-1].lineno})"
+        raise UserError(f"recipe {name}: {type(error).__name__}: {error} {place}") from error
 
 
 def _imported(module: str) -> Any:

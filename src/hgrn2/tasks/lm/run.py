@@ -20,5 +20,5 @@ def train_language(
 
 def fit_vocabulary(run: RunConfig) -> RunConfig:
     """The run with the model's vocabulary set to that of its data."""
-    train, _ = open_corpora(run.data)
-    return replace(run, model=replace(run.model, vocab_size=train.vocab_size))
+    text, _ = open_corpora(run.data)
+    return replace(run, model=replace(run.model, vocab_size=text.vocab_size))
