@@ -28,7 +28,7 @@ $(OLD_TRANSFORMERS): $(VENV)/.dev
 	$(PIP) install -q --no-deps --upgrade --target $@ transformers==5.17.0 huggingface_hub==1.33.0 httpx==0.28.1 httpcore==1.0.9
 	touch $@
 
-# One process a core (WORKERS=0: none beside pytest's own); a process that is done takes tests from another's list.
+# One process per core (WORKERS=0: none beside pytest's own); a process that is done takes tests from another's list.
 WORKERS ?= auto
 PYTEST := $(BIN)/python -m pytest -q --durations=10
 PARALLEL := -n $(WORKERS) --maxprocesses 16 --dist worksteal

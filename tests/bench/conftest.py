@@ -29,14 +29,14 @@ class Done:
 
 @pytest.fixture
 def baselines() -> None:
-    """Skips where the peers cannot be had."""
+    """Skips where the baselines cannot be had."""
     if importlib.util.find_spec("transformers") is None:
         pytest.skip("the baselines need transformers (extra bench)")
 
 
 @pytest.fixture
 def tiny() -> tuple[str, ...]:
-    """Options of models that all subjects can be fitted to, and that take milliseconds."""
+    """Sizes that every model can be fitted to, and that take milliseconds."""
     return ("--width", "64", "--layers", "2", "--head-size", "16", "--glu-width", "320", "--vocab-size", "32")
 
 

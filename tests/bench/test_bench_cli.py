@@ -121,7 +121,7 @@ def test_a_gpu_that_is_not_there_is_said_plainly(bench: Run, tmp_path: Path) -> 
     assert "needs a GPU that PyTorch can use" in done.err
 
 
-def test_a_wrong_truth_stops_everybody(bench: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_reference_stops_everybody(bench: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     right = chunked.forward
 
     def wrong(*arguments: Any, **options: Any) -> Any:
@@ -166,7 +166,7 @@ def test_hgrn2_alone_needs_no_transformers(
 ) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
     sizes = (*tiny, "--tokens", 16, "--repeats", 1, "--out", tmp_path)
-    assert bench("train", "--subjects", "hgrn2", "--lengths", 8, *sizes).code == 0
+    assert bench("train", "--models", "hgrn2", "--lengths", 8, *sizes).code == 0
     done = bench("train", "--lengths", 8, *sizes)
     assert done.code == 2
     assert "hgrn2[bench]" in done.err
@@ -187,7 +187,7 @@ def test_a_slow_mamba_is_estimated_from_two_layers(monkeypatch: pytest.MonkeyPat
     rows: list[Any] = []
     for limit in (1.0, 1000.0):
         settings = TrainBench(
-            size=size, subjects=("mamba-hf",), lengths=(8,), tokens=8, limits=Limits(repeats=1, max_seconds=limit)
+            size=size, models=("mamba-hf",), lengths=(8,), tokens=8, limits=Limits(repeats=1, max_seconds=limit)
         )
         train.measure(settings, rows.append)
     estimated, whole = rows
@@ -216,7 +216,7 @@ def test_a_slow_mamba_is_estimated_from_two_layers(monkeypatch: pytest.MonkeyPat
         (("train", "--tokens", "100", "--lengths", "64"), "multiple of the length"),
         (("train", "--lengths"), "name at least one"),
         (("train", "--lengths", "8", "8"), "repeated"),
-        (("train", "--subjects", "llama-hf-static"), "invalid choice"),
+        (("train", "--models", "llama-hf-static"), "invalid choice"),
         (("train", "--max-seconds", "0"), "must be positive"),
         (("train", "--threads", "0"), "at least 1"),
         (("train", "--width", "30"), "does not divide"),
@@ -254,7 +254,7 @@ def test_rows_are_plain_json(bench: Run, tiny: tuple[str, ...], tmp_path: Path) 
     done = bench(
         "decode",
         *tiny,
-        "--subjects",
+        "--models",
         "hgrn2",
         "--contexts",
         4,

@@ -1,4 +1,4 @@
-"""What the benches of whole models do on a GPU, walked through on the CPU; and settings, presets and citations."""
+"""What the benches of whole models do on a GPU, on the CPU; and settings, presets and citations."""
 
 import gc
 import signal
@@ -12,9 +12,9 @@ import torch
 from hgrn2.bench import attempt as attempts
 from hgrn2.bench import decode, recorded, train
 from hgrn2.bench.attempt import attempt, matrix_rate
+from hgrn2.bench.bench_model import Setup
+from hgrn2.bench.models import build
 from hgrn2.bench.settings import PRESETS, DecodeBench, Limits, Size, TrainBench
-from hgrn2.bench.subject import Setup
-from hgrn2.bench.subjects import build
 from hgrn2.errors import UserError
 from hgrn2.models.modes import reading
 from hgrn2.models.presets import preset
@@ -40,7 +40,7 @@ def test_presets_are_the_published_shapes() -> None:
     assert DecodeBench(size=TINY).measured_size == TINY
 
 
-def test_peers_by_name() -> None:
+def test_baselines_by_name() -> None:
     assert TrainBench(against=("sdpa,mamba", "none")).measured == ("hgrn2", "llama-hf", "mamba-hf")
     assert TrainBench(against=("none",)).measured == ("hgrn2",)
     assert TrainBench(against=("fla", "sdpa"), device="cuda").measured == ("hgrn2", "fla", "llama-hf")
@@ -53,11 +53,11 @@ def test_peers_by_name() -> None:
     ("arguments", "message"),
     [
         (("train", "--against", "fla"), "add --device cuda"),
-        (("train", "--subjects", "fla"), "add --device cuda"),
+        (("train", "--models", "fla"), "add --device cuda"),
         (("train", "--against", "gpt"), "choose from sdpa, llama, mamba, fla, none"),
         (("train", "--preset", "7b"), "invalid choice"),
         (("train", "--recompute", "glu", "glu"), "repeated"),
-        (("train", "--subject-seconds", "0"), "must be positive"),
+        (("train", "--model-seconds", "0"), "must be positive"),
         (("decode", "--batches", "0"), "at least 1"),
         (("decode", "--state-dtype", "float16"), "invalid choice"),
         (("decode", "--against", "fla"), "add --device cuda"),
@@ -72,7 +72,7 @@ def test_bad_arguments(bench: Run, tmp_path: Any, arguments: tuple[str, ...], me
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 @pytest.mark.parametrize("task", ["train", "decode"])
 def test_no_gpu_is_one_line(bench: Run, tmp_path: Any, task: str) -> None:
-    done = bench(task, "--device", "cuda", "--subjects", "hgrn2", "--out", tmp_path)
+    done = bench(task, "--device", "cuda", "--models", "hgrn2", "--out", tmp_path)
     assert done.code == 2
     assert "--device cuda needs a GPU that PyTorch can use" in done.err
 
@@ -80,7 +80,7 @@ def test_no_gpu_is_one_line(bench: Run, tmp_path: Any, task: str) -> None:
 def test_every_variant_gets_its_row(baselines: None) -> None:
     rows: list[Row] = []
     bench = TrainBench(
-        size=TINY, subjects=("hgrn2", "llama-hf"), lengths=(8,), tokens=16, recompute=("none", "glu", "block"),
+        size=TINY, models=("hgrn2", "llama-hf"), lengths=(8,), tokens=16, recompute=("none", "glu", "block"),
         dtype="bfloat16", loss="chunked", limits=ONCE,
     )  # fmt: skip
     assert one_by_one(bench, rows) == []
@@ -103,7 +103,7 @@ def test_one_that_fails_leaves_the_others(baselines: None, monkeypatch: pytest.M
 
     monkeypatch.setattr(train, "_ready", broken)
     rows: list[Row] = []
-    bench = TrainBench(size=TINY, subjects=("hgrn2", "llama-hf"), lengths=(8,), tokens=16, limits=ONCE)
+    bench = TrainBench(size=TINY, models=("hgrn2", "llama-hf"), lengths=(8,), tokens=16, limits=ONCE)
     why = "out of memory (CUDA out of memory. Tried to allocate 7 GiB.)"
     assert one_by_one(bench, rows) == [f"hgrn2, T 8: {why}"]
     assert [row.subject for row in rows] == ["llama-hf"]
@@ -112,13 +112,13 @@ def test_one_that_fails_leaves_the_others(baselines: None, monkeypatch: pytest.M
 def test_decoding_row_by_row(baselines: None) -> None:
     rows: list[Row] = []
     bench = DecodeBench(
-        size=TINY, subjects=("hgrn2", "hgrn2-graph", "llama-hf"), contexts=(30, 8), batches=(1, 3), tokens=4,
+        size=TINY, models=("hgrn2", "hgrn2-graph", "llama-hf"), contexts=(30, 8), batches=(1, 3), tokens=4,
         state_dtype="bfloat16", limits=ONCE,
     )  # fmt: skip
     assert decode._one_by_one(bench, rows.append, lambda *told: None, {}) == []
     order = [(batch, context) for batch in (1, 3) for context in (8, 30)]
     assert [(row.subject, row.case["batch"], row.case["context"]) for row in rows] == [
-        (name, *place) for name in bench.subjects for place in order
+        (name, *place) for name in bench.models for place in order
     ]
     state = {(row.subject, row.case["batch"], row.case["context"]): row.details["state_bytes"] for row in rows}
     assert state["hgrn2", 3, 30] == state["hgrn2-graph", 3, 8] == 3 * 2 * 64 * 16 * 2
@@ -138,14 +138,14 @@ def test_other_tokens_than_the_plain_model_are_no_speed(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(decode.Steps, "_step", wrong)
     rows: list[Row] = []
-    bench = DecodeBench(size=TINY, subjects=("hgrn2-graph",), contexts=(8,), tokens=4, limits=ONCE)
+    bench = DecodeBench(size=TINY, models=("hgrn2-graph",), contexts=(8,), tokens=4, limits=ONCE)
     (line,) = decode._one_by_one(bench, rows.append, lambda *told: None, {})
     assert "chooses other tokens than the plain model" in line
     assert rows == []
 
 
 def test_decode_on_the_command_line(bench: Run, tiny: tuple[str, ...], tmp_path: Any) -> None:
-    arguments = ("decode", *tiny, "--subjects", "hgrn2", "hgrn2-graph", "--contexts", 8, "--batches", 1, 2)
+    arguments = ("decode", *tiny, "--models", "hgrn2", "hgrn2-graph", "--contexts", 8, "--batches", 1, 2)
     done = bench(*arguments, "--tokens", 3, "--repeats", 1, "--out", tmp_path, "--json")
     assert done.code == 0, done.err
     assert [(row["subject"], row["case"]["batch"]) for row in done.rows] == [
@@ -165,12 +165,12 @@ def test_setups_change_no_result() -> None:
 
 
 def test_prompts_in_small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    from hgrn2.bench import subjects
+    from hgrn2.bench import models
 
     subject, prompt = build("hgrn2", TINY, seed=0), torch.randint(32, (4, 23))
     with reading(subject.model):
         whole = subject.prefill(prompt, 0)[0]
-        monkeypatch.setattr(subjects, "SEGMENT_BATCH", 20)  # five tokens of four sequences
+        monkeypatch.setattr(models, "SEGMENT_BATCH", 20)  # five tokens of four sequences
         torch.testing.assert_close(subject.prefill(prompt, 0)[0], whole, rtol=1e-4, atol=1e-5)
 
 

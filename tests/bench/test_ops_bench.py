@@ -1,4 +1,5 @@
-"""What the operator benchmark times and how it judges: problems and their parts, peers, a GPU's clock, first calls."""
+"""What the operator benchmark times and how it judges: problems and their parts, baselines, a GPU's clock, first
+calls."""
 
 import json
 import os
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from hgrn2 import ops
-from hgrn2.bench import ceilings, peers, timing
+from hgrn2.bench import op_baselines, peaks, timing
 from hgrn2.bench.calls import ours
 from hgrn2.bench.first_call import empty_kernel_cache
 from hgrn2.bench.problems import Setting, cut, draw, two_heads
@@ -24,7 +25,7 @@ from hgrn2.errors import UserError
 from hgrn2.testing.evaluation import evaluate
 from hgrn2.testing.large import Expected, compare, expect
 
-SETTING = Setting(op="hgru2", shape="2x70x24x8", bound=0.5, dtype="float32", device="cpu")
+SETTING = Setting(op="hgru2", shape="2x70x24x8", lower_bound=0.5, dtype="float32", device="cpu")
 OPS = ("hgru2", "gated_outer_scan", "gated_scan", "causal_conv")
 
 
@@ -51,7 +52,7 @@ def test_problems_are_drawn_in_the_dtype_and_bounds_in_float32(dtype: str) -> No
     assert kinds.pop("lower_bound") == torch.float32
     assert set(kinds.values()) == {getattr(torch, dtype)} == {problem.grad_output.dtype}
     assert torch.equal(draw(SETTING).grad_output, draw(SETTING).grad_output)
-    assert not torch.equal(draw(SETTING).grad_output, draw(replace(SETTING, bound=0.0)).grad_output)
+    assert not torch.equal(draw(SETTING).grad_output, draw(replace(SETTING, lower_bound=0.0)).grad_output)
 
 
 def test_the_floor_is_eight_and_twenty_two_bytes_an_element_in_bfloat16() -> None:
@@ -59,7 +60,7 @@ def test_the_floor_is_eight_and_twenty_two_bytes_an_element_in_bfloat16() -> Non
     elements = 2 * 70 * 24
     assert setting.floor_bytes("forward") == 8 * elements
     assert setting.floor_bytes("fwd+bwd") == 22 * elements
-    beside = ceilings.Ceilings(copied=1e9).beside(setting, "forward", 1.0)
+    beside = peaks.Peaks(copied=1e9).beside(setting, "forward", 1.0)
     assert beside["floor_ms"] == pytest.approx(8 * elements / 1e6, abs=1e-4)
     assert beside["times_floor"] == pytest.approx(1e6 / (8 * elements), abs=0.01)
 
@@ -77,7 +78,8 @@ def test_right_operators_pass_and_say_how_far_off_they_are(op: str, dtype: str) 
 
 
 def spoil(where: str, how: Any) -> Any:
-    """A problem whose operator spoils its output or one gradient on every backend but chunked, which is the truth."""
+    """A problem whose operator spoils its output or one gradient on every backend but chunked, which is the
+    reference."""
     problem = draw(SETTING)
     right = problem.operator.run
 
@@ -116,17 +118,17 @@ def test_one_nan_in_a_head_that_is_not_compared_is_seen() -> None:
     assert {finding.what for finding in findings if not finding.ok} == {"output: values that are not finite"}
 
 
-def test_a_nan_where_the_truth_is_known_is_never_right() -> None:
-    truth = Expected({"output": torch.ones(3)}, {"output": 1e9})
-    assert not compare(truth, {"output": torch.tensor([1.0, torch.nan, 1.0])}, factor=1e9)[0].ok
+def test_a_nan_where_the_reference_is_finite_is_never_right() -> None:
+    expected = Expected({"output": torch.ones(3)}, {"output": 1e9})
+    assert not compare(expected, {"output": torch.tensor([1.0, torch.nan, 1.0])}, factor=1e9)[0].ok
 
 
 def test_attention_passes_and_a_wrong_one_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
     for dtype in ("float32", "bfloat16"):
-        assert all(finding.ok for finding in peers.sdpa(replace(SETTING, dtype=dtype)).check())
+        assert all(finding.ok for finding in op_baselines.sdpa(replace(SETTING, dtype=dtype)).check())
     attention = torch.nn.functional.scaled_dot_product_attention
-    monkeypatch.setattr(peers, "scaled_dot_product_attention", lambda q, k, v, is_causal: attention(q, k, v))
-    assert not all(finding.ok for finding in peers.sdpa(SETTING).check())
+    monkeypatch.setattr(op_baselines, "scaled_dot_product_attention", lambda q, k, v, is_causal: attention(q, k, v))
+    assert not all(finding.ok for finding in op_baselines.sdpa(SETTING).check())
 
 
 @pytest.fixture
@@ -148,42 +150,44 @@ def fla(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return seen
 
 
-@pytest.mark.parametrize(("bound", "dtype"), [(0.0, "float32"), (0.5, "float32"), (0.5, "bfloat16")])
-def test_fla_computes_the_same_core_with_its_own_scale(fla: dict[str, Any], bound: float, dtype: str) -> None:
-    setting = replace(SETTING, bound=bound, dtype=dtype)
+@pytest.mark.parametrize(("lower_bound", "dtype"), [(0.0, "float32"), (0.5, "float32"), (0.5, "bfloat16")])
+def test_fla_computes_the_same_core_with_its_own_scale(fla: dict[str, Any], lower_bound: float, dtype: str) -> None:
+    setting = replace(SETTING, lower_bound=lower_bound, dtype=dtype)
     problem = draw(setting)
-    subject = peers.Fla()
-    for contender in (
-        subject.core(problem, lambda: expect(two_heads(problem, 3)), 3),
-        subject.kernel(problem, 3),
+    fla_core = op_baselines.Fla()
+    for implementation in (
+        fla_core.core(problem, lambda: expect(two_heads(problem, 3)), 3),
+        fla_core.kernel(problem, 3),
     ):
-        findings = contender.check()
+        findings = implementation.check()
         assert all(finding.ok for finding in findings), findings
         names = {finding.what for finding in findings}
-        gradients = {"d q", "d f", "d i"} | ({"d lower_bound"} if bound else set())
-        assert names == {"output"} | (gradients if contender.backend == "core" else {"d q", "d k", "d v", "d log_f"})
-        assert [x.shape for x in contender.forward()] == [contender.both()[0].shape]
+        gradients = {"d q", "d f", "d i"} | ({"d lower_bound"} if lower_bound else set())
+        assert names == {"output"} | (
+            gradients if implementation.backend == "core" else {"d q", "d k", "d v", "d log_f"}
+        )
+        assert [x.shape for x in implementation.forward()] == [implementation.both()[0].shape]
     narrow = getattr(torch, dtype)
     assert fla["shape"] == (2, 70, 3, 8)
-    assert fla["dtypes"] == (narrow, narrow, narrow, torch.float32 if bound else narrow)
+    assert fla["dtypes"] == (narrow, narrow, narrow, torch.float32 if lower_bound else narrow)
 
 
-def test_a_peer_that_computes_something_else_is_not_recorded(fla: dict[str, Any]) -> None:
+def test_a_baseline_that_computes_something_else_is_not_recorded(fla: dict[str, Any]) -> None:
     problem = draw(SETTING)
     fla["factor"] = 1.5
-    contender = peers.Fla().core(problem, lambda: expect(two_heads(problem, 3)), 3)
-    assert not all(finding.ok for finding in contender.check())
+    implementation = op_baselines.Fla().core(problem, lambda: expect(two_heads(problem, 3)), 3)
+    assert not all(finding.ok for finding in implementation.check())
 
 
 def test_without_the_library_fla_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "fla", None)
     with pytest.raises(UserError, match=r"flash-linear-attention==0\.6\.0"):
-        peers.Fla()
+        op_baselines.Fla()
 
 
-def test_peers_by_blanks_or_commas() -> None:
-    assert OpsBench(device="cuda", against=("fla,sdpa", "sdpa")).peers == ("fla", "sdpa")
-    assert OpsBench(against=("none",)).peers == OpsBench(against=()).peers == ()
+def test_baselines_by_blanks_or_commas() -> None:
+    assert OpsBench(device="cuda", against=("fla,sdpa", "sdpa")).baselines == ("fla", "sdpa")
+    assert OpsBench(against=("none",)).baselines == OpsBench(against=()).baselines == ()
     assert OpsBench(device="cuda").measured_dtype == "bfloat16"
     assert "16x2048x2048x128" in OpsBench(device="cuda").measured_shapes
 

@@ -23,7 +23,7 @@ def test_constants_go_to_the_caption_and_the_rest_to_columns() -> None:
     (table,) = tables(rows())
     assert table.title == "Training steps"
     assert table.shared == "width 32, tokens/s: more is better"
-    assert (table.cases, table.details) == (("tokens", "subject"), ("parameters", "state"))
+    assert (table.cases, table.details) == (("tokens", "implementation"), ("parameters", "state"))
     assert table.speeds == ("tokens/s", "20–80 %", "repeats", "relative")
     assert table.lines[0] == ("64", "llama-hf", "564", "564 – 564", "1", "0.530", "1,100", "64.00 MiB")
     assert table.lines[1][1:6] == ("hgrn2, native", "1,064", "1,064 – 1,064", "1", "1.00")
@@ -57,13 +57,13 @@ def test_terminal_tables_split_speeds_and_details() -> None:
     speeds, details = for_terminal(rows())
     assert list(speeds.head) == [
         "tokens",
-        "subject",
+        "implementation",
         "tokens/s",
         "20–80 %",
         "repeats",
         "relative",
     ]
-    assert list(details.head) == ["tokens", "subject", "parameters", "state"]
+    assert list(details.head) == ["tokens", "implementation", "parameters", "state"]
 
 
 def test_numbers() -> None:

@@ -30,7 +30,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return made
 
 
-def test_subjects_take_turns_and_the_first_round_does_not_count() -> None:
+def test_calls_take_turns_and_the_first_round_does_not_count() -> None:
     calls: list[str] = []
 
     def subject(name: str) -> Callable[[], float]:
@@ -49,7 +49,7 @@ def test_subjects_take_turns_and_the_first_round_does_not_count() -> None:
     assert seen == [("stage", 0, 3), ("stage", 1, 3), ("stage", 2, 3), ("stage", 3, 3)]
 
 
-def test_a_slow_subject_stops_early_and_keeps_at_least_one_sample(clock: Clock) -> None:
+def test_a_slow_call_stops_early_and_keeps_at_least_one_sample(clock: Clock) -> None:
     samples = {"slow": lambda: clock.work(3), "endless": lambda: clock.work(12), "quick": lambda: clock.work(1)}
     taken = interleave(samples, Limits(repeats=6, max_seconds=10))
     # Slow stops once 10 s are used; the round of endless that should not count is the only one that it gets.

@@ -13,8 +13,8 @@ from hgrn2.bench.settings import Limits
 from hgrn2.ops.gated_outer_scan.triton import launch_table as table
 from hgrn2.ops.gated_outer_scan.triton.launch_table import Launch
 
-KEY = ("read_out", "sm00", 64, "bfloat16")
-SETTING = Setting(op="hgru2", shape="1x65x16x16", bound=0.0, dtype="float32", device="cpu")
+KEY = ("output", "sm00", 64, "bfloat16")
+SETTING = Setting(op="hgru2", shape="1x65x16x16", lower_bound=0.0, dtype="float32", device="cpu")
 FIRST, *OTHERS = (Launch(num_warps=warps) for warps in (1, 2, 4, 8, 16))
 
 
@@ -101,7 +101,7 @@ def test_settings_that_a_gpu_refuses_are_left_out_and_other_errors_are_not(monke
 
     monkeypatch.setattr(tune, "call_of", call_of)
     assert tune.build_all([tune.Job(SETTING, KEY, FIRST, tuple(OTHERS[:2]))]) == {KEY: [FIRST, OTHERS[0]]}
-    with pytest.raises(tune.UserError, match="read_out do not run on this GPU"):
+    with pytest.raises(tune.UserError, match="output do not run on this GPU"):
         tune.build_all([tune.Job(SETTING, KEY, OTHERS[1], (FIRST,))])
     with pytest.raises(ZeroDivisionError):
         tune.build_all([job()])

@@ -1,4 +1,4 @@
-"""Loss by position against a plain loop, and the picture of it."""
+"""Loss by position against a plain loop, and the figure of it."""
 
 import json
 from collections.abc import Callable

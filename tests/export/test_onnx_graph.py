@@ -32,7 +32,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         ),
         "norm": "layer", "glu_activation": "none", "glu_bias": True, "lower_bound": "exclusive",
     },
-    "no bounds, heads": {"mixer": MixerConfig(head_size=16, norm="head_rms"), "lower_bound": "none"},
+    "no lower bounds, heads": {"mixer": MixerConfig(head_size=16, norm="head_rms"), "lower_bound": "none"},
     "gelu, simple norms, two taps": {
         "mixer": MixerConfig(head_size=8, conv_width=2, norm="simple_rms", norm_eps=1e-3), "norm": "simple_rms",
         "glu_activation": "gelu",
@@ -44,7 +44,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 
 def model_of(name: str = "conv, tied, scaled", gain: float = 1.0) -> LanguageModel:
-    """A model of three layers; `gain` multiplies gate logits and spreads bounds."""
+    """A model of three layers; `gain` multiplies gate logits and spreads lower bounds."""
     torch.manual_seed(2)
     model = LanguageModel(ModelConfig(**{"vocab_size": 23, "width": 16, "layers": 3, "glu_width": 24} | OPTIONS[name]))
     with torch.no_grad():
@@ -100,8 +100,8 @@ def test_float32_is_the_model(tmp_path: Path) -> None:
         assert {f"past.{key}" for key in after.tensors()} == set(state)
 
 
-@pytest.mark.parametrize("bound", [None, 0.0, 0.3, 1 - 1e-6])
-def test_gates_keep_their_precision(tmp_path: Path, bound: float | None) -> None:
+@pytest.mark.parametrize("lower_bound", [None, 0.0, 0.3, 1 - 1e-6])
+def test_gates_keep_their_precision(tmp_path: Path, lower_bound: float | None) -> None:
     """Key and log f to a few float32 roundings at every logit, where f is near 1 as where it vanishes."""
     logits = torch.cat((torch.linspace(-100, 100, 4001), torch.tensor([-40.0, 40.0, -torch.inf, torch.inf, 0.0])))
     model = model_of()
@@ -109,8 +109,8 @@ def test_gates_keep_their_precision(tmp_path: Path, bound: float | None) -> None
         graph = Graph(WeightFile(stream, "weights"))
         count = len(logits)
         graph.declare(graph.inputs, "x", np.float32, ("batch", "tokens", count))
-        gamma = None if bound is None else torch.full((count,), bound, dtype=torch.float64)
-        key, decay = _Builder(model, Matrices({}, {}), graph, 1)._gates("x", gamma, "gate")
+        per_channel = None if lower_bound is None else torch.full((count,), lower_bound, dtype=torch.float64)
+        key, decay = _Builder(model, Matrices({}, {}), graph, 1)._gates("x", per_channel, "gate")
         for name in (key, decay):
             graph.declare(graph.outputs, name, np.float32, ("batch", "tokens", count))
         graph.save(tmp_path / "gates.onnx", "test", "0")
@@ -118,8 +118,8 @@ def test_gates_keep_their_precision(tmp_path: Path, bound: float | None) -> None
 
     session = onnxruntime.InferenceSession(str(tmp_path / "gates.onnx"), providers=["CPUExecutionProvider"])
     got_key, got_decay = session.run(None, {"x": logits.numpy()[None, None]})
-    truth = gates(logits.double(), None if gamma is None else gamma)
-    for got, want in ((got_key, truth.key), (got_decay, truth.log_forget)):
+    expected = gates(logits.double(), None if per_channel is None else per_channel)
+    for got, want in ((got_key, expected.key), (got_decay, expected.log_forget)):
         want = want.clamp_min(-60.0).numpy()
         large = np.abs(want) > 1e-36  # below, float32 has no full precision itself
         relative = np.abs(got[0, 0][large] - want[large]) / np.abs(want[large])
@@ -127,14 +127,14 @@ def test_gates_keep_their_precision(tmp_path: Path, bound: float | None) -> None
         assert np.abs(got[0, 0][~large]).max(initial=0) < 1e-35
 
 
-@pytest.mark.parametrize("fault", ["bound", "tap", "scale", "state"])
+@pytest.mark.parametrize("fault", ["lower_bound", "tap", "scale", "state"])
 def test_a_wrong_graph_is_found(tmp_path: Path, fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Small faults, of the kinds that an export makes: each is caught by `verify`."""
     model = model_of()
     matrices = Matrices.of(model, OnnxConfig())
     reference = verify.dequantized(model, matrices)
     with torch.no_grad():
-        if fault == "bound":
+        if fault == "lower_bound":
             assert model.backbone.lower_bounds is not None
             model.backbone.lower_bounds[1] += 1e-4
         elif fault == "tap":

@@ -24,14 +24,14 @@ def randomised() -> Callable[[nn.Module], nn.Module]:
 def same() -> Callable[[Tensor, Tensor], None]:
     """Two results of the same numbers in another order: equal but for a few hundred roundings of the largest one."""
 
-    def compare(actual: Tensor, truth: Tensor, roundings: float = 300.0) -> None:
-        assert actual.shape == truth.shape
-        assert actual.dtype == truth.dtype
-        actual, truth = actual.detach(), truth.detach()
-        if not truth.is_floating_point() and not truth.is_complex():
-            assert torch.equal(actual, truth)
-        elif truth.numel():
-            allowed = roundings * torch.finfo(truth.dtype).eps * float(truth.abs().max())
-            assert float((actual - truth).abs().max()) <= allowed
+    def compare(actual: Tensor, expected: Tensor, roundings: float = 300.0) -> None:
+        assert actual.shape == expected.shape
+        assert actual.dtype == expected.dtype
+        actual, expected = actual.detach(), expected.detach()
+        if not expected.is_floating_point() and not expected.is_complex():
+            assert torch.equal(actual, expected)
+        elif expected.numel():
+            allowed = roundings * torch.finfo(expected.dtype).eps * float(expected.abs().max())
+            assert float((actual - expected).abs().max()) <= allowed
 
     return compare

@@ -56,12 +56,12 @@ def sigmoid(x: Tensor) -> Tensor:
     return 1 / (1 + torch.exp(-x))
 
 
-def written(layer: Directional, raw: Tensor, gamma: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+def written(layer: Directional, raw: Tensor, lower_bound: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
     """What one token decays by, adds, and reads with: [H,n,1], [H,n,n], [H,1,n] for hgru2; [D] twice for HGRN1."""
     options, unit = layer.config, layer.unit
     if options.kind == "hgru2":
         i, o, f = raw[-3 * WIDTH :].split(WIDTH)  # an output gate stands before them
-        keep = gamma + (1 - gamma) * sigmoid(f)
+        keep = lower_bound + (1 - lower_bound) * sigmoid(f)
         i = i * sigmoid(i) if options.input_activation == "silu" else i
         o = sigmoid(o) if options.output_activation == "sigmoid" else o * sigmoid(o)
         n = options.head_size
@@ -70,28 +70,28 @@ def written(layer: Directional, raw: Tensor, gamma: Tensor) -> tuple[Tensor, Ten
         return keep.unsqueeze(-1), key.unsqueeze(-1) * value.unsqueeze(-2), o.view(-1, 1, n)
     c, f = raw[: unit.parts * WIDTH], raw[-WIDTH:]
     c = c * sigmoid(c)
-    keep = gamma + (1 - gamma) * sigmoid(f)
+    keep = lower_bound + (1 - lower_bound) * sigmoid(f)
     if unit.theta is None:
         return keep, (1 - keep) * c, None
     turn = torch.complex(keep * unit.theta.cos(), keep * unit.theta.sin())
     return turn, (1 - keep) * torch.complex(c[0::2], c[1::2]), None
 
 
-def one_pass(layer: Directional, x: Tensor, gamma: Tensor, axes: list[str], shape: Any, skip: Any = ()) -> Tensor:
-    """One picture or line x [T,D] -> [T,D]: loop over scans, lines and tokens, then norm, gate and projection."""
+def one_pass(layer: Directional, x: Tensor, lower_bound: Tensor, axes: list[str], shape: Any, skip: Any = ()) -> Tensor:
+    """One image or line x [T,D] -> [T,D]: loop over scans, lines and tokens, then norm, gate and projection."""
     unit, options = layer.unit, layer.config
     everything = x @ unit.in_proj.weight.T + unit.in_proj.bias
     raws = [everything] + [x @ more.weight.T + more.bias for more in layer.more]
-    walks = [(axis, backward) for axis in axes for backward in (False, True)]
+    scans = [(axis, backward) for axis in axes for backward in (False, True)]
     read: dict[int, Tensor] = {}
-    for number, (axis, backward) in enumerate(walks):
+    for number, (axis, backward) in enumerate(scans):
         raw = raws[number] if options.separate_scans else raws[0]
         for line in lines(axis, shape, len(x)):
             state: Any = 0.0
             for t in reversed(line) if backward else line:
                 if t in skip:
                     continue
-                keep, added, query = written(layer, raw[t], gamma)
+                keep, added, query = written(layer, raw[t], lower_bound)
                 state = keep * state + added
                 seen = torch.zeros_like(added) + state
                 value = seen if query is None else (query @ seen).flatten()
@@ -135,7 +135,7 @@ def neighbours(layer: Directional, x: Tensor, shape: Any, skip: Any = ()) -> Ten
     return x + torch.stack(added)
 
 
-def loop(layer: Directional, x: Tensor, gamma: Tensor, shape: Any, skip: Any = ()) -> Tensor:
+def loop(layer: Directional, x: Tensor, lower_bound: Tensor, shape: Any, skip: Any = ()) -> Tensor:
     """The mixer of any direction, [B,T,D] -> [B,T,D]."""
     passes = {
         "bidirectional": [["line"]],
@@ -146,7 +146,7 @@ def loop(layer: Directional, x: Tensor, gamma: Tensor, shape: Any, skip: Any = (
     for sequence in x:
         sequence = neighbours(layer, sequence, shape, skip)
         for axes in passes:
-            sequence = one_pass(layer, sequence, gamma, axes, shape, skip)
+            sequence = one_pass(layer, sequence, lower_bound, axes, shape, skip)
         results.append(sequence)
     return torch.stack(results)
 
@@ -156,11 +156,11 @@ def loop(layer: Directional, x: Tensor, gamma: Tensor, shape: Any, skip: Any = (
 @pytest.mark.parametrize("unit", UNITS)
 def test_equals_the_loop(unit: str, direction: str, choice: str, randomised: Callable, same: Callable) -> None:
     layer = randomised(Directional(WIDTH, config(unit, direction, choice)))
-    x, gamma = inputs()
-    y, state = layer(x, gamma, shape=shape_of(direction))
+    x, lower_bound = inputs()
+    y, state = layer(x, lower_bound, shape=shape_of(direction))
     assert state is None
     with torch.no_grad():
-        same(y, loop(layer, x, gamma, shape_of(direction)), 2000)
+        same(y, loop(layer, x, lower_bound, shape_of(direction)), 2000)
 
 
 @pytest.mark.parametrize("choice", ["published", "separate", "local"])
@@ -171,14 +171,14 @@ def test_gradients_equal_the_loops(
 ) -> None:
     layer = randomised(Directional(WIDTH, config(unit, direction, choice)))
     found = []
-    for run in (lambda x, gamma: layer(x, gamma, shape=shape_of(direction))[0],
-                lambda x, gamma: loop(layer, x, gamma, shape_of(direction))):  # fmt: skip
-        x, gamma = (value.requires_grad_() for value in inputs())
-        y = run(x, gamma)
+    for run in (lambda x, lower_bound: layer(x, lower_bound, shape=shape_of(direction))[0],
+                lambda x, lower_bound: loop(layer, x, lower_bound, shape_of(direction))):  # fmt: skip
+        x, lower_bound = (value.requires_grad_() for value in inputs())
+        y = run(x, lower_bound)
         weights = torch.randn(y.shape, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
-        found.append(torch.autograd.grad((y * weights).sum(), [x, gamma, *layer.parameters()]))
-    for ours, truth in zip(*found, strict=True):
-        same(ours, truth, 20_000)
+        found.append(torch.autograd.grad((y * weights).sum(), [x, lower_bound, *layer.parameters()]))
+    for ours, expected in zip(*found, strict=True):
+        same(ours, expected, 20_000)
 
 
 @pytest.mark.parametrize("unit", ["hgru2 n=1", "hgru2 n=4", "hgru1"])
@@ -190,8 +190,8 @@ def test_separate_scans_with_equal_weights_are_shared_ones(unit: str, randomised
     with torch.no_grad():
         separate.more[0].weight.copy_(torch.cat([part[:-1].T for part in raw]))
         separate.more[0].bias.copy_(torch.cat([part[-1] for part in raw]))
-    x, gamma = inputs()
-    same(separate(x, gamma)[0], shared(x, gamma)[0])
+    x, lower_bound = inputs()
+    same(separate(x, lower_bound)[0], shared(x, lower_bound)[0])
 
 
 @pytest.mark.parametrize("choice", ["published", "separate"])
@@ -201,15 +201,15 @@ def test_padding_anywhere_is_as_if_it_were_not_there(
 ) -> None:
     """Values and gradients of what is kept; NaN-free garbage in the padding."""
     layer = randomised(Directional(WIDTH, config(unit, "bidirectional", choice)))
-    x, gamma = inputs()
+    x, lower_bound = inputs()
     keep = torch.tensor([[True] * 5 + [False] * 7, [False, True, True, False] * 3])
     x = x.masked_fill(~keep.unsqueeze(-1), 1e3).requires_grad_()
-    y, _ = layer(x, gamma, keep=keep)
+    y, _ = layer(x, lower_bound, keep=keep)
     whole = torch.autograd.grad(y[keep].square().sum(), x)[0]
     assert (whole[~keep] == 0).all()
     for row in range(BATCH):
         alone = x[row : row + 1, keep[row]].detach().requires_grad_()
-        z, _ = layer(alone, gamma)
+        z, _ = layer(alone, lower_bound)
         same(y[row, keep[row]], z[0])
         same(whole[row, keep[row]], torch.autograd.grad(z.square().sum(), alone)[0][0], 3000)
 
@@ -217,59 +217,61 @@ def test_padding_anywhere_is_as_if_it_were_not_there(
 @pytest.mark.parametrize("unit", ["hgru2 n=1", "hgru2 n=4", "hgru1"])
 def test_padding_at_the_ends_of_a_local_convolution(unit: str, randomised: Callable, same: Callable) -> None:
     layer = randomised(Directional(WIDTH, config(unit, "bidirectional", "local")))
-    x, gamma = inputs()
+    x, lower_bound = inputs()
     keep = torch.tensor([[True] * 5 + [False] * 7, [False] * 3 + [True] * 8 + [False]])
-    y, _ = layer(x.masked_fill(~keep.unsqueeze(-1), 1e3), gamma, keep=keep)
+    y, _ = layer(x.masked_fill(~keep.unsqueeze(-1), 1e3), lower_bound, keep=keep)
     for row in range(BATCH):
-        same(y[row, keep[row]], layer(x[row : row + 1, keep[row]], gamma)[0][0])
+        same(y[row, keep[row]], layer(x[row : row + 1, keep[row]], lower_bound)[0][0])
 
 
 @pytest.mark.parametrize("choice", ["published", "local"])
 @pytest.mark.parametrize("direction", ["parallel_2d", "series_2d"])
 @pytest.mark.parametrize("unit", ["hgru2 n=1", "hgru2 n=2", "hgru2 n=6", "hgru1"])
-def test_a_smaller_picture_in_a_padded_frame(
+def test_a_smaller_image_in_a_padded_frame(
     unit: str, direction: str, choice: str, randomised: Callable, same: Callable
 ) -> None:
     layer = randomised(Directional(WIDTH, config(unit, direction, choice)))
-    x, gamma = inputs()
+    x, lower_bound = inputs()
     frame = torch.zeros(SHAPE, dtype=torch.bool)
     frame[:2, :3] = True
     keep = frame.flatten().expand(BATCH, -1)
-    y, _ = layer(x, gamma, keep=keep, shape=SHAPE)
-    small, _ = layer(x[keep].view(BATCH, 6, WIDTH), gamma, shape=(2, 3))
+    y, _ = layer(x, lower_bound, keep=keep, shape=SHAPE)
+    small, _ = layer(x[keep].view(BATCH, 6, WIDTH), lower_bound, shape=(2, 3))
     same(y[keep].view(BATCH, 6, WIDTH), small)
     skip = {t for t in range(TOKENS) if not frame.flatten()[t]}
     with torch.no_grad():
-        same(y[keep], loop(layer, x, gamma, SHAPE, skip)[keep], 2000)
+        same(y[keep], loop(layer, x, lower_bound, SHAPE, skip)[keep], 2000)
 
 
 @pytest.mark.parametrize("choice", ["separate", "local"])
 @pytest.mark.parametrize("unit", ["hgru2 n=1", "hgru2 n=3", "hgru2 n=12", "hgru1", "hgru1_real"])
 def test_packed_is_each_by_itself(unit: str, choice: str, randomised: Callable, same: Callable) -> None:
     layer = randomised(Directional(WIDTH, config(unit, "bidirectional", choice)))
-    x, gamma = inputs(batch=1)
-    y, _ = layer(x, gamma, cu_seqlens=torch.tensor([0, 5, 5, 12]))
-    same(y, torch.cat((layer(x[:, :5], gamma)[0], layer(x[:, 5:], gamma)[0]), 1))
+    x, lower_bound = inputs(batch=1)
+    y, _ = layer(x, lower_bound, cu_seqlens=torch.tensor([0, 5, 5, 12]))
+    same(y, torch.cat((layer(x[:, :5], lower_bound)[0], layer(x[:, 5:], lower_bound)[0]), 1))
 
 
-def test_one_row_of_a_picture_is_a_line(randomised: Callable, same: Callable) -> None:
+def test_one_row_of_an_image_is_a_line(randomised: Callable, same: Callable) -> None:
     """With one row, every column is one token: the series form is two passes, the second of which is bidirectional."""
     layer = randomised(Directional(WIDTH, config("hgru2 n=4", "series_2d")))
     line = randomised(Directional(WIDTH, config("hgru2 n=4", "bidirectional")))
-    x, gamma = inputs()
-    columns, _ = line(x.reshape(-1, 1, WIDTH), gamma)
-    same(layer(x, gamma, shape=(1, TOKENS))[0], line(columns.view_as(x), gamma)[0])
+    x, lower_bound = inputs()
+    columns, _ = line(x.reshape(-1, 1, WIDTH), lower_bound)
+    same(layer(x, lower_bound, shape=(1, TOKENS))[0], line(columns.view_as(x), lower_bound)[0])
 
 
 def test_bfloat16_rounds_the_sum_once(randomised: Callable) -> None:
-    """Four read-outs are added in float32: the error stays near that of one rounding of the projections."""
+    """Four outputs are added in float32: the error stays near that of one rounding of the projections."""
     layer = randomised(Directional(WIDTH, config("hgru2 n=4", "parallel_2d"))).bfloat16()
-    x, gamma = (value.bfloat16() for value in inputs())
+    x, lower_bound = (value.bfloat16() for value in inputs())
     with torch.no_grad():
-        y, _ = layer(x, gamma.float(), shape=SHAPE)
-        truth, _ = layer.double()(x.double(), gamma.double(), shape=SHAPE)
+        y, _ = layer(x, lower_bound.float(), shape=SHAPE)
+        expected, _ = layer.double()(x.double(), lower_bound.double(), shape=SHAPE)
     assert y.dtype == torch.bfloat16
-    assert float((y.double() - truth).abs().max()) <= 8 * torch.finfo(torch.bfloat16).eps * float(truth.abs().max())
+    assert float((y.double() - expected).abs().max()) <= 8 * torch.finfo(torch.bfloat16).eps * float(
+        expected.abs().max()
+    )
 
 
 @pytest.mark.parametrize(
@@ -280,7 +282,7 @@ def test_bfloat16_rounds_the_sum_once(randomised: Callable) -> None:
         ("series_2d", {"shape": (-3, -4)}, r"shape \(-3, -4\) does not hold 12 tokens"),
         ("bidirectional", {"shape": (3, 4)}, r"shape \(3, 4\) is given, but direction bidirectional reads a line"),
         ("bidirectional", {"output_state": True}, "has no state to carry, and cannot generate; use direction causal"),
-        ("parallel_2d", {"shape": (3, 4), "cu_seqlens": torch.tensor([0, 12])}, "takes batches of pictures, not cu_"),
+        ("parallel_2d", {"shape": (3, 4), "cu_seqlens": torch.tensor([0, 12])}, "takes batches of images, not cu_"),
     ],
 )
 def test_refusals(direction: str, options: dict[str, Any], message: str) -> None:

@@ -17,8 +17,8 @@ def test_patches_are_a_strided_convolution(patch: int, randomised: Callable, sam
     tokens, shape = layer(images)
     assert shape == (8 // patch, 12 // patch)
     weight = layer.proj.weight.view(10, 3, patch, patch)
-    truth = torch.nn.functional.conv2d(images, weight, layer.proj.bias, stride=patch)
-    same(tokens, truth.flatten(2).mT)
+    expected = torch.nn.functional.conv2d(images, weight, layer.proj.bias, stride=patch)
+    same(tokens, expected.flatten(2).mT)
 
 
 @pytest.mark.parametrize(
@@ -45,9 +45,9 @@ def test_sines() -> None:
             assert math.isclose(found[t, 4 + j], math.cos(angle), abs_tol=1e-7)
 
 
-def test_sines_of_a_picture_tell_rows_from_columns() -> None:
+def test_sines_of_an_image_tell_rows_from_columns() -> None:
     """Half of the channels say the row and nothing else, the others the column."""
-    places = Positions("sine", 8, ()).picture(torch.zeros(1, 6, 8), (2, 3))[0].view(2, 3, 8)
+    places = Positions("sine", 8, ()).image(torch.zeros(1, 6, 8), (2, 3))[0].view(2, 3, 8)
     assert (places[:, :1, :4] == places[:, :, :4]).all()
     assert (places[:1, :, 4:] == places[:, :, 4:]).all()
     assert len(places.flatten(0, 1).unique(dim=0)) == 6
@@ -61,10 +61,10 @@ def test_a_learned_line_is_cut_and_never_stretched(randomised: Callable) -> None
         positions.line(torch.zeros(2, 7, 4))
 
 
-def test_a_learned_picture_is_interpolated(randomised: Callable) -> None:
+def test_learned_positions_of_an_image_are_interpolated(randomised: Callable) -> None:
     positions = randomised(Positions("learned", 4, (3, 5)))
     x = torch.zeros(1, 15, 4, dtype=torch.float64)
-    assert torch.equal(positions.picture(x, (3, 5))[0], positions.table.flatten(0, 1))
+    assert torch.equal(positions.image(x, (3, 5))[0], positions.table.flatten(0, 1))
     slope = torch.arange(12.0)[:, None, None].expand(12, 12, 1).contiguous()
     for shape in ((24, 24), (6, 6), (24, 6)):
         grown = resized(slope, shape)
@@ -79,5 +79,5 @@ def test_none_adds_nothing() -> None:
     x = torch.randn(1, 6, 4)
     positions = Positions("none", 4, (6,))
     assert positions.line(x) is x
-    assert positions.picture(x, (2, 3)) is x
+    assert positions.image(x, (2, 3)) is x
     assert not list(positions.parameters())

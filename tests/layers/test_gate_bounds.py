@@ -29,9 +29,9 @@ def stated(raw: list[float], kind: str) -> list[float]:
 @pytest.mark.parametrize("kind", KINDS)
 def test_both_formulas_as_stated(kind: BoundKind, same: Callable) -> None:
     raw = torch.randn(7, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    truth = torch.tensor([stated(channel, kind) for channel in raw.T.tolist()], dtype=torch.float64).T
-    same(lower_bounds(raw, kind), truth)
-    same(lower_bounds(raw.float(), kind), truth.float(), 10)
+    expected = torch.tensor([stated(channel, kind) for channel in raw.T.tolist()], dtype=torch.float64).T
+    same(lower_bounds(raw, kind), expected)
+    same(lower_bounds(raw.float(), kind), expected.float(), 10)
 
 
 def test_the_formulas_are_not_interchangeable() -> None:
@@ -64,14 +64,14 @@ def test_gradient_follows_the_used_shares_alone(kind: BoundKind, unused: int, sa
     """dγ_l/dΓ_j = Σ_{i used by l} P_i (δ_ij - P_j): the unused share enters through the softmax and nowhere else."""
     raw = torch.randn(4, 1, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     p = shares(raw[:, 0].tolist())
-    truth = torch.zeros(4, 4, dtype=torch.float64)
+    expected = torch.zeros(4, 4, dtype=torch.float64)
     for layer in range(4):
         used = range(1, layer + 1) if kind == "inclusive" else range(layer)
         assert unused not in used
         for j in range(4):
-            truth[layer, j] = sum(p[i] * ((i == j) - p[j]) for i in used)
+            expected[layer, j] = sum(p[i] * ((i == j) - p[j]) for i in used)
     jacobian = torch.autograd.functional.jacobian(lambda x: lower_bounds(x, kind), raw)
-    same(jacobian[:, 0, :, 0], truth)
+    same(jacobian[:, 0, :, 0], expected)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -25,12 +25,12 @@ def test_formula(activation: GLUActivation, bias: bool, randomised: Callable, sa
     assert sum(p.numel() for p in glu.parameters()) == 3 * width * hidden + (2 * hidden + width if bias else 0)
     into, out = glu.in_proj.weight, glu.out_proj.weight
     x = torch.randn(2, 3, width, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    truth = torch.zeros_like(x)
+    expected = torch.zeros_like(x)
     for place in ((b, t) for b in range(2) for t in range(3)):
         y = glu.out_proj.bias.clone() if bias else torch.zeros(width, dtype=torch.float64)
         for m in range(hidden):
             gate = into[m] @ x[place] + (glu.in_proj.bias[m] if bias else 0)
             value = into[hidden + m] @ x[place] + (glu.in_proj.bias[hidden + m] if bias else 0)
             y = y + out[:, m] * FORMULAS[activation](float(gate)) * value
-        truth[place] = y
-    same(glu(x), truth)
+        expected[place] = y
+    same(glu(x), expected)

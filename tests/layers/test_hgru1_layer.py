@@ -35,19 +35,19 @@ def normed(y: Tensor, layer: HGRU1) -> Tensor:
     return y / ((y * y).mean() + eps).sqrt() * (1 if norm.weight is None else norm.weight)
 
 
-def loop(layer: HGRU1, x: Tensor, gamma: Tensor | None) -> tuple[Tensor, Tensor]:
+def loop(layer: HGRU1, x: Tensor, lower_bound: Tensor | None) -> tuple[Tensor, Tensor]:
     """x [B,T,D] -> (y [B,T,D], state [B,parts,D] as real and imaginary part), a rotation written out in reals."""
     options, is_complex = layer.config, layer.theta is not None
     wide = 2 * WIDTH if is_complex else WIDTH
     raw = x @ layer.in_proj.weight.T + (0 if layer.in_proj.bias is None else layer.in_proj.bias)
-    bound = torch.zeros_like(x[0, 0]) if gamma is None else gamma
+    lower_bound = torch.zeros_like(x[0, 0]) if lower_bound is None else lower_bound
     outputs, states = [], []
     for sequence in raw:
         re = im = x.new_zeros(WIDTH)
         for token in sequence:
             c, g, f = token[:wide], token[wide : 2 * wide], token[2 * wide :]
             c, g = activated(c, options.input_activation), activated(g, options.output_activation)
-            f = bound + (1 - bound) * activated(f, "sigmoid")
+            f = lower_bound + (1 - lower_bound) * activated(f, "sigmoid")
             if is_complex:  # channel 2 j is the real part, 2 j + 1 the imaginary part
                 cos, sin = layer.theta.cos(), layer.theta.sin()
                 re, im = (
@@ -80,11 +80,11 @@ def parts(state: Tensor) -> Tensor:
 @pytest.mark.parametrize("kind", ["hgru1", "hgru1_real"])
 def test_equals_the_loop(kind: Any, name: str, bounded: bool, randomised: Callable, same: Callable) -> None:
     layer = randomised(HGRU1(WIDTH, MixerConfig(kind=kind, **OPTIONS[name])))
-    x, gamma = inputs()
+    x, lower_bound = inputs()
     with torch.no_grad():
-        truth, state = loop(layer, x, gamma if bounded else None)
-    y, final = layer(x, gamma if bounded else None)
-    same(y, truth)
+        expected, state = loop(layer, x, lower_bound if bounded else None)
+    y, final = layer(x, lower_bound if bounded else None)
+    same(y, expected)
     same(parts(final.recurrent), state)
 
 
@@ -92,15 +92,15 @@ def test_equals_the_loop(kind: Any, name: str, bounded: bool, randomised: Callab
 def test_gradients_equal_the_loops(kind: Any, randomised: Callable, same: Callable) -> None:
     layer = randomised(HGRU1(WIDTH, MixerConfig(kind=kind, **OPTIONS["published"])))
     found = []
-    for run in (layer, lambda x, gamma: loop(layer, x, gamma)):
-        x, gamma = (value.requires_grad_() for value in inputs())
-        y, final = run(x, gamma)
+    for run in (layer, lambda x, lower_bound: loop(layer, x, lower_bound)):
+        x, lower_bound = (value.requires_grad_() for value in inputs())
+        y, final = run(x, lower_bound)
         final = final if isinstance(final, Tensor) else parts(final.recurrent)
         weights = torch.randn(y.shape, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
-        leaves = [x, gamma, *layer.parameters()]
+        leaves = [x, lower_bound, *layer.parameters()]
         found.append(torch.autograd.grad((y * weights).sum() + final.square().sum(), leaves))
-    for ours, truth in zip(*found, strict=True):
-        same(ours, truth, 3000)
+    for ours, expected in zip(*found, strict=True):
+        same(ours, expected, 3000)
 
 
 @pytest.mark.parametrize(("kind", "squares", "vectors"), [("hgru1", 7, 1), ("hgru1_real", 4, 0)])
@@ -118,26 +118,26 @@ def test_the_complex_form_without_rotation_is_two_real_ones(randomised: Callable
     layer = randomised(HGRU1(WIDTH, MixerConfig(kind="hgru1", norm="simple_rms")))
     with torch.no_grad():
         layer.theta.zero_()
-    x, gamma = inputs()
-    whole = layer(x, gamma)[1].recurrent
+    x, lower_bound = inputs()
+    whole = layer(x, lower_bound)[1].recurrent
     real = HGRU1(WIDTH, MixerConfig(kind="hgru1_real", norm="simple_rms")).double()
     weight = layer.in_proj.weight.detach()
     for part, mine in ((0, whole.real), (1, whole.imag)):
         value, gate = weight[part : 2 * WIDTH : 2], weight[4 * WIDTH :]
         real.in_proj.weight.data = torch.cat((value, torch.zeros_like(value), gate))
-        same(mine.detach(), real(x, gamma)[1].recurrent.detach())
+        same(mine.detach(), real(x, lower_bound)[1].recurrent.detach())
 
 
 @pytest.mark.parametrize("kind", ["hgru1", "hgru1_real"])
 def test_bfloat16_loses_no_more_than_plain_pytorch(kind: Any, randomised: Callable) -> None:
     layer = randomised(HGRU1(WIDTH, MixerConfig(kind=kind, **OPTIONS["published"]))).bfloat16()
-    x, gamma = (value.bfloat16() for value in inputs())
+    x, lower_bound = (value.bfloat16() for value in inputs())
     with torch.no_grad():
-        ours, final = layer(x, gamma)
-        plain, _ = loop(layer, x, gamma)
-        truth, _ = loop(layer.double(), x.double(), gamma.double())
+        ours, final = layer(x, lower_bound)
+        plain, _ = loop(layer, x, lower_bound)
+        expected, _ = loop(layer.double(), x.double(), lower_bound.double())
     assert ours.dtype == torch.bfloat16
     assert final.recurrent.dtype == (torch.complex64 if kind == "hgru1" else torch.float32)
-    floor = torch.finfo(torch.bfloat16).eps * float(truth.abs().max())
-    assert float((ours - truth).abs().max()) <= 1.2 * float((plain - truth).abs().max()) + floor
+    floor = torch.finfo(torch.bfloat16).eps * float(expected.abs().max())
+    assert float((ours - expected).abs().max()) <= 1.2 * float((plain - expected).abs().max()) + floor
     assert not math.isclose(float(ours.abs().max()), 0)

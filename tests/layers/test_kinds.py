@@ -44,13 +44,13 @@ def test_the_page_is_the_table() -> None:
 
 
 def accepted(name: str, **options: Any) -> bool:
-    bound = {} if KINDS[name].bounds else {"lower_bound": "none"}  # type: ignore[index]
+    lower_bound = {} if KINDS[name].bounds else {"lower_bound": "none"}  # type: ignore[index]
     stack = {key: options.pop(key) for key in ("lower_bound", "width") if key in options}
     try:
         mixer = MixerConfig(**{"kind": name, "head_size": 8} | options)
         values: dict[str, Any] = {"vocab_size": 5, "width": 16, "layers": 1, "glu_width": 8, "mixer": mixer}
         if mixer.direction == "causal":
-            ModelConfig(**values | bound | stack)
+            ModelConfig(**values | lower_bound | stack)
     except UserError:
         return False
     return True
@@ -78,9 +78,9 @@ def test_settings_are_offered_as_the_table_says(name: Any) -> None:
 @every
 def test_states_are_offered_as_the_table_says(name: Any) -> None:
     kind = KINDS[name]
-    bound = {} if kind.bounds else {"lower_bound": "none"}
+    lower_bound = {} if kind.bounds else {"lower_bound": "none"}
     mixer = MixerConfig(kind=name, head_size=8)
-    config = ModelConfig(vocab_size=5, width=16, layers=1, glu_width=8, mixer=mixer, **bound)  # type: ignore[arg-type]
+    config = ModelConfig(vocab_size=5, width=16, layers=1, glu_width=8, mixer=mixer, **lower_bound)  # type: ignore[arg-type]
     model = LanguageModel(config)
     if kind.narrow_states:
         assert model.zeros(1, torch.bfloat16).layers[0].batch == 1

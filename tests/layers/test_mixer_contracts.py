@@ -46,7 +46,7 @@ def mixer(name: str, randomised: Callable) -> Any:
 
 
 def inputs(name: str, batch: int = 2, tokens: int = TOKENS) -> tuple[Tensor, Tensor | None]:
-    """Tokens, and the bound of kinds that have one."""
+    """Tokens, and the lower bound of kinds that have one."""
     generator = torch.Generator().manual_seed(7)
     x = torch.randn(batch, tokens, WIDTH, generator=generator, dtype=torch.float64)
     return x, torch.rand(WIDTH, generator=generator, dtype=torch.float64) if name.startswith("hgru") else None
@@ -73,10 +73,10 @@ def start(mixer: nn.Module, batch: int) -> Any:
     return zeros.map(lambda x: torch.randn(x.shape, generator=generator, dtype=x.dtype))
 
 
-def both(found: MixerState, truth: MixerState, same: Callable) -> None:
+def both(found: MixerState, expected: MixerState, same: Callable) -> None:
     """Two states are the same."""
-    assert type(found) is type(truth)
-    for mine, theirs in zip(tensors(found), tensors(truth), strict=True):
+    assert type(found) is type(expected)
+    for mine, theirs in zip(tensors(found), tensors(expected), strict=True):
         same(mine, theirs)
 
 
@@ -88,8 +88,8 @@ def test_no_kind_is_forgotten() -> None:
 def test_meets_the_protocol(name: str, mixer: Any) -> None:
     assert isinstance(mixer, Mixer)
     assert mixer.state_dtype(torch.float64) == torch.float64
-    x, gamma = inputs(name)
-    found = mixer.log_forget(x, gamma)
+    x, lower_bound = inputs(name)
+    found = mixer.log_forget(x, lower_bound)
     assert (found is None) == name.startswith("attention")
     if found is not None:
         assert found.shape[:2] == x.shape[:2]
@@ -101,42 +101,42 @@ def test_meets_the_protocol(name: str, mixer: Any) -> None:
 @pytest.mark.parametrize("grad", [False, True], ids=["inference", "training"])
 def test_step_by_step_is_the_whole(name: str, grad: bool, begun: bool, mixer: Any, same: Callable) -> None:
     """One token at a time: the step operators without gradients, scans of one token with them."""
-    x, gamma = inputs(name)
+    x, lower_bound = inputs(name)
     state = start(mixer, 2) if begun else None
-    truth, final = mixer(x, gamma, state)
+    expected, final = mixer(x, lower_bound, state)
     outputs = []
     with torch.set_grad_enabled(grad):
         state = state or mixer.zeros(2, None, torch.float64)
         for token in x.split(1, 1):
-            y, state = mixer(token, gamma, state)
+            y, state = mixer(token, lower_bound, state)
             outputs.append(y)
-    same(torch.cat(outputs, 1), truth)
+    same(torch.cat(outputs, 1), expected)
     both(state, final, same)
 
 
 @every
 @pytest.mark.parametrize("at", [1, 2, 3, 17, 36])
 def test_split_anywhere_is_the_whole(name: str, at: int, mixer: Any, same: Callable) -> None:
-    x, gamma = inputs(name)
-    truth, final = mixer(x, gamma, start(mixer, 2))
-    left, middle = mixer(x[:, :at], gamma, start(mixer, 2))
-    right, state = mixer(x[:, at:], gamma, middle)
-    same(torch.cat((left, right), 1), truth)
+    x, lower_bound = inputs(name)
+    expected, final = mixer(x, lower_bound, start(mixer, 2))
+    left, middle = mixer(x[:, :at], lower_bound, start(mixer, 2))
+    right, state = mixer(x[:, at:], lower_bound, middle)
+    same(torch.cat((left, right), 1), expected)
     both(state, final, same)
 
 
 @every
 def test_gradients_flow_through_the_state_between_parts(name: str, mixer: Any, same: Callable) -> None:
-    x, gamma = inputs(name)
-    leaves = [x.requires_grad_(), *([] if gamma is None else [gamma.requires_grad_()]), *mixer.parameters()]
+    x, lower_bound = inputs(name)
+    leaves = [x.requires_grad_(), *([] if lower_bound is None else [lower_bound.requires_grad_()]), *mixer.parameters()]
     begin = start(mixer, 2).map(lambda y: y.requires_grad_())
     leaves += stored(begin)
     weights = torch.randn(x.shape, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
-    truth = torch.autograd.grad((mixer(x, gamma, begin)[0] * weights).sum(), leaves)
-    left, middle = mixer(x[:, :15], gamma, begin)
-    right, _ = mixer(x[:, 15:], gamma, middle)
+    expected = torch.autograd.grad((mixer(x, lower_bound, begin)[0] * weights).sum(), leaves)
+    left, middle = mixer(x[:, :15], lower_bound, begin)
+    right, _ = mixer(x[:, 15:], lower_bound, middle)
     for mine, theirs in zip(
-        torch.autograd.grad((torch.cat((left, right), 1) * weights).sum(), leaves), truth, strict=True
+        torch.autograd.grad((torch.cat((left, right), 1) * weights).sum(), leaves), expected, strict=True
     ):
         same(mine, theirs, 3000)
 
@@ -144,45 +144,45 @@ def test_gradients_flow_through_the_state_between_parts(name: str, mixer: Any, s
 @every
 def test_packed_documents_are_separate_ones(name: str, mixer: Any, same: Callable) -> None:
     """Documents shorter than the convolution, of one token and of none; each begins with a state of its own."""
-    x, gamma = inputs(name, batch=1)
+    x, lower_bound = inputs(name, batch=1)
     ends = [0, 9, 9, 10, 12, 30, 37]
     begin = start(mixer, len(ends) - 1)
-    packed, finals = mixer(x, gamma, begin, cu_seqlens=torch.tensor(ends))
+    packed, finals = mixer(x, lower_bound, begin, cu_seqlens=torch.tensor(ends))
     for n, (a, b) in enumerate(pairwise(ends)):
         own = begin.select([n])
-        alone, final = mixer(x[:, a:b], gamma, own) if b > a else (packed[:, a:b], own)
+        alone, final = mixer(x[:, a:b], lower_bound, own) if b > a else (packed[:, a:b], own)
         same(packed[:, a:b], alone)
         both(finals.select([n]), final, same)
 
 
 @every
 def test_states_given_are_left_alone(name: str, mixer: Any) -> None:
-    x, gamma = inputs(name)
+    x, lower_bound = inputs(name)
     begin = start(mixer, 2)
     for tokens in (1, TOKENS):
         with torch.no_grad():
-            mixer(x[:, :tokens], gamma, begin)
+            mixer(x[:, :tokens], lower_bound, begin)
         assert all(torch.equal(a, b) for a, b in zip(tensors(begin), tensors(start(mixer, 2)), strict=True))
 
 
 @every
 def test_no_state_when_none_is_asked_for(name: str, mixer: Any, same: Callable) -> None:
-    x, gamma = inputs(name)
-    y, state = mixer(x, gamma, output_state=False)
+    x, lower_bound = inputs(name)
+    y, state = mixer(x, lower_bound, output_state=False)
     assert state is None
-    same(y, mixer(x, gamma)[0])
+    same(y, mixer(x, lower_bound)[0])
     with torch.no_grad():
-        assert mixer(x[:, :1], gamma, start(mixer, 2), output_state=False)[1] is None
+        assert mixer(x[:, :1], lower_bound, start(mixer, 2), output_state=False)[1] is None
 
 
 @bounded
 def test_a_gate_held_open_remembers_and_one_held_shut_forgets(name: str, mixer: Any, same: Callable) -> None:
     """γ near 1 keeps the state whatever the input; weights that shut the gate leave only the last token's trace."""
-    x, gamma = inputs(name)
+    x, lower_bound = inputs(name)
     begin = start(mixer, 2)
-    kept = mixer(x, torch.ones_like(gamma), begin)[1].recurrent
+    kept = mixer(x, torch.ones_like(lower_bound), begin)[1].recurrent
     if name == "hgru1":
-        same(kept, begin.recurrent * torch.polar(torch.ones_like(gamma), TOKENS * mixer.theta))
+        same(kept, begin.recurrent * torch.polar(torch.ones_like(lower_bound), TOKENS * mixer.theta))
     else:
         same(kept, begin.recurrent)
     with torch.no_grad():
@@ -201,7 +201,7 @@ def test_a_gate_held_open_remembers_and_one_held_shut_forgets(name: str, mixer: 
 def test_float32_keeps_what_a_nearly_open_gate_lets_in(name: str, mixer: Any) -> None:
     """At a gate of 1 - 1e-11, 1 - f is zero in float32; the complement (1-γ)σ(-x) keeps all its digits."""
     x, _ = inputs(name, tokens=6)
-    gamma = torch.full((WIDTH,), 0.25, dtype=torch.float64)
+    lower_bound = torch.full((WIDTH,), 0.25, dtype=torch.float64)
     with torch.no_grad():
         mixer.in_proj.weight[-WIDTH:] = 0
         mixer.in_proj.weight[-WIDTH:, 0] = 25
@@ -210,7 +210,7 @@ def test_float32_keeps_what_a_nearly_open_gate_lets_in(name: str, mixer: Any) ->
         if mixer.in_proj.bias is not None:
             mixer.in_proj.bias.zero_()
         x[..., 0] = 1
-        truth = mixer(x, gamma)[1].recurrent
-        single = mixer.float()(x.float(), gamma.float())[1].recurrent
-    assert 1e-12 < float(truth.abs().max()) < 1e-8
-    assert float((single - truth).abs().max()) <= 300 * torch.finfo(torch.float32).eps * float(truth.abs().max())
+        expected = mixer(x, lower_bound)[1].recurrent
+        single = mixer.float()(x.float(), lower_bound.float())[1].recurrent
+    assert 1e-12 < float(expected.abs().max()) < 1e-8
+    assert float((single - expected).abs().max()) <= 300 * torch.finfo(torch.float32).eps * float(expected.abs().max())

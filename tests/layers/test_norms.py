@@ -33,8 +33,8 @@ def test_formula(kind: NormKind, randomised: Callable, same: Callable) -> None:
     x = torch.randn(2, 3, 12, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     weight = [1.0] * 12 if norm.weight is None else norm.weight.tolist()
     bias = [0.0] * 12 if norm.bias is None else norm.bias.tolist()
-    truth = [[stated(kind, row, weight, bias, 3) for row in batch] for batch in x.tolist()]
-    same(norm(x), torch.tensor(truth, dtype=torch.float64))
+    expected = [[stated(kind, row, weight, bias, 3) for row in batch] for batch in x.tolist()]
+    same(norm(x), torch.tensor(expected, dtype=torch.float64))
 
 
 @pytest.mark.parametrize(("kind", "tensors"), [("rms", 1), ("layer", 2), ("simple_rms", 0), ("head_rms", 1)])
@@ -55,8 +55,10 @@ def test_bfloat16_loses_no_more_than_its_output_must(kind: NormKind, randomised:
         x = x - 100
     y = norm(x)
     assert y.dtype == torch.bfloat16
-    truth = norm.double()(x.double())
-    assert float((y.double() - truth).abs().max()) <= 2 * torch.finfo(torch.bfloat16).eps * float(truth.abs().max())
+    expected = norm.double()(x.double())
+    assert float((y.double() - expected).abs().max()) <= 2 * torch.finfo(torch.bfloat16).eps * float(
+        expected.abs().max()
+    )
 
 
 def batches() -> Iterator[Tensor]:
@@ -92,8 +94,8 @@ def test_batch_norm_leaves_padding_out(randomised: Callable, same: Callable) -> 
             y = norm(leaf, keep)[keep] if norm is padded else norm(leaf)
             grad = torch.autograd.grad(y.pow(3).sum(), leaf)[0]
             results.append((y, grad[keep] if norm is padded else grad))
-        for mine, truth in zip(*results, strict=True):
-            same(mine, truth, 3000)
+        for mine, expected in zip(*results, strict=True):
+            same(mine, expected, 3000)
     same(padded.running_mean, packed.running_mean)
     same(padded.running_var, packed.running_var)
 

@@ -42,9 +42,9 @@ def test_gla_is_its_recurrence(randomised: Callable, same: Callable) -> None:
         one = [part[:, t].view(2, 2, 8) for part in (q, k, v, forget)]
         state = one[3].unsqueeze(-1) * state + one[1].unsqueeze(-1) * one[2].unsqueeze(-2)
         outputs.append(8**-0.5 * torch.einsum("bhk,bhkv->bhv", one[0], state).flatten(1))
-    truth = mixer.out_proj(mixer.norm(torch.stack(outputs, 1)) * torch.nn.functional.silu(g))
+    expected = mixer.out_proj(mixer.norm(torch.stack(outputs, 1)) * torch.nn.functional.silu(g))
     y, final = mixer(x)
-    same(y, truth)
+    same(y, expected)
     same(final.recurrent, state)
 
 
@@ -80,22 +80,22 @@ def test_a_window_is_the_masked_loop(
         near = slice(max(0, t - window + 1), t + 1)
         shares = (torch.einsum("bhn,bshn->bhs", q[:, t], k[:, near]) / 2).softmax(-1)
         outputs.append(torch.einsum("bhs,bshn->bhn", shares, v[:, near]).flatten(1))
-    truth = mixer.out_proj(torch.stack(outputs, 1))
+    expected = mixer.out_proj(torch.stack(outputs, 1))
     y, final = mixer(x)
-    same(y, truth)
+    same(y, expected)
     left, state = mixer(x[:, :11], None, mixer.zeros(2, None, torch.float64))
-    same(torch.cat((left, mixer(x[:, 11:], None, state)[0]), 1), truth)
+    same(torch.cat((left, mixer(x[:, 11:], None, state)[0]), 1), expected)
     keep = torch.arange(11) < torch.tensor([[11], [6]])
     _, state = mixer(x[:, :11], keep=keep)
     rest = torch.stack((x[0, 11:], x[1, 6:14]))
     right, _ = mixer(rest, None, state)
-    same(right, torch.stack((truth[0, 11:], truth[1, 6:14])))
+    same(right, torch.stack((expected[0, 11:], expected[1, 6:14])))
     state, read = mixer.zeros(2, None, torch.float64), []
     with torch.no_grad():
         for token in x.split(1, 1):
             one, state = mixer(token, None, state)
             read.append(one)
-    same(torch.cat(read, 1), truth)
+    same(torch.cat(read, 1), expected)
     named = state.tensors()
     assert named["keys_values"].shape[1] == min(19, window - 1)
     assert named["dropped"].tolist() == [max(0, 20 - window)] * 2
@@ -107,24 +107,24 @@ def test_a_window_is_the_masked_loop(
 def test_a_window_lets_go_of_what_nobody_sees(randomised: Callable, same: Callable) -> None:
     """However long the text is, and whether it comes at once or token by token, the memory is that of the window."""
     mixer, x = randomised(Attention(WIDTH, MixerConfig(kind="attention", head_size=8, window=10))), inputs(1, 400)
-    truth, at_once = mixer(x)
+    expected, at_once = mixer(x)
     assert at_once.buffer.untyped_storage().nbytes() == 64 * 2 * WIDTH * 8
     outputs, state = [], mixer.zeros(1, None, torch.float64)
     for token in x.split(1, 1):
         y, state = mixer(token, None, state)
         outputs.append(y)
         assert state.buffer.shape[1] <= 256
-    same(torch.cat(outputs, 1), truth)
+    same(torch.cat(outputs, 1), expected)
 
 
 @every
 @pytest.mark.parametrize("at", [1, 3, 18])
 def test_attention_split_anywhere_is_the_whole(name: str, at: int, attention: Any, same: Callable) -> None:
     x = inputs()
-    truth, final = attention(x)
+    expected, final = attention(x)
     left, middle = attention(x[:, :at], None, attention.zeros(2, None, torch.float64))
     right, state = attention(x[:, at:], None, middle)
-    same(torch.cat((left, right), 1), truth)
+    same(torch.cat((left, right), 1), expected)
     same(state.seen, final.seen)
     assert state.lengths == (19, 19)
 
@@ -185,7 +185,7 @@ def test_both_directions_are_their_definition(rotary: bool, bias: bool, randomis
     keep[0], keep[1, :4] = True, False
     y, state = mixer(x, keep=keep, output_state=False)
     assert state is None
-    truth = torch.zeros_like(y)
+    expected = torch.zeros_like(y)
     q, k, v = (part.unflatten(-1, (4, 4)) for part in mixer.in_proj(x).split(WIDTH, -1))
     for row in range(3):
         seen = keep[row].nonzero().flatten().tolist()
@@ -200,11 +200,11 @@ def test_both_directions_are_their_definition(rotary: bool, bias: bool, randomis
             scores = torch.stack([(turned(q, t) * turned(k, s)).sum(-1) / 2 for s in seen], -1)
             weights = scores.exp() / scores.exp().sum(-1, keepdim=True)
             read = sum(weights[:, n, None] * v[row, s] for n, s in enumerate(seen))
-            truth[row, t] = mixer.out_proj(read.flatten())  # pyright: ignore[reportAttributeAccessIssue]
-    same(y[keep], truth[keep])
+            expected[row, t] = mixer.out_proj(read.flatten())  # pyright: ignore[reportAttributeAccessIssue]
+    same(y[keep], expected[keep])
     leaves = [x, *mixer.parameters()]
     weight = torch.randn(y.shape, generator=torch.Generator().manual_seed(3), dtype=y.dtype)[keep]
-    grads = (torch.autograd.grad((found[keep] * weight).sum(), leaves, retain_graph=True) for found in (y, truth))
+    grads = (torch.autograd.grad((found[keep] * weight).sum(), leaves, retain_graph=True) for found in (y, expected))
     for mine, theirs in zip(*grads, strict=True):
         same(mine, theirs, 3000)
 
@@ -235,7 +235,7 @@ def test_a_sequence_of_padding_alone_stays_finite(randomised: Callable) -> None:
     assert gradient.isfinite().all()
 
 
-def test_a_shape_is_for_mixers_that_read_pictures(randomised: Callable) -> None:
+def test_a_shape_is_for_mixers_that_read_images(randomised: Callable) -> None:
     mixer = randomised(Attention(WIDTH, MixerConfig(kind="attention", head_size=8, direction="bidirectional")))
     with pytest.raises(UserError, match="direction bidirectional reads a line of tokens"):
         mixer(inputs(), shape=(1, 19), output_state=False)
@@ -254,7 +254,7 @@ def test_positions_count_the_tokens_of_their_own_document(randomised: Callable, 
     mixer, x = randomised(Attention(WIDTH, ATTENTION["heads"])), inputs(1)
     q, k, v = (part.unflatten(-1, (4, 4))[0] for part in mixer.in_proj(x).split(WIDTH, -1))
 
-    def truth(seen: list[int]) -> Tensor:
+    def expected(seen: list[int]) -> Tensor:
         """Of the last of these tokens, which are a document."""
         at = torch.arange(len(seen)).unsqueeze(0)
         turned, query = rotate(k[None, seen], at)[0], rotate(q[None, seen[-1:]], at[:, -1:])[0, 0]
@@ -268,10 +268,10 @@ def test_positions_count_the_tokens_of_their_own_document(randomised: Callable, 
     y, after = mixer(x[:, 10:], None, state.select([1]))
     kept = [5, 6, 7, 9]
     for t in range(10, 19):
-        same(y[0, t - 10], truth([*kept, *range(10, t + 1)]))
+        same(y[0, t - 10], expected([*kept, *range(10, t + 1)]))
     both, _ = mixer(x[:, :10], keep=keep, cu_seqlens=cuts, output_state=False)
     for seen in ([0], [0, 2], [0, 2, 3], [5], [5, 6], kept):
-        same(both[0, seen[-1]], truth(seen))
+        same(both[0, seen[-1]], expected(seen))
     assert after.lengths == (13,)
 
 

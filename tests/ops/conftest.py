@@ -15,7 +15,7 @@ FAST = [
 
 @pytest.hookimpl(trylast=True)
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """`backend` varies fastest, so that both backends of a case share the cached float64 truth."""
+    """`backend` varies fastest, so that both backends of a case share the cached float64 reference."""
     if "backend" in metafunc.fixturenames:
         metafunc.parametrize("backend", FAST, indirect=True)
 

@@ -34,7 +34,8 @@ def test_float16(case: Case, contract: contracts.Contract, backend: str) -> None
     assert not failures(contract(case, backend, torch.float16))
 
 
-# In float32 only: over a thousand tokens the float64 loop, the truth, itself loses more than a few epsilons of float64.
+# In float32 only: over a thousand tokens the float64 loop, the reference, itself loses more than a few epsilons of
+# float64.
 @pytest.mark.full
 @pytest.mark.parametrize("case", FULL, ids=str)
 def test_long_and_wide_problems_match_reference(case: Case, backend: str) -> None:

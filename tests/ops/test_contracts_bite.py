@@ -14,7 +14,7 @@ from hgrn2.testing.cases import OPERATORS, Case, packed
 from hgrn2.testing.compare import Finding, allowed, different_bits, failures, relative_error
 from hgrn2.testing.poison import poisoned
 
-DENSE = Case(op="hgru2", tokens=70, bound="small", key=3, value=5)
+DENSE = Case(op="hgru2", tokens=70, lower_bound="small", key=3, value=5)
 PACKED = packed(replace(DENSE, tokens=9), (2, 0, 3, 4))
 Outputs = tuple[Tensor, Tensor | None]
 

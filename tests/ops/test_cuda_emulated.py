@@ -11,7 +11,7 @@ from hgrn2.ops.cuda import call, plan
 from hgrn2.testing import emulator
 
 pytestmark = pytest.mark.skipif(emulator.compiler() is None, reason="the emulator needs g++")
-NAMES = ("q", "f", "i", "bound", "state")
+NAMES = ("q", "f", "i", "lower_bound", "state")
 WORST = 4e-3  # bfloat16 operands lose 2e-3 to 3e-3 (docs/numerics.md); a wrong index loses everything
 
 
@@ -31,14 +31,21 @@ def emulated(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def inputs(
-    tokens: int, heads: int, size: int, batch: int = 1, spread: float = 1.0, shift: float = 0.0, bound: float = 0.1,
+    tokens: int, heads: int, size: int, batch: int = 1, spread: float = 1.0, shift: float = 0.0,
+    lower_bound: float = 0.1,
     documents: int = 0,
 ) -> list[Tensor]:  # fmt: skip
     """q, f, i in bfloat16, bound and state in float32."""
     random = torch.Generator().manual_seed(tokens + size)
     q, f, i = (torch.randn(batch, tokens, heads * size, generator=random) for _ in range(3))
     state = torch.randn(documents or batch, heads, size, size, generator=random)
-    return [q.bfloat16(), (f * spread + shift).bfloat16(), i.bfloat16(), torch.full((heads * size,), bound), state]
+    return [
+        q.bfloat16(),
+        (f * spread + shift).bfloat16(),
+        i.bfloat16(),
+        torch.full((heads * size,), lower_bound),
+        state,
+    ]
 
 
 def results(
@@ -46,8 +53,8 @@ def results(
 ) -> dict[str, Tensor]:
     """o, the final state and every gradient."""
     leaves = [x.to(dtype or x.dtype).detach().requires_grad_() for x in tensors]
-    q, f, i, bound, state = leaves
-    o, final = ops.hgru2(q, f, i, bound, heads=heads, state=state, backend=backend, **options)  # type: ignore[arg-type]
+    q, f, i, lower_bound, state = leaves
+    o, final = ops.hgru2(q, f, i, lower_bound, heads=heads, state=state, backend=backend, **options)  # type: ignore[arg-type]
     assert final is not None
     random = torch.Generator().manual_seed(1)
     weights = [torch.randn(x.shape, generator=random).bfloat16().to(x.dtype) for x in (o, final)]
@@ -71,15 +78,15 @@ def test_lengths(size: int, heads: int, tokens: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spread", "shift", "bound"),
+    ("spread", "shift", "lower_bound"),
     [(3.0, 0.0, 0.0), (1.0, -12.0, 0.0), (1.0, -40.0, 0.5), (30.0, 0.0, 1e-3), (1.0, 40.0, 0.3)],
 )
-def test_gates(spread: float, shift: float, bound: float) -> None:
-    check(inputs(70, 2, 64, spread=spread, shift=shift, bound=bound), 2)
+def test_gates(spread: float, shift: float, lower_bound: float) -> None:
+    check(inputs(70, 2, 64, spread=spread, shift=shift, lower_bound=lower_bound), 2)
 
 
 def test_gates_of_exactly_zero_and_one() -> None:
-    tensors = inputs(66, 2, 64, bound=0.0)
+    tensors = inputs(66, 2, 64, lower_bound=0.0)
     tensors[1] = tensors[1].sign() * torch.inf
     check(tensors, 2)
 
@@ -123,19 +130,19 @@ def test_views_of_one_product_are_taken_as_they_are() -> None:
 
 
 def test_later_tokens_change_no_earlier_output() -> None:
-    q, f, i, bound, state = inputs(80, 1, 128)
-    before = ops.hgru2(q, f, i, bound, heads=1, state=state, backend="cuda")[0]
+    q, f, i, lower_bound, state = inputs(80, 1, 128)
+    before = ops.hgru2(q, f, i, lower_bound, heads=1, state=state, backend="cuda")[0]
     for x in (q, f, i):
         x[:, 37:] += 1
-    after = ops.hgru2(q, f, i, bound, heads=1, state=state, backend="cuda")[0]
+    after = ops.hgru2(q, f, i, lower_bound, heads=1, state=state, backend="cuda")[0]
     assert torch.equal(before[:, :37], after[:, :37])
     assert not torch.equal(before[:, 37:], after[:, 37:])
 
 
 def test_nan_is_not_hidden() -> None:
-    q, f, i, bound, _ = inputs(10, 2, 64)
+    q, f, i, lower_bound, _ = inputs(10, 2, 64)
     f[0, 4, 3] = torch.nan
-    o, _ = ops.hgru2(q, f, i, bound, heads=2, backend="cuda")
+    o, _ = ops.hgru2(q, f, i, lower_bound, heads=2, backend="cuda")
     assert o[0, 4:, :64].isnan().all()
     assert not o[0, :4].isnan().any()
 
@@ -145,8 +152,8 @@ def test_gradients_of_one_result_alone(used: str) -> None:
     tensors = inputs(70, 2, 64)
     found = []
     for backend, dtype in (("cuda", None), ("chunked", torch.float64)):
-        q, f, i, bound, state = leaves = [x.to(dtype or x.dtype).detach().requires_grad_() for x in tensors]
-        o, final = ops.hgru2(q, f, i, bound, heads=2, state=state, backend=backend)
+        q, f, i, lower_bound, state = leaves = [x.to(dtype or x.dtype).detach().requires_grad_() for x in tensors]
+        o, final = ops.hgru2(q, f, i, lower_bound, heads=2, state=state, backend=backend)
         assert final is not None
         result = {"o": o, "final": final}[used]
         weight = torch.randn(result.shape, generator=torch.Generator().manual_seed(2)).bfloat16().to(result.dtype)
@@ -156,6 +163,6 @@ def test_gradients_of_one_result_alone(used: str) -> None:
 
 
 def test_without_an_initial_state_none_has_a_gradient() -> None:
-    q, f, i, bound, _ = (x.requires_grad_() for x in inputs(20, 2, 64))
-    o, _ = ops.hgru2(q, f, i, bound, heads=2, backend="cuda")
-    assert all(x is not None and not x.isnan().any() for x in torch.autograd.grad(o.sum(), (q, f, i, bound)))
+    q, f, i, lower_bound, _ = (x.requires_grad_() for x in inputs(20, 2, 64))
+    o, _ = ops.hgru2(q, f, i, lower_bound, heads=2, backend="cuda")
+    assert all(x is not None and not x.isnan().any() for x in torch.autograd.grad(o.sum(), (q, f, i, lower_bound)))

@@ -10,7 +10,7 @@ CPU = torch.device("cpu")
 
 
 def covered(made: plan.Plan, tokens: int) -> list[int]:
-    """How often each token is walked over."""
+    """How often each token is scanned."""
     seen = [0] * tokens
     for sequence, begin, size, *_ in made.items.tolist():
         for token in range(begin, begin + size) if sequence >= 0 else ():

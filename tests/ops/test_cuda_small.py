@@ -15,7 +15,7 @@ from hgrn2.testing.cases import Case, packed
 from hgrn2.testing.compare import failures
 
 pytestmark = pytest.mark.skipif(emulator.compiler() is None, reason="the emulator needs g++")
-CASE = Case(op="hgru2", batch=2, tokens=19, heads=5, key=4, value=4, bound="small")
+CASE = Case(op="hgru2", batch=2, tokens=19, heads=5, key=4, value=4, lower_bound="small")
 DOCUMENTS = (0, 1, 17, 0, 8, 16, 0)
 
 
@@ -35,11 +35,15 @@ def sized(n: int, **changes: object) -> Case:
     [
         *(sized(n) for n in (1, 2, 3, 5, 8, 16)),
         *(replace(CASE, tokens=tokens, state=False) for tokens in (0, 1, 8, 9)),
-        *(replace(CASE, gates=gates, bound=bound) for gates in ("wide", "infinite") for bound in ("none", "high")),
+        *(
+            replace(CASE, gates=gates, lower_bound=lower_bound)
+            for gates in ("wide", "infinite")
+            for lower_bound in ("none", "high")
+        ),
         replace(CASE, options=(("input_activation", "silu"), ("output_activation", "sigmoid"), ("scale", 0.3))),
         replace(CASE, heads=40, options=(("reverse", True),)),
         packed(replace(CASE, heads=3), DOCUMENTS),
-        packed(sized(16, heads=3, options=(("reverse", True),), bound="mixed"), DOCUMENTS),
+        packed(sized(16, heads=3, options=(("reverse", True),), lower_bound="mixed"), DOCUMENTS),
     ],
     ids=str,
 )
@@ -85,11 +89,11 @@ def test_few_long_sequences_are_left_to_chunks() -> None:
     assert support.too_few(32, 2048, 8, 16, 132)  # 2.48 against 0.63
     assert not support.too_few(32, 2048, 64, 2, 132)  # 1.25 against 4.2
     assert not support.too_few(256, 2048, 8, 16, 132)  # 3.19 against 4.4
-    assert not support.too_few(4, 32, 8, 16, 132)  # short ones are always walked
+    assert not support.too_few(4, 32, 8, 16, 132)  # short ones are always scanned sequentially
 
 
 def test_auto_leaves_them_and_a_name_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By name the walk is what runs, also where it is slow: a benchmark must not time another kernel."""
+    """By name the sequential scan is what runs, also where it is slow: a benchmark must not time another kernel."""
     serving = {"cuda", "triton"}
     monkeypatch.setattr(backends, "_support", lambda _, name, *__: (name in serving, name))
     monkeypatch.setattr(registry, "_processors", lambda _: 132)

@@ -21,11 +21,11 @@ def drawn(*shape: int) -> Tensor:
 GENERATOR = torch.Generator().manual_seed(0)
 X, F, I, W = drawn(1, 5, 4), drawn(1, 5, 4), drawn(1, 5, 4), drawn(4, 3)  # noqa: E741
 FOUR, STATE, ONE = drawn(1, 5, 2, 2), drawn(1, 2, 2, 2), drawn(1, 4)
-BOUND = drawn(4).sigmoid()
+LOWER_BOUND = drawn(4).sigmoid()
 Call = Callable[[Tensor, str], Tensor | None]
 CALLS: dict[str, tuple[Tensor, Call]] = {
     "hgru2 q": (X, lambda x, b: ops.hgru2(x, F, I, heads=2, backend=b)[0]),
-    "hgru2 bound, state": (BOUND, lambda x, b: ops.hgru2(X, F, I, x, heads=2, backend=b)[1]),
+    "hgru2 bound, state": (LOWER_BOUND, lambda x, b: ops.hgru2(X, F, I, x, heads=2, backend=b)[1]),
     "hgru2 state": (STATE, lambda x, b: ops.hgru2(X, F, I, heads=2, state=x, reverse=True, backend=b)[0]),
     "gated_outer_scan": (FOUR, lambda x, b: ops.gated_outer_scan(FOUR, x, FOUR, -FOUR.abs(), backend=b)[0]),
     "gated_scan": (X, lambda x, b: ops.gated_scan(X, x.sigmoid(), backend=b)[0]),

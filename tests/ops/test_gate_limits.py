@@ -30,19 +30,19 @@ def padded(case: Case, backend: str) -> tuple[Results, Results]:
     return got, differentiate(problem, whole, *run(problem, backend, whole))
 
 
-@pytest.mark.parametrize("bound", ["none", "small", "high"])
-def test_skipped_tokens_might_as_well_not_be_there(bound: str, backend: str) -> None:
-    case = Case(op="hgru2", tokens=40, bound=bound)
+@pytest.mark.parametrize("lower_bound", ["none", "small", "high"])
+def test_skipped_tokens_might_as_well_not_be_there(lower_bound: str, backend: str) -> None:
+    case = Case(op="hgru2", tokens=40, lower_bound=lower_bound)
     got, want = padded(case, backend)
     assert not failures(contracts.near(case, backend, torch.float32, got, want))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("bound", ["none", "mixed", "high"])
+@pytest.mark.parametrize("lower_bound", ["none", "mixed", "high"])
 def test_plus_infinity_keeps_the_state_to_the_bit_with_zero_gradients(
-    bound: str, dtype: torch.dtype, backend: str
+    lower_bound: str, dtype: torch.dtype, backend: str
 ) -> None:
-    problem = build(Case(op="hgru2", tokens=67, bound=bound), dtype)
+    problem = build(Case(op="hgru2", tokens=67, lower_bound=lower_bound), dtype)
     tensors = leaves(problem)
     tensors["f"] = torch.full_like(problem.tensors["f"], torch.inf).requires_grad_()
     output, state = run(problem, backend, tensors)
@@ -55,7 +55,7 @@ def test_plus_infinity_keeps_the_state_to_the_bit_with_zero_gradients(
 
 @pytest.mark.parametrize("token", [0, 30, 64])
 def test_one_skipped_token_has_zero_gradients_among_others(token: int, backend: str) -> None:
-    problem = build(Case(op="hgru2", tokens=67, bound="small"), torch.float32)
+    problem = build(Case(op="hgru2", tokens=67, lower_bound="small"), torch.float32)
     f = problem.tensors["f"].clone()
     f[:, token] = torch.inf
     tensors = {**leaves(problem), "f": f.requires_grad_()}

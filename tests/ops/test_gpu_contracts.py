@@ -1,4 +1,4 @@
-"""Every contract on a GPU, for the backends whose kernels run there; the truth is computed on the GPU too.
+"""Every contract on a GPU, for the backends whose kernels run there; the reference is computed on the GPU too.
 
 float32 is held to the tolerance of the contracts. For 16-bit inputs that tolerance, a multiple of what a token loop
 with 16-bit states loses, is wide: there results are also held to the chunked form in float64, within one epsilon of
@@ -16,7 +16,7 @@ from hgrn2 import ops
 from hgrn2.ops import backend as backends
 from hgrn2.ops.triton_support import TritonBackend
 from hgrn2.testing import contracts
-from hgrn2.testing.cases import BOUNDS, LOGITS, OPERATORS, Case, Operator, Problem, build, packed
+from hgrn2.testing.cases import LOGITS, LOWER_BOUNDS, OPERATORS, Case, Operator, Problem, build, packed
 from hgrn2.testing.compare import different_bits, failures, relative_error
 from hgrn2.testing.evaluation import Tensors, differentiate, evaluate, leaves, run
 from hgrn2.testing.large import matches_chunked
@@ -70,30 +70,34 @@ def call_of(case: Case, dtype: torch.dtype, device: str = DEVICE) -> backends.Ca
     return backends.Call(case.op, torch.device(device), dtype.to_complex() if case.complex else dtype, *heads)
 
 
-SMALL, HEAD = Case(op="hgru2", tokens=131, key=32, value=32, bound="small"), {"key": 64, "value": 64}
+SMALL, HEAD = Case(op="hgru2", tokens=131, key=32, value=32, lower_bound="small"), {"key": 64, "value": 64}
 STEADY = replace(SMALL, **HEAD)
-FEW = Case(op="hgru2", tokens=131, heads=9, key=4, value=4, bound="small")
+FEW = Case(op="hgru2", tokens=131, heads=9, key=4, value=4, lower_bound="small")
 """Of small heads, which have CUDA kernels of their own."""
 SIZES = ((1, 1), (1, 5), (3, 2), (16, 24), (16, 128), (128, 16), (128, 128), (256, 64))
 LENGTHS = (1, 2, 7, 63, 64, 65, 127, 521)
 
 ACCURACY = combinations(
-    *(replace(STEADY, gates=gates, bound=bound) for gates in LOGITS for bound in ("none", "small", "high", "mixed")),
+    *(
+        replace(STEADY, gates=gates, lower_bound=lower_bound)
+        for gates in LOGITS
+        for lower_bound in ("none", "small", "high", "mixed")
+    ),
     *(replace(SMALL, tokens=70, key=key, value=value) for key, value in SIZES),
     *(replace(STEADY, tokens=tokens, batch=1, heads=1) for tokens in LENGTHS),
     *(replace(FEW, key=n, value=n) for n in (1, 2, 3, 7, 8, 12, 16)),
-    *(replace(FEW, gates=gates, bound=bound) for gates in LOGITS for bound in ("none", "mixed")),
+    *(replace(FEW, gates=gates, lower_bound=lower_bound) for gates in LOGITS for lower_bound in ("none", "mixed")),
     *(replace(FEW, tokens=tokens, batch=1) for tokens in LENGTHS),
-    replace(FEW, bound="mixed", options=(("reverse", True), ("input_activation", "silu"))),
-    packed(replace(FEW, bound="mixed"), DOCUMENTS),
-    *(replace(STEADY, tokens=tokens, bound="high", state=False) for tokens in (65, 521)),
-    *(replace(STEADY, tokens=70, bound=bound) for bound in BOUNDS),
+    replace(FEW, lower_bound="mixed", options=(("reverse", True), ("input_activation", "silu"))),
+    packed(replace(FEW, lower_bound="mixed"), DOCUMENTS),
+    *(replace(STEADY, tokens=tokens, lower_bound="high", state=False) for tokens in (65, 521)),
+    *(replace(STEADY, tokens=70, lower_bound=lower_bound) for lower_bound in LOWER_BOUNDS),
     *(
         replace(STEADY, options=(("input_activation", name), ("output_activation", name), ("scale", 0.25)))
         for name in ("none", "silu", "sigmoid")
     ),
-    replace(STEADY, bound="mixed", options=(("reverse", True),)),
-    *(packed(replace(STEADY, bound=bound), DOCUMENTS) for bound in ("mixed", "high")),
+    replace(STEADY, lower_bound="mixed", options=(("reverse", True),)),
+    *(packed(replace(STEADY, lower_bound=lower_bound), DOCUMENTS) for lower_bound in ("mixed", "high")),
     packed(replace(STEADY, options=(("reverse", True),)), DOCUMENTS),
     *(Case(op="gated_outer_scan", tokens=131, gates=gates, key=32, value=32) for gates in LOGITS),
     Case(op="gated_outer_scan", tokens=131, key=24, value=40, options=(("reverse", True), ("scale", 0.25))),
@@ -130,15 +134,15 @@ def test_float16(tokens: int, kernels: str) -> None:
 
 
 STRUCTURE = combinations(
-    replace(STEADY, bound="mixed"),
-    replace(STEADY, bound="high", options=(("reverse", True),)),
-    replace(STEADY, bound="edge", gates="wide"),
+    replace(STEADY, lower_bound="mixed"),
+    replace(STEADY, lower_bound="high", options=(("reverse", True),)),
+    replace(STEADY, lower_bound="edge", gates="wide"),
     replace(STEADY, tokens=70, gates="infinite", state=False, options=(("input_activation", "silu"),)),
-    packed(replace(STEADY, bound="mixed"), DOCUMENTS),
-    packed(replace(STEADY, bound="high", state=False), DOCUMENTS),
-    replace(FEW, bound="mixed"),
+    packed(replace(STEADY, lower_bound="mixed"), DOCUMENTS),
+    packed(replace(STEADY, lower_bound="high", state=False), DOCUMENTS),
+    replace(FEW, lower_bound="mixed"),
     packed(replace(FEW, key=8, value=8, options=(("reverse", True),)), DOCUMENTS),
-    replace(SMALL, key=128, value=128, bound="none"),
+    replace(SMALL, key=128, value=128, lower_bound="none"),
     Case(op="gated_outer_scan", tokens=131, gates="wide", key=32, value=24),
     Case(op="gated_outer_scan", tokens=66, gates="infinite", key=32, value=24, options=(("reverse", True),)),
     packed(Case(op="gated_outer_scan", key=32, value=24), DOCUMENTS),
@@ -171,13 +175,13 @@ def test_contract(contract: str, case: Case, kernels: str, dtype: torch.dtype) -
 
 
 LARGE = combinations(
-    Case(op="hgru2", batch=1, tokens=100_003, heads=2, bound="small", **HEAD),
-    Case(op="hgru2", batch=1, tokens=8192, heads=1, bound="high", **HEAD),
-    Case(op="hgru2", batch=64, tokens=65, heads=64, bound="mixed", **HEAD),
-    Case(op="hgru2", batch=2, tokens=2049, heads=2, key=128, value=128, bound="edge"),
-    Case(op="hgru2", batch=1, tokens=20_001, heads=5, key=8, value=8, bound="mixed"),
-    Case(op="hgru2", batch=4099, tokens=32, heads=32, key=4, value=4, bound="mixed"),
-    packed(Case(op="hgru2", heads=2, bound="mixed", **HEAD), (1, 10_000, 2, 63, 0, 64, 65, 127, 5000, 7)),
+    Case(op="hgru2", batch=1, tokens=100_003, heads=2, lower_bound="small", **HEAD),
+    Case(op="hgru2", batch=1, tokens=8192, heads=1, lower_bound="high", **HEAD),
+    Case(op="hgru2", batch=64, tokens=65, heads=64, lower_bound="mixed", **HEAD),
+    Case(op="hgru2", batch=2, tokens=2049, heads=2, key=128, value=128, lower_bound="edge"),
+    Case(op="hgru2", batch=1, tokens=20_001, heads=5, key=8, value=8, lower_bound="mixed"),
+    Case(op="hgru2", batch=4099, tokens=32, heads=32, key=4, value=4, lower_bound="mixed"),
+    packed(Case(op="hgru2", heads=2, lower_bound="mixed", **HEAD), (1, 10_000, 2, 63, 0, 64, 65, 127, 5000, 7)),
     Case(op="gated_scan", batch=1, tokens=100_003),
     Case(op="causal_conv", batch=1, tokens=100_003),
 )
@@ -189,9 +193,9 @@ def test_long_wide_and_unequal(case: Case, kernels: str, dtype: torch.dtype) -> 
 
 
 @pytest.mark.parametrize("kernels", KERNELS)
-@pytest.mark.parametrize("bound", ["none", "mixed", "high"])
-def test_plus_infinity_keeps_the_state_to_the_bit_with_zero_gradients(bound: str, kernels: str) -> None:
-    case = serving(replace(STEADY, tokens=67, bound=bound), kernels, NARROW)
+@pytest.mark.parametrize("lower_bound", ["none", "mixed", "high"])
+def test_plus_infinity_keeps_the_state_to_the_bit_with_zero_gradients(lower_bound: str, kernels: str) -> None:
+    case = serving(replace(STEADY, tokens=67, lower_bound=lower_bound), kernels, NARROW)
     problem = build(case, NARROW)
     tensors = leaves(problem)
     f = problem.tensors["f"]
@@ -207,7 +211,7 @@ def test_plus_infinity_keeps_the_state_to_the_bit_with_zero_gradients(bound: str
 
 @pytest.mark.parametrize("kernels", KERNELS)
 def test_minus_infinity_forgets_everything_before(kernels: str) -> None:
-    case = serving(replace(STEADY, bound="none"), kernels, NARROW)
+    case = serving(replace(STEADY, lower_bound="none"), kernels, NARROW)
     problem = build(case, NARROW)
     q, f, i = (problem.tensors[name].clone() for name in ("q", "f", "i"))  # type: ignore[union-attr]
     f[:, 30] = -torch.inf
@@ -220,7 +224,7 @@ def test_minus_infinity_forgets_everything_before(kernels: str) -> None:
 
 
 TINY = (
-    Case(op="hgru2", tokens=5, bound="mixed", **HEAD),
+    Case(op="hgru2", tokens=5, lower_bound="mixed", **HEAD),
     packed(Case(op="hgru2", tokens=5, state=False, **HEAD), (2, 0, 3)),
     Case(op="gated_outer_scan", tokens=5),
     Case(op="gated_scan", tokens=5),

@@ -1,4 +1,4 @@
-"""Gradients against finite differences in float64: the reference too, for it is the truth of all other tests."""
+"""Gradients against finite differences in float64: the reference too, for it is the reference of all other tests."""
 
 from dataclasses import replace
 
@@ -9,11 +9,11 @@ from torch import Tensor
 from hgrn2.testing.cases import Case, build, packed
 from hgrn2.testing.evaluation import leaves, run
 
-HGRU2 = Case(op="hgru2", batch=1, tokens=5, heads=2, key=2, value=3, bound="small")
+HGRU2 = Case(op="hgru2", batch=1, tokens=5, heads=2, key=2, value=3, lower_bound="small")
 CASES = (
     HGRU2,
-    replace(HGRU2, bound="high", options=(("reverse", True), ("scale", 0.5))),
-    replace(HGRU2, bound="none", options=(("input_activation", "silu"), ("output_activation", "sigmoid"))),
+    replace(HGRU2, lower_bound="high", options=(("reverse", True), ("scale", 0.5))),
+    replace(HGRU2, lower_bound="none", options=(("input_activation", "silu"), ("output_activation", "sigmoid"))),
     replace(HGRU2, gates="wide", options=(("input_activation", "sigmoid"), ("output_activation", "none"))),
     packed(HGRU2, (2, 0, 3)),
     Case(op="gated_outer_scan", batch=1, tokens=5, key=2, value=3, gates="wide"),

@@ -1,4 +1,4 @@
-"""Head and loss in one operator: PyTorch's two functions are the truth, whatever the chunks and the backend."""
+"""Head and loss in one operator: PyTorch's two functions are the reference, whatever the chunks and the backend."""
 
 from collections.abc import Callable
 from functools import partial
@@ -34,7 +34,7 @@ def draw() -> Callable[..., Inputs]:
 
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sixteen tokens a chunk, the last one cut short."""
+    """Sixteen tokens per chunk, the last one cut short."""
     monkeypatch.setattr(chunked, "chunk_tokens", lambda *arguments: 16)
 
 
@@ -47,10 +47,12 @@ def plain(hidden: Tensor, weight: Tensor, targets: Tensor, **options: float) -> 
 def test_equals_its_two_parts(draw: Callable[..., Inputs], small_chunks: None, classes: int, smoothing: float) -> None:
     hidden, weight, targets = draw(classes)
     mine = linear_cross_entropy(hidden, weight, targets, label_smoothing=smoothing)
-    truth = plain(hidden, weight, targets, label_smoothing=smoothing)
-    torch.testing.assert_close(mine, truth)
+    expected = plain(hidden, weight, targets, label_smoothing=smoothing)
+    torch.testing.assert_close(mine, expected)
     for found, wanted in zip(
-        torch.autograd.grad(3 * mine, (hidden, weight)), torch.autograd.grad(3 * truth, (hidden, weight)), strict=True
+        torch.autograd.grad(3 * mine, (hidden, weight)),
+        torch.autograd.grad(3 * expected, (hidden, weight)),
+        strict=True,
     ):
         torch.testing.assert_close(found, wanted)
 
@@ -102,11 +104,11 @@ def test_autocast_decides_the_product_and_float32_the_sums(draw: Callable[..., I
     hidden, weight, targets = draw(classes=40, dtype=torch.float32)
     with torch.autocast(DEVICE.type, torch.bfloat16):
         mine = linear_cross_entropy(hidden, weight, targets, backend="chunked")
-        truth = cross_entropy(linear(hidden, weight).float().flatten(0, 1), targets.flatten())
+        expected = cross_entropy(linear(hidden, weight).float().flatten(0, 1), targets.flatten())
     assert mine.dtype == torch.float32
-    torch.testing.assert_close(mine, truth)
+    torch.testing.assert_close(mine, expected)
     for found, wanted in zip(
-        torch.autograd.grad(mine, (hidden, weight)), torch.autograd.grad(truth, (hidden, weight)), strict=True
+        torch.autograd.grad(mine, (hidden, weight)), torch.autograd.grad(expected, (hidden, weight)), strict=True
     ):
         assert found.dtype == torch.float32
         torch.testing.assert_close(found, wanted, rtol=2**-6, atol=2**-8 * float(wanted.abs().max()))
@@ -117,10 +119,10 @@ def test_narrow_weights(draw: Callable[..., Inputs], dtype: torch.dtype) -> None
     hidden, weight, targets = draw(classes=300, dtype=dtype)
     mine = linear_cross_entropy(hidden, weight, targets, backend="chunked")
     double = [x.detach().double().requires_grad_() for x in (hidden, weight)]
-    truth = plain(double[0], double[1], targets)
-    torch.testing.assert_close(mine.double(), truth, rtol=torch.finfo(dtype).eps, atol=0.0)
+    expected = plain(double[0], double[1], targets)
+    torch.testing.assert_close(mine.double(), expected, rtol=torch.finfo(dtype).eps, atol=0.0)
     for found, wanted in zip(
-        torch.autograd.grad(mine, (hidden, weight)), torch.autograd.grad(truth, double), strict=True
+        torch.autograd.grad(mine, (hidden, weight)), torch.autograd.grad(expected, double), strict=True
     ):
         assert found.dtype == dtype
         error = float((found.double() - wanted).norm() / wanted.norm())
@@ -190,11 +192,11 @@ def test_the_whole_on_a_gpu(dtype: torch.dtype) -> None:
     targets[0, :100] = -100
     mine = linear_cross_entropy(hidden, weight, targets)
     double = [x.detach().double().requires_grad_() for x in (hidden, weight)]
-    truth = plain(double[0], double[1], targets)
+    expected = plain(double[0], double[1], targets)
     eps = max(torch.finfo(dtype).eps, 1e-6)
-    torch.testing.assert_close(mine.double(), truth, rtol=eps, atol=0.0)
+    torch.testing.assert_close(mine.double(), expected, rtol=eps, atol=0.0)
     for found, wanted in zip(
-        torch.autograd.grad(mine, (hidden, weight)), torch.autograd.grad(truth, double), strict=True
+        torch.autograd.grad(mine, (hidden, weight)), torch.autograd.grad(expected, double), strict=True
     ):
         assert float((found.double() - wanted).norm() / wanted.norm()) < 4 * eps
 
@@ -245,10 +247,10 @@ def test_zeros_behind_the_vocabulary_change_nothing(
     hidden, weight, targets = draw(classes)
     assert aligned.padded(weight, torch.float64).shape[0] == -(-classes // 64) * 64
     mine = linear_cross_entropy(hidden, weight, targets, label_smoothing=smoothing)
-    truth = plain(hidden, weight, targets, label_smoothing=smoothing)
-    torch.testing.assert_close(mine, truth)
+    expected = plain(hidden, weight, targets, label_smoothing=smoothing)
+    torch.testing.assert_close(mine, expected)
     for found, wanted in zip(
-        torch.autograd.grad(mine, (hidden, weight)), torch.autograd.grad(truth, (hidden, weight)), strict=True
+        torch.autograd.grad(mine, (hidden, weight)), torch.autograd.grad(expected, (hidden, weight)), strict=True
     ):
         assert found.shape == wanted.shape
         assert found.is_contiguous()
@@ -260,21 +262,21 @@ def test_a_token_that_does_not_count_may_be_infinite(
 ) -> None:
     """Its product with the zeros is NaN, and must reach no gradient."""
     hidden, weight, targets = draw()
-    truth = torch.autograd.grad(linear_cross_entropy(hidden, weight, targets), (hidden, weight))
+    expected = torch.autograd.grad(linear_cross_entropy(hidden, weight, targets), (hidden, weight))
     hidden.data[1, 2] = torch.inf
     found = torch.autograd.grad(linear_cross_entropy(hidden, weight, targets), hidden)[0]
     assert not found[1, 2].any()
-    torch.testing.assert_close(found, truth[0])
+    torch.testing.assert_close(found, expected[0])
 
 
 @pytest.mark.skipif(GPU, reason="the interpreter on a CPU, where the kernel reads rows with a stride")
 def test_the_kernel_sees_the_real_classes_alone(draw: Callable[..., Inputs], multiples_of_64: None) -> None:
     hidden, weight, targets = draw(classes=70, dtype=torch.float32)
     found = linear_cross_entropy(hidden, weight, targets, label_smoothing=0.1, backend="triton")
-    truth = plain(hidden, weight, targets, label_smoothing=0.1)
-    torch.testing.assert_close(found, truth)
+    expected = plain(hidden, weight, targets, label_smoothing=0.1)
+    torch.testing.assert_close(found, expected)
     for mine, theirs in zip(
-        torch.autograd.grad(found, (hidden, weight)), torch.autograd.grad(truth, (hidden, weight)), strict=True
+        torch.autograd.grad(found, (hidden, weight)), torch.autograd.grad(expected, (hidden, weight)), strict=True
     ):
         torch.testing.assert_close(mine, theirs)
 
@@ -287,11 +289,11 @@ def test_logits_are_those_of_the_plain_product(
     monkeypatch.setattr(aligned, "FEWEST", 38)
     assert aligned.pays(hidden, 70)
     assert not aligned.pays(hidden, 128)
-    found, truth = aligned.logits(hidden, weight), linear(hidden, weight)
-    torch.testing.assert_close(found, truth)
+    found, expected = aligned.logits(hidden, weight), linear(hidden, weight)
+    torch.testing.assert_close(found, expected)
     for mine, theirs in zip(
         torch.autograd.grad(found.square().sum(), (hidden, weight)),
-        torch.autograd.grad(truth.square().sum(), (hidden, weight)),
+        torch.autograd.grad(expected.square().sum(), (hidden, weight)),
         strict=True,
     ):
         torch.testing.assert_close(mine, theirs)

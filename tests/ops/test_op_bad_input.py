@@ -80,7 +80,10 @@ MISTAKES = {
         scan(x=X[:1], f=X[:1], cu_seqlens=[0, 6]),
         "cu_seqlens must be a tensor, not builtins",
     ),
-    "bound of other width": (hgru2(lower_bound=torch.ones(4)), "lower_bound must be [8], one value a channel; got [4]"),
+    "bound of other width": (
+        hgru2(lower_bound=torch.ones(4)),
+        "lower_bound must be [8], one value per channel; got [4]",
+    ),
     "state of other heads": (hgru2(state=torch.ones(2, 4, 2, 2)), "state must be [2, 2, 4, 4]; got [2, 4, 2, 2]"),
     "state of other batch": (hgru2(state=STATE), "state must be [2, 2, 4, 4]; got [3, 2, 4, 4]"),
     "unknown input activation": (

@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hgrn2.testing import contracts
-from hgrn2.testing.cases import BOUNDS, LOGITS, OPERATORS, Case, packed
+from hgrn2.testing.cases import LOGITS, LOWER_BOUNDS, OPERATORS, Case, packed
 from hgrn2.testing.compare import failures
 
 FEW = settings(
@@ -34,7 +34,7 @@ def cases(draw: st.DrawFn, min_tokens: int = 1) -> Case:
         key=draw(st.integers(1, 35)),
         value=draw(st.integers(1, 35)),
         gates=draw(st.sampled_from(sorted(LOGITS))),
-        bound=draw(st.sampled_from(sorted(BOUNDS))) if op == "hgru2" else "none",
+        lower_bound=draw(st.sampled_from(sorted(LOWER_BOUNDS))) if op == "hgru2" else "none",
         state=draw(st.booleans()),
         complex=op == "gated_scan" and draw(st.booleans()),
         taps=draw(st.integers(1, 5)),

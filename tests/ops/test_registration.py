@@ -16,7 +16,7 @@ from hgrn2.testing.compare import different_bits
 from hgrn2.testing.evaluation import Tensors, differentiate, evaluate, leaves, run
 
 TINY = (
-    Case(op="hgru2", tokens=5, key=3, value=2, bound="mixed"),
+    Case(op="hgru2", tokens=5, key=3, value=2, lower_bound="mixed"),
     packed(Case(op="hgru2", tokens=5, key=3, value=2, state=False), (2, 0, 3)),
     Case(op="gated_outer_scan", tokens=5, key=3, value=2),
     Case(op="gated_scan", tokens=5, key=3),

@@ -16,7 +16,7 @@ from hgrn2.testing.contracts import contracts_for, matches_reference
 from hgrn2.testing.evaluation import evaluate, run
 
 NAME = "elementwise"
-TINY = Case(op="hgru2", tokens=9, heads=3, key=2, value=2, gates="wide", bound="mixed")
+TINY = Case(op="hgru2", tokens=9, heads=3, key=2, value=2, gates="wide", lower_bound="mixed")
 ONE = replace(TINY, key=1, value=1, gates="infinite")
 CASES = (
     TINY,
@@ -63,7 +63,7 @@ def test_the_registry_is_complete() -> None:
 @pytest.mark.parametrize(("key", "value"), [(1, 1), (1, 3), (3, 1), (3, 3), (4, 6), (12, 12)])
 def test_any_head_in_any_dtype(key: int, value: int, dtype: torch.dtype) -> None:
     for gates in ("skips", "extremes"):
-        case = replace(TINY, key=key, value=value, gates=gates, bound="small")
+        case = replace(TINY, key=key, value=value, gates=gates, lower_bound="small")
         assert not failures(matches_reference(case, NAME, dtype))
 
 
@@ -106,11 +106,11 @@ def test_what_a_token_reads_of_its_own_write() -> None:
     from hgrn2.layers.hgru2 import HGRU2
 
     for n in (1, 2, 6):
-        mixer, bound = HGRU2(12, MixerConfig(head_size=n)).double(), torch.rand(12).double()
+        mixer, lower_bound = HGRU2(12, MixerConfig(head_size=n)).double(), torch.rand(12).double()
         parts = tuple(torch.randn(3, 2, 5, 12, generator=torch.Generator().manual_seed(n)).double())
-        own = mixer.own(parts, bound)
+        own = mixer.own(parts, lower_bound)
         for t in range(5):
-            o, _ = mixer.scan(tuple(x[:, t : t + 1] for x in parts), bound)
+            o, _ = mixer.scan(tuple(x[:, t : t + 1] for x in parts), lower_bound)
             torch.testing.assert_close(own[:, t : t + 1], o, rtol=1e-12, atol=1e-13)
 
 
@@ -144,13 +144,13 @@ def test_gradients_of_gates_near_one_keep_their_digits(n: int) -> None:
     def gradients(backend: str, dtype: torch.dtype) -> list[Tensor]:
         given: dict[str, Any] = {k: x.to(dtype) if isinstance(x, Tensor) else x for k, x in call(12 // n).items()}
         given["f"] = (12 + given["f"].clamp(-2, 2)).requires_grad_()
-        bound = torch.rand(12, generator=torch.Generator().manual_seed(n)).to(dtype).requires_grad_()
-        o, _ = ops.hgru2(**given, lower_bound=bound, backend=backend)
+        lower_bound = torch.rand(12, generator=torch.Generator().manual_seed(n)).to(dtype).requires_grad_()
+        o, _ = ops.hgru2(**given, lower_bound=lower_bound, backend=backend)
         loss = (o * torch.arange(o.numel()).view_as(o).cos().to(dtype)).sum()
-        return [x.double() for x in torch.autograd.grad(loss, [given["f"], bound])]
+        return [x.double() for x in torch.autograd.grad(loss, [given["f"], lower_bound])]
 
-    truth = gradients("reference", torch.float64)
-    for ours, others, exact in zip(*(gradients(x, torch.float32) for x in (NAME, "chunked")), truth, strict=True):
+    expected = gradients("reference", torch.float64)
+    for ours, others, exact in zip(*(gradients(x, torch.float32) for x in (NAME, "chunked")), expected, strict=True):
         error, theirs = ((x - exact).norm() / exact.norm() for x in (ours, others))
         assert error <= 2 * theirs + 10 * torch.finfo(torch.float32).eps
 

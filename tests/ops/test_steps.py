@@ -18,8 +18,8 @@ def tokens(dtype: torch.dtype = torch.float32) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(0)
     q, f = torch.randn(2, BATCH, HEADS * KEY, generator=generator).to(dtype)
     i = torch.randn(BATCH, HEADS * VALUE, generator=generator).to(dtype)
-    bound = torch.rand(HEADS * KEY, generator=generator)
-    return {"q": q, "f": f, "i": i, "lower_bound": bound, "heads": HEADS}
+    lower_bound = torch.rand(HEADS * KEY, generator=generator)
+    return {"q": q, "f": f, "i": i, "lower_bound": lower_bound, "heads": HEADS}
 
 
 def states(count: int = BATCH) -> Tensor:

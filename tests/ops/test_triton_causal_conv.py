@@ -36,7 +36,7 @@ def kernels(case: Case) -> Operator:
 
 @pytest.fixture(autouse=True)
 def short_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the interpreter 8 tokens a program, so that a few tokens meet every boundary."""
+    """In the interpreter 8 tokens per program, so that a few tokens meet every boundary."""
     if not GPU:
         monkeypatch.setattr(conv, "rows_for", lambda taps: 8)
 

@@ -260,7 +260,7 @@ def compiled() -> int:
     from hgrn2.ops.gated_scan.triton import backward_kernels, forward_kernels, rows
 
     kernels = (
-        forward_kernels.walk, forward_kernels.summarise, backward_kernels.walk_back, backward_kernels.summarise_back,
+        forward_kernels.scan, forward_kernels.summarise, backward_kernels.scan_back, backward_kernels.summarise_back,
         rows.mark_documents,
     )  # fmt: skip
     return sum(len(caches[0]) for kernel in kernels for caches in kernel.device_caches.values())

@@ -32,13 +32,13 @@ def without_waiting() -> Iterator[None]:
         torch.cuda.set_sync_debug_mode("default")
 
 
-@pytest.mark.parametrize("bound", [0.0, 0.05, 0.4])
+@pytest.mark.parametrize("lower_bound", [0.0, 0.05, 0.4])
 @pytest.mark.parametrize("size", [16, 32, 64, 128, 256])
-def test_every_split_of_scores_in_every_size(size: int, bound: float) -> None:
-    case = Case(op="hgru2", batch=1, heads=2, tokens=150, key=size, value=size, gates="wide", bound="edge")
+def test_every_split_of_scores_in_every_size(size: int, lower_bound: float) -> None:
+    case = Case(op="hgru2", batch=1, heads=2, tokens=150, key=size, value=size, gates="wide", lower_bound="edge")
     case = replace(case, device="cuda")
     problem = build(case, torch.bfloat16)
-    lowered = torch.full_like(problem.tensors["lower_bound"], bound)  # type: ignore[arg-type]
+    lowered = torch.full_like(problem.tensors["lower_bound"], lower_bound)  # type: ignore[arg-type]
     results = []
     for dtype, backend in ((torch.bfloat16, "triton"), (torch.float64, "chunked")):
         here = problem.to(dtype)
@@ -52,7 +52,7 @@ def test_every_split_of_scores_in_every_size(size: int, bound: float) -> None:
 
 @pytest.mark.parametrize("size", [16, 64, 128, 256])
 def test_float32_keeps_its_precision(size: int) -> None:
-    case = Case(op="hgru2", batch=1, heads=1, tokens=130, key=size, value=size, bound="high", device="cuda")
+    case = Case(op="hgru2", batch=1, heads=1, tokens=130, key=size, value=size, lower_bound="high", device="cuda")
     assert not failures(matches_reference(case, "triton", torch.float32))
 
 
@@ -76,7 +76,7 @@ def test_other_lengths_compile_nothing_and_make_nobody_wait(op: str, monkeypatch
             torch.autograd.grad(o.float().sum() + state.sum(), x)
 
     once(16, 200, 0, 3)
-    once(900, 63)  # enough chunks to be walked in segments: the other of two forms
+    once(900, 63)  # enough chunks to be scanned in segments: the other of two forms
     compiled = []
     build_kernel = JITFunction._do_compile
 
@@ -93,7 +93,7 @@ def test_other_lengths_compile_nothing_and_make_nobody_wait(op: str, monkeypatch
 def test_segments_of_a_long_sequence_change_nothing_but_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
     from hgrn2.ops.gated_outer_scan.triton import plan
 
-    case = Case(op="hgru2", batch=1, heads=1, tokens=5000, key=64, value=64, bound="mixed", device="cuda")
+    case = Case(op="hgru2", batch=1, heads=1, tokens=5000, key=64, value=64, lower_bound="mixed", device="cuda")
     cut = evaluate(build(case, torch.float32), "triton")
     monkeypatch.setattr(plan, "LEAST_SEGMENT", 1000)
     whole = evaluate(build(case, torch.float32), "triton")
@@ -103,9 +103,9 @@ def test_segments_of_a_long_sequence_change_nothing_but_rounding(monkeypatch: py
 
 def test_scratch_of_a_large_batch_is_bounded() -> None:
     q, f, i = drawn(16, 2048, 2048)
-    bound = torch.rand(2048, device="cuda")
+    lower_bound = torch.rand(2048, device="cuda")
     x = tuple(y.requires_grad_() for y in (q, f, i))
-    o, _ = ops.hgru2(x[0], x[1], x[2], bound, heads=16, backend="triton")
+    o, _ = ops.hgru2(x[0], x[1], x[2], lower_bound, heads=16, backend="triton")
     grad = torch.randn_like(o)
     del _
     torch.cuda.synchronize()
@@ -128,7 +128,7 @@ def test_slices_of_a_fused_projection_and_float16() -> None:
 
 def test_many_heads_and_one_head() -> None:
     for batch, heads in ((64, 64), (1, 1)):
-        case = Case(op="hgru2", batch=batch, heads=heads, tokens=65, bound="small", device="cuda")
+        case = Case(op="hgru2", batch=batch, heads=heads, tokens=65, lower_bound="small", device="cuda")
         got, want = (evaluate(build(case, torch.float32), backend) for backend in ("triton", "chunked"))
         assert max(relative_error(x, want[name]) for name, x in got.items()) < 1e-5
 
@@ -136,11 +136,11 @@ def test_many_heads_and_one_head() -> None:
 @pytest.mark.parametrize("state_dtype", [torch.float32, torch.bfloat16])
 def test_step(state_dtype: torch.dtype) -> None:
     q, f, i = drawn(1, 8, 256)[:, 0]
-    bound = torch.rand(256, device="cuda")
+    lower_bound = torch.rand(256, device="cuda")
     pool = torch.randn(16, 2, 128, 128, device="cuda").to(state_dtype)
     slots = torch.randperm(16, device="cuda")[:8]
-    o, state = ops.hgru2_step(q, f, i, bound, heads=2, state=pool, slots=slots, backend="triton")
-    wide = (x.double() for x in (q, f, i, bound))
+    o, state = ops.hgru2_step(q, f, i, lower_bound, heads=2, state=pool, slots=slots, backend="triton")
+    wide = (x.double() for x in (q, f, i, lower_bound))
     want_o, want = ops.hgru2_step(*wide, heads=2, state=pool.double(), slots=slots, backend="chunked")
     assert relative_error(o, want_o) < 4e-3
     assert relative_error(state, want) < (1e-6 if state_dtype == torch.float32 else 4e-3)

@@ -77,7 +77,7 @@ def test_gate_of_exactly_zero_has_no_gradient_before_it() -> None:
     assert grads[0][:, 5].any()
 
 
-def tiles(dtype: torch.dtype, keys: int, values: int, op_pass: str = "read_out") -> tuple[int, int]:
+def tiles(dtype: torch.dtype, keys: int, values: int, op_pass: str = "output") -> tuple[int, int]:
     from hgrn2.ops.gated_outer_scan.triton.plan import plan_call
 
     return plan_call(1, 70, 1, keys, values, None, torch.empty(0, dtype=dtype)).tiles(op_pass)
@@ -91,7 +91,7 @@ def test_no_tile_that_is_compiled_wrongly_is_used(dtype: torch.dtype) -> None:
     assert tiles(dtype, 64, 128) == (64, 128)
     assert tiles(torch.float32, 32, 24) == tiles(dtype, 32, 24, "states") == (32, 32)
     for n in (8, 16, 24, 32, 64, 128):
-        for launch in table.candidates("read_out", n, str(dtype).removeprefix("torch.")):
+        for launch in table.candidates("output", n, str(dtype).removeprefix("torch.")):
             assert table.MISCOMPILED not in (launch.keys, launch.values)
 
 

@@ -14,45 +14,45 @@ from hgrn2.tasks.mqar.config import MQARRun
 
 
 def test_default_plan_has_every_task_and_model_with_more_seeds_where_runs_are_short() -> None:
-    cells = Plan(table="lra").cells()
-    assert {(cell.task, cell.model) for cell in cells} == {(t, m) for t in TASKS["lra"] for m in MODELS["lra"]}
-    assert sorted({cell.seed for cell in cells if cell.task == "listops"}) == [0, 1, 2]
-    assert {cell.seed for cell in cells if cell.task != "listops"} == {0}
-    assert len({cell.name for cell in cells}) == len(cells)
-    assert "pathx" not in {cell.task for cell in Plan(table="lra", size="small").cells()}
-    assert len(Plan(table="lra", size="small", tasks=("pathx",), models=("hgrn2",)).cells()) == 1
+    specs = Plan(table="lra").specs()
+    assert {(spec.task, spec.model) for spec in specs} == {(t, m) for t in TASKS["lra"] for m in MODELS["lra"]}
+    assert sorted({spec.seed for spec in specs if spec.task == "listops"}) == [0, 1, 2]
+    assert {spec.seed for spec in specs if spec.task != "listops"} == {0}
+    assert len({spec.name for spec in specs}) == len(specs)
+    assert "pathx" not in {spec.task for spec in Plan(table="lra", size="small").specs()}
+    assert len(Plan(table="lra", size="small", tasks=("pathx",), models=("hgrn2",)).specs()) == 1
 
 
 def test_small_and_full_runs_have_folders_of_their_own() -> None:
-    names = [Plan(table="lra", tasks=("text",), models=("hgrn2",), size=size).cells()[0].name
+    names = [Plan(table="lra", tasks=("text",), models=("hgrn2",), size=size).specs()[0].name
              for size in ("full", "small")]  # fmt: skip
     assert len(set(names)) == 2
 
 
 def test_runs_take_seed_budget_settings_and_data() -> None:
     plan = Plan(table="lra", tasks=("listops",), models=("hgrn1",), seeds=(7,), minutes=0.5, set=("optim.lr=0.25",))
-    (cell,) = plan.cells()
-    run = plan.run_of(cell, "somewhere")
+    (spec,) = plan.specs()
+    run = plan.run_of(spec, "somewhere")
     assert isinstance(run, ClassifyRun)
     assert (run.train.seed, run.train.budget_s, run.optim.lr, run.data.folder) == (7, 30.0, 0.25, "somewhere")
     assert run.model.mixer.kind == "hgru1"
 
 
-def test_transformer_of_pictures_is_deit() -> None:
+def test_transformer_of_images_is_deit() -> None:
     plan = Plan(table="image", tasks=("cifar10",), models=("transformer",))
-    assert isinstance(plan.run_of(plan.cells()[0]).model, DeiTConfig)
+    assert isinstance(plan.run_of(plan.specs()[0]).model, DeiTConfig)
 
 
 def test_recall_has_a_run_for_every_size_of_state() -> None:
     plan = Plan(table="mqar", models=("hgrn2-conv", "hgrn1"), seeds=(3,), size="small")
-    assert [(cell.model, cell.n) for cell in plan.cells()] == [
+    assert [(spec.model, spec.n) for spec in plan.specs()] == [
         ("hgrn2-conv", 4), ("hgrn2-conv", 16), ("hgrn2-conv", 64), ("hgrn1", None),
     ]  # fmt: skip
-    for cell in plan.cells():
-        run = plan.run_of(cell)
+    for spec in plan.specs():
+        run = plan.run_of(spec)
         assert isinstance(run, MQARRun)
         assert run.train.seed == 3
-        assert cell.n is None or run.model.mixer.head_size == cell.n
+        assert spec.n is None or run.model.mixer.head_size == spec.n
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_published_numbers_belong_to_tasks_and_models_of_a_table() -> None:
 
 def test_data_is_found_generated_or_missed(data: Path, tmp_path: Path) -> None:
     plan = Plan(table="lra", models=("hgrn2",), seeds=(0,))
-    by_task = {cell.task: cell for cell in plan.cells()}
+    by_task = {spec.task: spec for spec in plan.specs()}
     assert find(by_task["listops"], tmp_path, data).state == f"ready: {data / 'listops'}"
     assert find(by_task["listops"], tmp_path, None).make is not None
     source = find(by_task["text"], tmp_path, None)

@@ -44,7 +44,7 @@ def attempt(seconds: float) -> Iterator[Attempt]:
         outcome.why = f"given up after {seconds:.0f} s"
     except torch.OutOfMemoryError as error:
         outcome.why = f"out of memory ({_line(error)})"
-    except Exception as error:  # a compiler's, a kernel's: whatever it is, the other subjects are still wanted
+    except Exception as error:  # a compiler's, a kernel's: whatever it is, the other models are still wanted
         outcome.why = _line(error) if isinstance(error, UserError) else f"{type(error).__name__}: {_line(error)}"
     finally:
         free()
@@ -75,7 +75,7 @@ def peak_bytes(device: torch.device) -> dict[str, int]:
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Floating-point operations a second of a large square matrix product, the median of some; random numbers, as
+    """Floating-point operations per second of a large square matrix product, the median of some; random numbers, as
     zeros can be quicker."""
     side = SIDE.get(device.type, 1024)
     a, b = torch.randn(2, side, side, device=device).to(dtype)

@@ -1,4 +1,4 @@
-"""The peers, from the transformers library, each fitted to the number of parameters of hgrn2; random weights."""
+"""The baselines, from the transformers library, each fitted to the number of parameters of hgrn2; random weights."""
 
 import copy
 import logging
@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hgrn2.bench.bench_model import BenchModel, Setup, full_loss
 from hgrn2.bench.settings import Size
-from hgrn2.bench.subject import Setup, Subject, full_loss
 from hgrn2.errors import UserError
 
 POSITIONS = 1 << 20  # more than any measured length; Llama's rotary positions cost no memory
@@ -27,18 +27,18 @@ def transformers() -> Any:
         import transformers as library
     except ImportError:
         raise UserError(
-            "the baselines need the transformers library: pip install 'hgrn2[bench]', or choose --subjects hgrn2"
+            "the baselines need the transformers library: pip install 'hgrn2[bench]', or choose --models hgrn2"
         ) from None
     library.utils.logging.set_verbosity(logging.ERROR)
     return library
 
 
-def llama(size: Size, layers: int | None = None, setup: Setup | None = None) -> Subject:
+def llama(size: Size, layers: int | None = None, setup: Setup | None = None) -> BenchModel:
     """Llama with PyTorch's SDPA; its cache grows by concatenation, which is what `generate` does by default."""
     return _llama(size, layers, setup or Setup(), static=False)
 
 
-def llama_static(size: Size, layers: int | None = None, setup: Setup | None = None) -> Subject:
+def llama_static(size: Size, layers: int | None = None, setup: Setup | None = None) -> BenchModel:
     """The same with a cache allocated for the whole text beforehand: quicker at long contexts."""
     return _llama(size, layers, setup or Setup(), static=True)
 
@@ -58,7 +58,7 @@ def recompute_blocks(model: Any) -> None:
     enable({"use_reentrant": False})
 
 
-def _llama(size: Size, layers: int | None, setup: Setup, *, static: bool) -> Subject:
+def _llama(size: Size, layers: int | None, setup: Setup, *, static: bool) -> BenchModel:
     library = transformers()
     config = library.LlamaConfig(
         vocab_size=size.vocab_size,
@@ -76,7 +76,7 @@ def _llama(size: Size, layers: int | None, setup: Setup, *, static: bool) -> Sub
         return model(input_ids=tokens, use_cache=False).logits
 
     def flops(length: int) -> float:
-        """Twice each matrix weight, and for the causal half of the scores two products of D a token before it."""
+        """Twice each matrix weight, and for the causal half of the scores two products of D per token before it."""
         weights = sum(p.numel() for p in model.parameters() if p.dim() == 2) - size.vocab_size * size.width
         return 3.0 * (2 * weights + config.num_hidden_layers * 2 * length * size.width)
 
@@ -89,7 +89,7 @@ def _llama(size: Size, layers: int | None, setup: Setup, *, static: bool) -> Sub
         out = model(input_ids=token, past_key_values=cache, use_cache=True)
         return out.logits[:, -1], out.past_key_values
 
-    return Subject(
+    return BenchModel(
         name="llama-hf-static" if static else "llama-hf",
         backend="torch",
         model=model,
@@ -106,13 +106,13 @@ def _llama(size: Size, layers: int | None, setup: Setup, *, static: bool) -> Sub
 
 def llama_glu_width(size: Size) -> int:
     """The hidden width, a multiple of 8, at which Llama comes closest to hgrn2's parameters: 2 V D + D for embedding,
-    head and last norm, and 4 D² + 3 D m + 2 D a layer."""
+    head and last norm, and 4 D² + 3 D m + 2 D per layer."""
     width, shared = size.width, (2 * size.vocab_size + 1) * size.width
     block = (size.parameters - shared) / size.layers - (4 * width + 2) * width
     return max(8, 8 * round(block / (3 * width) / 8))
 
 
-def mamba(size: Size, layers: int | None = None, setup: Setup | None = None) -> Subject:
+def mamba(size: Size, layers: int | None = None, setup: Setup | None = None) -> BenchModel:
     """Mamba on the library's plain PyTorch path: a Python loop over the tokens, the only one that it has on a CPU."""
     library = transformers()
     config = library.MambaConfig(
@@ -137,7 +137,7 @@ def mamba(size: Size, layers: int | None = None, setup: Setup | None = None) -> 
         out = model(input_ids=token, cache_params=cache, use_cache=True)
         return out.logits[:, -1], out.cache_params
 
-    return Subject(
+    return BenchModel(
         name="mamba-hf",
         backend="torch",
         model=model,

@@ -1,4 +1,5 @@
-"""What is timed: one call of an operator as a model in training makes it, ours and others' in the same dress."""
+"""What is timed: one call of an operator as a model in training makes it, ours and the baselines' through one
+interface."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from hgrn2.testing.large import Expected, compare
 
 
 @dataclass(frozen=True, kw_only=True)
-class Contender:
+class Implementation:
     """Somebody who can do the work: who, on which code path, forward and with gradients, and whether rightly."""
 
     subject: str
@@ -23,7 +24,7 @@ class Contender:
     both: Callable[[], Sequence[Tensor]]
     """(output, gradient of every input)."""
     check: Callable[[], list[Finding]]
-    """Runs both ways and says how far from the float64 truth every result lies."""
+    """Runs both ways and says how far from the float64 reference every result lies."""
 
     def call(self, direction: str) -> Callable[[], Sequence[Tensor]]:
         """`forward` or `fwd+bwd`."""
@@ -52,7 +53,7 @@ def differentiable(
 
 def ours(
     problem: Problem, backend: str, expected: Callable[[], Expected], looked_at: Callable[[Results], Results]
-) -> Contender:
+) -> Implementation:
     """An operator of this package; no final state is asked for. `looked_at` picks what `expected` speaks of."""
     options = {**problem.options, "backend": backend, "output_final_state": False}
     tensors = {name: x for name, x in leaves(problem).items() if x is not None}
@@ -67,4 +68,4 @@ def ours(
         without = compare(expected(), looked_at({"output": alone}), where=" alone")
         return [*whole, *without, *compare(expected(), looked_at(named))]
 
-    return Contender(subject="hgrn2", backend=backend, forward=forward, both=both, check=check)
+    return Implementation(subject="hgrn2", backend=backend, forward=forward, both=both, check=check)

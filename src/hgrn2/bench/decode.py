@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from hgrn2.bench.attempt import attempt, peak_bytes, reset_peak, synchronize, usable
+from hgrn2.bench.bench_model import BenchModel, Setup
 from hgrn2.bench.memory import peak_memory
+from hgrn2.bench.models import build, check_available
 from hgrn2.bench.settings import DecodeBench
-from hgrn2.bench.subject import Setup, Subject
-from hgrn2.bench.subjects import build, check_available
 from hgrn2.bench.timing import Sample, interleave, prepare_process
 from hgrn2.errors import UserError
 from hgrn2.generate.steps import Steps
@@ -34,17 +34,17 @@ class Key(NamedTuple):
 
 @dataclass(frozen=True)
 class _Ready:
-    """A subject that has read its prompt."""
+    """A model that has read its prompt."""
 
-    subject: Subject
+    measured: BenchModel
     decode: Sample
     details: dict[str, Any]
 
 
 def measure(bench: DecodeBench, record: Callable[[Row], None], progress: Progress = silent) -> list[str]:
-    """Measure every subject after every context and in every batch.
+    """Measure every model after every context and in every batch.
 
-    On a CPU all of them take turns, and the rows go to `record` at the end. On a GPU each subject has the memory to
+    On a CPU all of them take turns, and the rows go to `record` at the end. On a GPU each model has the memory to
     itself, its row goes to `record` at once, and one that fails leaves the others alone.
 
     Returns:
@@ -58,11 +58,11 @@ def measure(bench: DecodeBench, record: Callable[[Row], None], progress: Progres
     keys = [
         Key(name, context, batch) for context in bench.contexts for batch in bench.batches for name in bench.measured
     ]
-    subjects = {name: _build(bench, name) for name in bench.measured}
+    models = {name: _build(bench, name) for name in bench.measured}
     ready: dict[Key, _Ready] = {}
     for key in keys:
         progress(f"{key.name} reads {key.context} tokens", len(ready), len(keys))
-        ready[key] = _read_prompt(bench, subjects[key.name], key)
+        ready[key] = _read_prompt(bench, models[key.name], key)
     samples = {key: one.decode for key, one in ready.items()}
     taken = interleave(samples, bench.limits, "decoding", progress)
     shortest = min(bench.contexts)
@@ -79,7 +79,7 @@ def _one_by_one(
     failures = []
     for name in bench.measured:
         progress(f"making {name}", 0, 1)
-        with attempt(bench.subject_seconds) as outcome:
+        with attempt(bench.model_seconds) as outcome:
             failures += _alone(bench, name, record, progress, conditions)
         if outcome.why:
             failures.append(f"{name}: {outcome.why}")
@@ -90,12 +90,12 @@ def _one_by_one(
 def _alone(
     bench: DecodeBench, name: str, record: Callable[[Row], None], progress: Progress, conditions: dict[str, Any]
 ) -> list[str]:
-    """All measurements of a subject, so that it is made once; shortest contexts first, as others refer to them."""
-    subject, failures, base = _build(bench, name), [], {}
+    """All measurements of a model, so that it is made once; shortest contexts first, as others refer to them."""
+    measured, failures, base = _build(bench, name), [], {}
     for key in (Key(name, context, batch) for batch in bench.batches for context in sorted(bench.contexts)):
         stage = f"{name}, batch {key.batch}, {key.context} tokens"
-        with attempt(bench.subject_seconds) as outcome:
-            _one(bench, subject, key, stage, record, progress, conditions, base)
+        with attempt(bench.model_seconds) as outcome:
+            _one(bench, measured, key, stage, record, progress, conditions, base)
         if outcome.why:
             failures.append(f"{stage}: {outcome.why}")
             progress(failures[-1], 1, 1)
@@ -103,13 +103,13 @@ def _alone(
 
 
 def _one(
-    bench: DecodeBench, subject: Subject, key: Key, stage: str, record: Callable[[Row], None], progress: Progress,
+    bench: DecodeBench, measured: BenchModel, key: Key, stage: str, record: Callable[[Row], None], progress: Progress,
     conditions: dict[str, Any], base: dict[int, float],
 ) -> None:  # fmt: skip
     progress(f"{stage}: prompt", 0, 1)
     device = torch.device(bench.device)
     reset_peak(device)
-    ready = _read_prompt(bench, subject, key)
+    ready = _read_prompt(bench, measured, key)
     seconds = interleave({key: ready.decode}, bench.limits, stage, progress)[key]
     speeds = [key.batch / each for each in seconds]
     ready.details.update(peak_bytes(device))
@@ -125,11 +125,11 @@ def _row(
     if bench.state_dtype != "float32":
         case["state_dtype"] = bench.state_dtype
     details = {**ready.details, "of_shortest_context": round(statistics.median(speeds) / base, 4), **conditions}
-    backend = ready.subject.step_backend or ready.subject.backend
+    backend = ready.measured.step_backend or ready.measured.backend
     return measurement("decode", case, key.name, backend, speeds, "tokens/s", details)
 
 
-def _build(bench: DecodeBench, name: str) -> Subject:
+def _build(bench: DecodeBench, name: str) -> BenchModel:
     narrow = bench.state_dtype == "bfloat16"
     setup = Setup(
         device=torch.device(bench.device),
@@ -140,38 +140,38 @@ def _build(bench: DecodeBench, name: str) -> Subject:
     return build(name, bench.measured_size, bench.seed, setup=setup)
 
 
-def _read_prompt(bench: DecodeBench, subject: Subject, key: Key) -> _Ready:
+def _read_prompt(bench: DecodeBench, measured: BenchModel, key: Key) -> _Ready:
     """Read the prompt, and see what that and the decoding after it need of memory."""
-    device, details = torch.device(bench.device), dict[str, Any](parameters=subject.parameters)
+    device, details = torch.device(bench.device), dict[str, Any](parameters=measured.parameters)
     generator = torch.Generator().manual_seed(bench.seed)
     prompt = torch.randint(bench.measured_size.vocab_size, (key.batch, key.context), generator=generator).to(device)
-    with reading(subject.model):
-        logits, state = subject.prefill(prompt[:, :8], 1)  # pays for what is made once
-        _decode(subject, logits.argmax(-1, keepdim=True), state, 1)
+    with reading(measured.model):
+        logits, state = measured.prefill(prompt[:, :8], 1)  # pays for what is made once
+        _decode(measured, logits.argmax(-1, keepdim=True), state, 1)
         synchronize(device)
         with peak_memory() as prefill_peak:
             began = time.perf_counter()
-            logits, state = subject.prefill(prompt, bench.tokens)
+            logits, state = measured.prefill(prompt, bench.tokens)
             synchronize(device)
             seconds = time.perf_counter() - began
         first = logits.argmax(-1, keepdim=True)
-    details["state_bytes"] = subject.state_bytes(state)
+    details["state_bytes"] = measured.state_bytes(state)
     details["prefill_seconds"] = round(seconds, 4)
-    if subject.steps is None:
-        run = _calls(subject, first, state, bench.tokens)
+    if measured.steps is None:
+        run = _calls(measured, first, state, bench.tokens)
     else:
-        steps = subject.steps(key.batch)
+        steps = measured.steps(key.batch)
         details |= {"captured": steps.captured, "compiled": bench.compile}
-        details["tokens_as_without_graph"] = _agreement(subject, steps, first, state)
+        details["tokens_as_without_graph"] = _agreement(measured, steps, first, state)
         run = _replays(steps, first, state, bench.tokens)
-    with reading(subject.model), peak_memory() as decode_peak:
+    with reading(measured.model), peak_memory() as decode_peak:
         run()
         synchronize(device)
     if bench.device == "cpu":  # resident memory of the process says nothing about a GPU
         details |= {"prefill_peak_bytes": prefill_peak.extra_bytes, "decode_peak_bytes": decode_peak.extra_bytes}
 
     def decode() -> float:
-        with reading(subject.model):
+        with reading(measured.model):
             if bench.device == "cpu":
                 return statistics.median(run())
             synchronize(device)
@@ -180,19 +180,19 @@ def _read_prompt(bench: DecodeBench, subject: Subject, key: Key) -> _Ready:
             synchronize(device)
             return (time.perf_counter() - began) / bench.tokens
 
-    return _Ready(subject, decode, details)
+    return _Ready(measured, decode, details)
 
 
-def _calls(subject: Subject, first: Tensor, state: Any, tokens: int) -> Callable[[], list[float]]:
-    return lambda: _decode(subject, first, subject.fork(state), tokens)
+def _calls(measured: BenchModel, first: Tensor, state: Any, tokens: int) -> Callable[[], list[float]]:
+    return lambda: _decode(measured, first, measured.fork(state), tokens)
 
 
-def _decode(subject: Subject, token: Tensor, state: Any, tokens: int) -> list[float]:
+def _decode(measured: BenchModel, token: Tensor, state: Any, tokens: int) -> list[float]:
     """Seconds of each of `tokens` greedy steps; on a GPU those of starting it."""
     times = []
     for _ in range(tokens):
         began = time.perf_counter()
-        logits, state = subject.step(token, state)
+        logits, state = measured.step(token, state)
         token = logits.argmax(-1, keepdim=True)
         times.append(time.perf_counter() - began)
     return times
@@ -211,22 +211,22 @@ def _replays(steps: Steps, first: Tensor, state: Any, tokens: int) -> Callable[[
     return run
 
 
-def _agreement(subject: Subject, steps: Steps, first: Tensor, state: Any) -> float:
+def _agreement(measured: BenchModel, steps: Steps, first: Tensor, state: Any) -> float:
     """The share of the first tokens that equal those of the plain model; an error where most of the very first differ.
 
     Random weights make near ties, and after one that falls the other way the texts differ for good.
     """
     plain, mine, token = [], [], first
-    with reading(subject.model):
-        going = subject.fork(state)
+    with reading(measured.model):
+        going = measured.fork(state)
         steps.load(state, first)
         for _ in range(COMPARED):
-            logits, going = subject.step(token, going)
+            logits, going = measured.step(token, going)
             token = logits.argmax(-1, keepdim=True)
             plain.append(token.squeeze(1))
             steps.run()
             mine.append(steps.chosen.clone())
     equal = torch.stack(plain) == torch.stack(mine)
     if equal[0].float().mean() < 0.5:
-        raise UserError(f"{subject.name} chooses other tokens than the plain model; its speed would mean nothing")
+        raise UserError(f"{measured.name} chooses other tokens than the plain model; its speed would mean nothing")
     return round(float(equal.float().mean()), 4)

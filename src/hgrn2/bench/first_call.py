@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from hgrn2.bench.calls import Contender, ours
+from hgrn2.bench.calls import Implementation, ours
 from hgrn2.bench.problems import Setting, draw
 from hgrn2.errors import UserError
 from hgrn2.testing.large import Expected
@@ -35,10 +35,10 @@ def empty_kernel_cache() -> Iterator[None]:
                 os.environ.pop(name, None) if value is None else os.environ.__setitem__(name, value)
 
 
-def in_this_process(contender: Contender) -> float:
+def in_this_process(implementation: Implementation) -> float:
     """Seconds of the first forward and backward here, with empty caches of kernels on disk."""
     with empty_kernel_cache():
-        return _seconds(contender)
+        return _seconds(implementation)
 
 
 def first_call(setting: Setting, backend: str) -> tuple[float, dict[str, Any]]:
@@ -60,10 +60,10 @@ def first_call(setting: Setting, backend: str) -> tuple[float, dict[str, Any]]:
     }
 
 
-def _seconds(contender: Contender) -> float:
+def _seconds(implementation: Implementation) -> float:
     _wait()
     began = time.perf_counter()
-    contender.both()
+    implementation.both()
     _wait()
     return time.perf_counter() - began
 
@@ -78,8 +78,8 @@ def _main(told: str) -> None:
     backend = values.pop("backend")
     problem = draw(Setting(**values))
 
-    contender = ours(problem, backend, lambda: Expected({}, {}), lambda results: results)  # timed, not checked
-    print(json.dumps({"seconds": _seconds(contender), "second": _seconds(contender)}))
+    implementation = ours(problem, backend, lambda: Expected({}, {}), lambda results: results)  # timed, not checked
+    print(json.dumps({"seconds": _seconds(implementation), "second": _seconds(implementation)}))
 
 
 if __name__ == "__main__":

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from hgrn2.bench.baselines import cache_bytes, recompute_blocks, transformers
+from hgrn2.bench.bench_model import BenchModel, Setup
 from hgrn2.bench.settings import Size
-from hgrn2.bench.subject import Setup, Subject
 from hgrn2.errors import UserError
 from hgrn2.models.count import flops_per_token
 
@@ -29,7 +29,7 @@ def required() -> Any:
         ) from None
 
 
-def fla(size: Size, layers: int | None = None, setup: Setup | None = None) -> Subject:
+def fla(size: Size, layers: int | None = None, setup: Setup | None = None) -> BenchModel:
     """Its HGRN2 of the very same shape, with the options that its configuration has by default."""
     found, setup = required(), setup or Setup()
     config = found.HGRN2Config(
@@ -62,7 +62,7 @@ def fla(size: Size, layers: int | None = None, setup: Setup | None = None) -> Su
         out = call(input_ids=token, past_key_values=cache, use_cache=True)
         return out.logits[:, -1], out.past_key_values
 
-    return Subject(
+    return BenchModel(
         name="fla",
         backend="fla",
         model=model,

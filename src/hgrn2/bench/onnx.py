@@ -1,6 +1,6 @@
 """Decoding speed of a saved model on the CPU: PyTorch's generate loop beside onnxruntime on exports of it.
 
-One sequence, greedy, after the same prompt. All subjects of one thread count take turns in one process. An export is
+One sequence, greedy, after the same prompt. All models of one thread count take turns in one process. An export is
 verified before it is measured, as every export is.
 """
 
@@ -40,7 +40,7 @@ PREFILLS = 3  # of which the median is given
 
 @dataclass(frozen=True)
 class _Ready:
-    """A subject that has read its prompt."""
+    """A model that has read its prompt."""
 
     decode: Callable[[], tuple[list[float], list[int]]]
     """Seconds and id of every step."""
@@ -49,7 +49,7 @@ class _Ready:
 
 
 def measure(loaded: Loaded, bench: OnnxBench, record: Callable[[Row], None], progress: Progress = silent) -> None:
-    """Measure a model in PyTorch and in every export asked for; rows go to `record`, one a subject and thread count."""
+    """Measure a model in PyTorch and in every export asked for; rows go to `record`, one per model and thread count."""
     runtime_library()
     before = torch.get_num_threads()
     with tempfile.TemporaryDirectory(prefix="hgrn2-onnx-") as folder:

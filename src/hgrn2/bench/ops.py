@@ -1,4 +1,5 @@
-"""Speed of the operators on each backend of this machine, beside their peers, each of which has proved itself right."""
+"""Speed of the operators on each backend of this machine, beside their baselines, each of which has proved itself
+right."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -7,11 +8,11 @@ from typing import Any
 
 import torch
 
-from hgrn2.bench.calls import Contender, ours
-from hgrn2.bench.ceilings import Ceilings, measure_ceilings
+from hgrn2.bench.calls import Implementation, ours
 from hgrn2.bench.first_call import first_call, in_this_process
 from hgrn2.bench.memory import beyond_results
-from hgrn2.bench.peers import Fla, sdpa
+from hgrn2.bench.op_baselines import Fla, sdpa
+from hgrn2.bench.peaks import Peaks, measure_peaks
 from hgrn2.bench.problems import Setting, cut, draw, dtype_of, two_heads
 from hgrn2.bench.settings import Limits, OpsBench, parse_shape
 from hgrn2.bench.timing import Events, interleave, prepare_process, sample_of
@@ -38,9 +39,9 @@ class Run:
     record: Callable[[Row], None]
     progress: Progress
     conditions: dict[str, Any] = field(default_factory=dict)
-    ceilings: Ceilings | None = None
+    peaks: Peaks | None = None
     wrong: dict[str, None] = field(default_factory=dict)
-    """A line for each result that misses the truth or cannot be had; whoever computed it gets no row."""
+    """A line for each result that misses the reference or cannot be had; whoever computed it gets no row."""
     small: dict[tuple[Setting, str], list[Finding]] = field(default_factory=dict)
     """What the token loop said about a setting and a backend."""
 
@@ -55,10 +56,10 @@ def measure(bench: OpsBench, record: Callable[[Row], None], progress: Progress =
         raise UserError("--device cuda needs a GPU that PyTorch can use; there is none here")
     for setting in settings(bench):
         available(bench, setting)  # a backend that was named and cannot serve is an error before the first minute
-    fla = Fla() if "fla" in bench.peers else None
+    fla = Fla() if "fla" in bench.baselines else None
     run = Run(bench=bench, record=record, progress=progress, conditions=prepare_process(bench.limits))
     if bench.device == "cuda":
-        run.ceilings = measure_ceilings(record, progress, run.conditions)
+        run.peaks = measure_peaks(record, progress, run.conditions)
     for setting in settings(bench):
         _compare(run, setting, available(bench, setting))
     if bench.first_call and "hgru2" in bench.ops:
@@ -78,8 +79,12 @@ def settings(bench: OpsBench) -> list[Setting]:
     made = []
     for shape in bench.measured_shapes:
         for op in bench.ops:
-            for bound in bench.bound if op == "hgru2" else (0.0,):
-                made.append(Setting(op=op, shape=shape, bound=bound, dtype=bench.measured_dtype, device=bench.device))
+            for lower_bound in bench.bound if op == "hgru2" else (0.0,):
+                made.append(
+                    Setting(
+                        op=op, shape=shape, lower_bound=lower_bound, dtype=bench.measured_dtype, device=bench.device
+                    )
+                )
     return made
 
 
@@ -102,30 +107,30 @@ def _choose(setting: Setting, name: str) -> str:
 
 
 def _compare(run: Run, setting: Setting, chosen: tuple[str, ...], fla: Fla | None = None, first: bool = False) -> None:
-    """Check and time backends and peers of one setting in turn; rows of this setting are written at its end."""
-    contenders: list[Contender] = []
+    """Check and time backends and baselines of one setting in turn; rows of this setting are written at its end."""
+    implementations: list[Implementation] = []
     errors: dict[tuple[str, str], list[Finding]] = {}
-    for contender in _contenders(run, setting, chosen, fla):
+    for implementation in _implementations(run, setting, chosen, fla):
         begun: list[float] = []
-        if first and contender.backend == "core":
-            contender = replace(contender, check=partial(_timed_check, contender, begun))
-        findings = _checked(run, setting, contender)
+        if first and implementation.backend == "core":
+            implementation = replace(implementation, check=partial(_timed_check, implementation, begun))
+        findings = _checked(run, setting, implementation)
         if findings is None:
             continue
-        contenders.append(contender)
-        errors[contender.subject, contender.backend] = findings
+        implementations.append(implementation)
+        errors[implementation.subject, implementation.backend] = findings
         if begun:
-            run.record(_row(run, setting, FIRST, contender, begun, {}, unit="s"))
+            run.record(_row(run, setting, FIRST, implementation, begun, {}, unit="s"))
     for direction in PASSES:
-        for contender, times, details in _timed(run, setting, contenders, direction, run.bench.limits):
-            details["largest_error"] = _largest(errors[contender.subject, contender.backend], direction)
-            run.record(_row(run, setting, direction, contender, [1e3 * t for t in times], details))
+        for implementation, times, details in _timed(run, setting, implementations, direction, run.bench.limits):
+            details["largest_error"] = _largest(errors[implementation.subject, implementation.backend], direction)
+            run.record(_row(run, setting, direction, implementation, [1e3 * t for t in times], details))
 
 
-def _timed_check(contender: Contender, seconds: list[float]) -> list[Finding]:
+def _timed_check(implementation: Implementation, seconds: list[float]) -> list[Finding]:
     """The check after a first call, whose seconds are put into the list."""
-    seconds.append(in_this_process(contender))
-    return contender.check()
+    seconds.append(in_this_process(implementation))
+    return implementation.check()
 
 
 def _largest(findings: list[Finding], direction: str) -> str:
@@ -135,42 +140,44 @@ def _largest(findings: list[Finding], direction: str) -> str:
     return f"{worst.error:.2g} {worst.what}"
 
 
-def _contenders(run: Run, setting: Setting, chosen: tuple[str, ...], fla: Fla | None) -> Iterator[Contender]:
+def _implementations(run: Run, setting: Setting, chosen: tuple[str, ...], fla: Fla | None) -> Iterator[Implementation]:
     problem, heads = draw(setting), setting.heads
     expected = cache(lambda: expect(two_heads(problem, heads)))
     for name in chosen:
         yield ours(problem, name, expected, lambda results: cut(results, heads))
-    peer = next((op for op in OUTER if op in run.bench.ops), None)
-    if "sdpa" in run.bench.peers and setting.op == peer:
+    baseline = next((op for op in OUTER if op in run.bench.ops), None)
+    if "sdpa" in run.bench.baselines and setting.op == baseline:
         yield sdpa(setting)
     if fla is not None:
         yield fla.core(problem, expected, heads)
         yield fla.kernel(problem, heads)
 
 
-def _checked(run: Run, setting: Setting, contender: Contender) -> list[Finding] | None:
-    """What the check found; None, and a line in `run.wrong`, where something is too far from the truth."""
-    who = f"{setting.op} of {contender.subject} on {contender.backend}, {setting.shape} {setting.dtype}"
+def _checked(run: Run, setting: Setting, implementation: Implementation) -> list[Finding] | None:
+    """What the check found; None, and a line in `run.wrong`, where something is too far from the reference."""
+    who = f"{setting.op} of {implementation.subject} on {implementation.backend}, {setting.shape} {setting.dtype}"
     run.progress(f"checking {who}", 0, 1)
     try:
-        findings = contender.check()
+        findings = implementation.check()
     except torch.OutOfMemoryError:
         torch.cuda.empty_cache()
         run.wrong[f"{who}: does not fit into the memory of this GPU"] = None
         return None
-    except Exception as error:  # whatever a peer raises, the others are measured
-        if contender.subject == "hgrn2":
+    except Exception as error:  # whatever a baseline raises, the others are measured
+        if implementation.subject == "hgrn2":
             raise
         run.wrong[f"{who}: {type(error).__name__}: {' '.join(str(error).split())[:300]}"] = None
         return None
-    small = _small_findings(run, setting, contender.backend) if contender.subject == "hgrn2" else []
-    broken = {f"{who}, bound {setting.bound}: {finding}": None for finding in (*findings, *small) if not finding.ok}
+    small = _small_findings(run, setting, implementation.backend) if implementation.subject == "hgrn2" else []
+    broken = {
+        f"{who}, bound {setting.lower_bound}: {finding}": None for finding in (*findings, *small) if not finding.ok
+    }
     run.wrong.update(broken)
     return None if broken else findings
 
 
 def _small_findings(run: Run, setting: Setting, backend: str) -> list[Finding]:
-    """Two chunks against the float64 token loop, which says that the chunked form may be the truth elsewhere."""
+    """Two chunks against the float64 token loop, which says that the chunked form may be the reference elsewhere."""
     head = parse_shape(setting.shape)[3]
     found = []
     for dtype, name in ((setting.dtype, backend), ("float64", "chunked")):
@@ -183,35 +190,38 @@ def _small_findings(run: Run, setting: Setting, backend: str) -> list[Finding]:
 
 
 def _timed(
-    run: Run, setting: Setting, contenders: list[Contender], direction: str, limits: Limits
-) -> Iterator[tuple[Contender, list[float], dict[str, Any]]]:
-    """Seconds of each contender, and what else is known; they take turns."""
-    calls = [contender.call(direction) for contender in contenders]
+    run: Run, setting: Setting, implementations: list[Implementation], direction: str, limits: Limits
+) -> Iterator[tuple[Implementation, list[float], dict[str, Any]]]:
+    """Seconds of each implementation, and what else is known; they take turns."""
+    calls = [implementation.call(direction) for implementation in implementations]
     on_gpu = setting.device == "cuda"
     beyond = [beyond_results(call) if on_gpu else None for call in calls]
     samples = {n: sample_of(call, setting.device) for n, call in enumerate(calls)}
-    bound = f" bound {setting.bound}" if setting.op == "hgru2" else ""
+    lower_bound = f" bound {setting.lower_bound}" if setting.op == "hgru2" else ""
     if not samples:
         return
-    taken = interleave(samples, limits, f"{setting.op} {setting.shape}{bound} {direction}", run.progress)
-    for n, contender in enumerate(contenders):
+    taken = interleave(samples, limits, f"{setting.op} {setting.shape}{lower_bound} {direction}", run.progress)
+    for n, implementation in enumerate(implementations):
         sample, details = samples[n], {}
         if on_gpu:
             details["extra_bytes"] = beyond[n]
         if isinstance(sample, Events):
             details["host_ms"] = round(1e3 * sample.host_median, 4)
-        yield contender, taken[n], details
+        yield implementation, taken[n], details
 
 
 def _row(
-    run: Run, setting: Setting, direction: str, contender: Contender, values: list[float], details: dict[str, Any],
+    run: Run, setting: Setting, direction: str, implementation: Implementation, values: list[float], details: dict[str,
+    Any],
     unit: str = "ms",
 ) -> Row:  # fmt: skip
     case = setting.case(direction)
-    row = measurement("ops", case, contender.subject, contender.backend, values, unit, {**details, **run.conditions})
-    if run.ceilings is None or unit != "ms":
+    row = measurement(
+        "ops", case, implementation.subject, implementation.backend, values, unit, {**details, **run.conditions}
+    )
+    if run.peaks is None or unit != "ms":
         return row
-    return replace(row, details={**run.ceilings.beside(setting, direction, row.median), **row.details})
+    return replace(row, details={**run.peaks.beside(setting, direction, row.median), **row.details})
 
 
 def _first_calls(run: Run) -> None:
@@ -227,21 +237,23 @@ def _first_calls(run: Run) -> None:
 
 
 def _sweep(run: Run, fla: Fla | None = None) -> None:
-    """hgru2 as `auto` runs it and its peers at every length, with as many tokens in all."""
+    """hgru2 as `auto` runs it and its baselines at every length, with as many tokens in all."""
     bench = run.bench
     _, _, width, head = parse_shape(bench.measured_shapes[0])
     limits = replace(bench.limits, repeats=min(bench.limits.repeats, 5), max_seconds=min(bench.limits.max_seconds, 3))
     for tokens in bench.sweep:
         shape = f"{bench.sweep_tokens // tokens}x{tokens}x{width}x{head}"
         setting = Setting(
-            op="hgru2", shape=shape, bound=bench.bound[0], dtype=bench.measured_dtype, device=bench.device
+            op="hgru2", shape=shape, lower_bound=bench.bound[0], dtype=bench.measured_dtype, device=bench.device
         )
-        contenders = list(_contenders(run, setting, (_choose(setting, "auto"),), fla))
-        right = [each for each in contenders if _checked(run, setting, each) is not None]
+        implementations = list(_implementations(run, setting, (_choose(setting, "auto"),), fla))
+        right = [each for each in implementations if _checked(run, setting, each) is not None]
         for direction in PASSES:
-            for contender, times, details in _timed(run, setting, right, direction, limits):
+            for implementation, times, details in _timed(run, setting, right, direction, limits):
                 case = {"op": "hgru2", "pass": direction, "tokens": tokens, "B x T": bench.sweep_tokens, "D": width}
-                case |= {"n": head, "dtype": setting.dtype, "bound": setting.bound}
+                case |= {"n": head, "dtype": setting.dtype, "bound": setting.lower_bound}
                 values = [1e3 * t for t in times]
                 details |= run.conditions
-                run.record(measurement("sweep", case, contender.subject, contender.backend, values, "ms", details))
+                run.record(
+                    measurement("sweep", case, implementation.subject, implementation.backend, values, "ms", details)
+                )

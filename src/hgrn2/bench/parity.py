@@ -40,7 +40,7 @@ def fast_tuning() -> None:
 
 
 def their_model(layers: int, seed: int) -> Any:
-    """HGRN2ForCausalLM of fla with random weights and bounds."""
+    """HGRN2ForCausalLM of fla with random weights and lower bounds."""
     from hgrn2.bench.fla_model import required
 
     found = required()
@@ -49,7 +49,7 @@ def their_model(layers: int, seed: int) -> Any:
     with torch.device("cuda"):
         model = found.HGRN2ForCausalLM(config).eval()
         with torch.no_grad():
-            model.model.lower_bounds.normal_()  # equal bounds would hide a wrong order of layers
+            model.model.lower_bounds.normal_()  # equal lower bounds would hide a wrong order of layers
     return model
 
 
@@ -85,8 +85,8 @@ def compare(layers: int, tokens: int, count: int, seed: int = 0) -> dict[str, An
         ours = read_published(folder).cuda()
     found["parameters"] = sum(p.numel() for p in ours.parameters())
     with reading(ours):
-        truth = ours(prompt)[0].float()
-        size = truth.abs().max()
+        float64_reference = ours(prompt)[0].float()
+        size = float64_reference.abs().max()
         for name in ("float32", "bfloat16"):
             dtype = getattr(torch, name)
             ours, theirs = ours.to(dtype), theirs.to(dtype)
@@ -94,8 +94,8 @@ def compare(layers: int, tokens: int, count: int, seed: int = 0) -> dict[str, An
             pair = our_tokens(ours, prompt[:1], count), their_tokens(theirs, prompt[:1], count)
             agree = next((n for n, (a, b) in enumerate(zip(*pair, strict=True)) if a != b), count)
             found[name] = {
-                "ours": float((mine - truth).abs().max() / size),
-                "theirs": float((other - truth).abs().max() / size),
+                "ours": float((mine - float64_reference).abs().max() / size),
+                "theirs": float((other - float64_reference).abs().max() / size),
                 "apart": float((mine - other).abs().max() / size),
                 "same_choice": float((mine.argmax(-1) == other.argmax(-1)).float().mean()),
                 "greedy_agree": agree,

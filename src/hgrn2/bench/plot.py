@@ -1,10 +1,10 @@
-"""The picture of cost against length, drawn from the rows of a sweep."""
+"""The figure of cost against length, drawn from the rows of a sweep."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hgrn2.bench.table import by_machine, subject_of
+from hgrn2.bench.table import by_machine, name_of
 from hgrn2.report import plotting
 from hgrn2.rows import Row
 from hgrn2.units import short
@@ -18,7 +18,7 @@ STYLES = (
     ("fla", plotting.ORANGE, "s"),
     ("sdpa", plotting.GREEN, "^"),
 )
-"""Subject, colour, mark; a second code path of a subject is dashed."""
+"""Subject, colour, mark; a second code path of a model is dashed."""
 
 
 def draw_sweeps(rows: Sequence[Row], folder: Path) -> list[str]:
@@ -38,7 +38,8 @@ def draw_sweeps(rows: Sequence[Row], folder: Path) -> list[str]:
 
 
 def _of_one_kind(rows: Sequence[Row]) -> list[Row]:
-    """Those measured on the same problem as the last one, but for length and direction; attention has no bound."""
+    """Those measured on the same problem as the last one, but for length and direction; attention has no lower
+    bound."""
     kind = _kind(rows[-1])
     return [row for row in rows if _kind(row) == (kind if row.subject != "sdpa" else {**kind, "bound": None})]
 
@@ -73,7 +74,7 @@ def _panel(axes: "Axes", rows: Sequence[Row]) -> None:
         line = "--" if drawn.setdefault(who[0], 0) else "-"
         drawn[who[0]] += 1
         x, y = [r.case["tokens"] for r in points], [r.median for r in points]
-        axes.plot(x, y, line, color=colour, marker=mark, markersize=4, linewidth=1.6, label=subject_of(points[0]))
+        axes.plot(x, y, line, color=colour, marker=mark, markersize=4, linewidth=1.6, label=name_of(points[0]))
         axes.fill_between(x, [r.low for r in points], [r.high for r in points], color=colour, alpha=0.2, linewidth=0)
     axes.set_xscale("log", base=2)
     axes.set_xticks(lengths, [short(length) if length >= 10_000 else f"{length:,}" for length in lengths], rotation=30)

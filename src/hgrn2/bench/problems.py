@@ -24,7 +24,7 @@ class Setting:
     op: str
     shape: str
     """BxTxDxn."""
-    bound: float
+    lower_bound: float
     """γ of every channel; hgru2 only."""
     dtype: str
     device: str
@@ -37,13 +37,13 @@ class Setting:
 
     def case(self, direction: str) -> dict[str, Any]:
         """What a row says was measured; `direction` is forward, fwd+bwd, …"""
-        bound = {"bound": self.bound} if self.op == "hgru2" else {}
-        return {"op": self.op, "pass": direction, "BxTxDxn": self.shape, "dtype": self.dtype, **bound}
+        lower_bound = {"bound": self.lower_bound} if self.op == "hgru2" else {}
+        return {"op": self.op, "pass": direction, "BxTxDxn": self.shape, "dtype": self.dtype, **lower_bound}
 
     def small(self, batch: int, tokens: int) -> Case:
         """A case of the contracts with the same heads and dtype, but at most this many sequences and tokens."""
         b, t, width, head = parse_shape(self.shape)
-        bound = "none" if self.op != "hgru2" else "high" if self.bound >= 0.3 else "small"
+        lower_bound = "none" if self.op != "hgru2" else "high" if self.lower_bound >= 0.3 else "small"
         return Case(
             op=self.op,
             batch=min(b, batch),
@@ -52,7 +52,7 @@ class Setting:
             key=head,
             value=head,
             state=False,
-            bound=bound,
+            lower_bound=lower_bound,
             device=self.device,
         )
 
@@ -83,8 +83,8 @@ def draw(setting: Setting) -> Problem:
     output = flat
     options: dict[str, Any] = {}
     if setting.op == "hgru2":
-        bound = torch.full((width,), setting.bound, device=setting.device)
-        tensors = {"q": normal(*flat), "f": normal(*flat), "i": normal(*flat), "lower_bound": bound}
+        lower_bound = torch.full((width,), setting.lower_bound, device=setting.device)
+        tensors = {"q": normal(*flat), "f": normal(*flat), "i": normal(*flat), "lower_bound": lower_bound}
         options = {"heads": width // head}
     elif setting.op == "gated_outer_scan":
         gates = torch.nn.functional.logsigmoid(normal(*split))
@@ -103,7 +103,7 @@ def draw(setting: Setting) -> Problem:
 
 
 def two_heads(problem: Problem, heads: int) -> Problem:
-    """The problem's first and last head: heads do not see each other, so this much of the truth costs little."""
+    """The problem's first and last head: heads do not see each other, so this much of the reference costs little."""
     chosen = {name: None if x is None else _cut(name, x, heads) for name, x in problem.tensors.items()}
     options = {**problem.options, "heads": len(_ends(heads))} if "heads" in problem.options else problem.options
     states = problem.grad_state

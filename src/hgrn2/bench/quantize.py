@@ -1,4 +1,4 @@
-"""What quantised weights cost and give, for a trained model: nats a token, speed of tokens and prompts, bytes."""
+"""What quantised weights cost and give, for a trained model: nats/token, speed of tokens and prompts, bytes."""
 
 import statistics
 import time

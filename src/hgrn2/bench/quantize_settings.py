@@ -16,7 +16,7 @@ class QuantizeBench:
     weights: tuple[Weights, ...] = ("float32", "bfloat16", "int8", "int4")
     """What matrices are held in."""
     text_tokens: int = 16_384
-    """Tokens of the text from which nats a token are measured, the state being carried."""
+    """Tokens of the text from which nats/token are measured, the state being carried."""
     context: int = 512
     """Tokens of the prompt."""
     tokens: int = 100

@@ -1,6 +1,7 @@
-"""Speeds of peers that somebody measured before, to be shown beside ours as what they are: citations, not rows of ours.
+"""Speeds of baselines that somebody measured before, to be shown beside ours as what they are: citations, not rows of
+ours.
 
-fla tunes its kernels for minutes a model, so it is not run every time; `--against fla` runs it.
+fla tunes its kernels for minutes per model, so it is not run every time; `--against fla` runs it.
 """
 
 from typing import Any

@@ -29,7 +29,7 @@ class Limits:
     repeats: int = 5
     """Timed rounds; everything that is compared has its turn in each."""
     max_seconds: float = 60.0
-    """Of wall time for one subject in one case, after which it is not repeated again."""
+    """Of wall time for one model in one case, after which it is not repeated again."""
     threads: int | None = None
     """To compute with; none given: PyTorch's choice."""
 
@@ -78,7 +78,7 @@ class Size:
         refuse(
             abs(count / self.parameters - 1) > MAX_DIFFERENCE,
             f"{name} has {count:,} parameters, hgrn2 {self.parameters:,}: more than {MAX_DIFFERENCE:.0%} apart; "
-            "choose more layers, or leave it out with --subjects",
+            "choose more layers, or leave it out with --models",
         )
 
 
@@ -87,9 +87,9 @@ PRESETS: dict[str, Size] = {
     "1.36b": Size(width=2048, layers=24, head_size=128, glu_width=5632, vocab_size=32_000),
 }
 """The shapes of flash-linear-attention's published HGRN2 models: 373,916,672 and 1,364,396,032 parameters."""
-MODEL_PEERS: dict[str, Trained] = {"sdpa": "llama-hf", "llama": "llama-hf", "mamba": "mamba-hf", "fla": "fla"}
+MODEL_BASELINES: dict[str, Trained] = {"sdpa": "llama-hf", "llama": "llama-hf", "mamba": "mamba-hf", "fla": "fla"}
 """What `--against` calls the models beside hgrn2."""
-PEERS = ("sdpa", "fla")
+BASELINES = ("sdpa", "fla")
 SHAPES: dict[str, tuple[str, ...]] = {
     "cpu": ("8x512x256x64", "2x2048x256x64", "4x1024x512x128"),
     "cuda": ("16x2048x2048x128", "4x8192x2048x128", "1x32768x2048x128", "16x2048x1024x128"),
@@ -115,11 +115,11 @@ class OpsBench:
     bound: tuple[float, ...] = (0.0, 0.5)
     """γ of hgru2, the same for every channel: small ones and those from 0.3 on take different paths."""
     against: tuple[str, ...] = ("sdpa",)
-    """Peers beside hgru2: sdpa, fla (flash-linear-attention, GPU), none; separated by blanks or commas."""
+    """Baselines beside hgru2: sdpa, fla (flash-linear-attention, GPU), none; separated by blanks or commas."""
     against_shapes: tuple[str, ...] = ()
     """The shapes that fla is measured at, which it tunes itself for at great length; none given: all."""
     sweep: tuple[int, ...] = ()
-    """Lengths at which hgru2 and its peers are measured with equal B x T, for the picture of cost against length."""
+    """Lengths at which hgru2 and its baselines are measured with equal B x T, for the figure of cost against length."""
     sweep_tokens: int = 131072
     """B x T of the sweep; its channels and heads are those of the first shape."""
     first_call: bool = False
@@ -130,10 +130,10 @@ class OpsBench:
         _check_distinct("--ops", self.ops)
         refuse(len(set(self.backends)) < len(self.backends), "--backends: a value is repeated")
         _check_distinct("--bound", self.bound)
-        refuse(not all(0 <= x < 1 for x in self.bound), f"--bound has {self.bound}; every bound must be in [0,1)")
-        unknown = [name for name in self.peers if name not in PEERS]
-        refuse(bool(unknown), f"--against has {', '.join(unknown)!r}; choose from {', '.join(PEERS)}, none")
-        refuse("fla" in self.peers and self.device != "cuda", "--against fla runs on a GPU only: add --device cuda")
+        refuse(not all(0 <= x < 1 for x in self.bound), f"--bound has {self.bound}; every lower bound must be in [0,1)")
+        unknown = [name for name in self.baselines if name not in BASELINES]
+        refuse(bool(unknown), f"--against has {', '.join(unknown)!r}; choose from {', '.join(BASELINES)}, none")
+        refuse("fla" in self.baselines and self.device != "cuda", "--against fla runs on a GPU only: add --device cuda")
         for shapes in filter(None, (self.shapes, self.against_shapes)):
             _check_distinct("--shapes", shapes)
         for shape in (*self.shapes, *self.against_shapes):
@@ -148,7 +148,7 @@ class OpsBench:
             )
 
     @property
-    def peers(self) -> tuple[str, ...]:
+    def baselines(self) -> tuple[str, ...]:
         """`against` as names, each once."""
         names = (name.strip() for text in self.against for name in text.split(","))
         return tuple(dict.fromkeys(name for name in names if name and name != "none"))
@@ -169,13 +169,13 @@ class TrainBench:
     """Whole training steps of language models."""
 
     device: Device = "cpu"
-    """Where. On a GPU subjects follow one another, each with the memory to itself, and one that fails is left out."""
+    """Where. On a GPU models follow one another, each with the memory to itself, and one that fails is left out."""
     dtype: ModelDtype | None = None
     """Of weights, activations and AdamW's moments; none given: float32 on a CPU, bfloat16 on a GPU."""
-    subjects: tuple[Trained, ...] = ("hgrn2", "llama-hf", "mamba-hf")
+    models: tuple[Trained, ...] = ("hgrn2", "llama-hf", "mamba-hf")
     """Which models."""
     against: tuple[str, ...] = ()
-    """Short for the subjects hgrn2 and these: sdpa (Llama), mamba, fla (flash-linear-attention's HGRN2, which tunes
+    """Short for the models hgrn2 and these: sdpa (Llama), mamba, fla (flash-linear-attention's HGRN2, which tunes
     itself for minutes; GPU), none; separated by blanks or commas."""
     lengths: tuple[int, ...] = (512, 2048)
     """Tokens of a sequence."""
@@ -187,8 +187,8 @@ class TrainBench:
     """What is computed again in the backward rather than kept, one row each: nothing, hgrn2's GLUs, whole blocks."""
     loss: LossKind = "auto"
     """Head and loss of hgrn2: with all logits in memory, in chunks, or chunks for vocabularies of 8,192 and more."""
-    subject_seconds: float = 600.0
-    """On a GPU: what a subject may take in all, compiling and tuning included, before it is given up."""
+    model_seconds: float = 600.0
+    """On a GPU: what a model may take in all, compiling and tuning included, before it is given up."""
     seed: int = 0
     """Of weights and tokens."""
     preset: Preset | None = None
@@ -197,11 +197,11 @@ class TrainBench:
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
-        _check_distinct("--subjects", self.subjects)
+        _check_distinct("--models", self.models)
         _check_distinct("--lengths", self.lengths)
         _check_distinct("--recompute", self.recompute)
         _check_models(self.device, self.measured)
-        refuse(self.subject_seconds <= 0, "--subject-seconds must be positive")
+        refuse(self.model_seconds <= 0, "--model-seconds must be positive")
         for length in self.lengths:
             refuse(length < 1, f"--lengths has {length}; it must be at least 1")
             refuse(
@@ -211,8 +211,8 @@ class TrainBench:
 
     @property
     def measured(self) -> tuple[Trained, ...]:
-        """The subjects, with `against` resolved."""
-        return ("hgrn2", *_peers(self.against)) if self.against else self.subjects
+        """The models, with `against` resolved."""
+        return ("hgrn2", *_baselines(self.against)) if self.against else self.models
 
     @property
     def measured_size(self) -> Size:
@@ -230,15 +230,15 @@ class DecodeBench:
     """Decoding with language models, one token at a time."""
 
     device: Device = "cpu"
-    """Where. On a GPU subjects follow one another, each with the memory to itself, and one that fails is left out."""
+    """Where. On a GPU models follow one another, each with the memory to itself, and one that fails is left out."""
     dtype: ModelDtype | None = None
     """Of the weights; none given: float32 on a CPU, bfloat16 on a GPU."""
     state_dtype: StateDtype = "float32"
     """Of hgrn2's states."""
-    subjects: tuple[Decoded, ...] = ("hgrn2", "llama-hf", "llama-hf-static", "mamba-hf")
+    models: tuple[Decoded, ...] = ("hgrn2", "llama-hf", "llama-hf-static", "mamba-hf")
     """Which models. hgrn2-graph replays its step as a CUDA graph (on a CPU: the same buffers, call by call)."""
     against: tuple[str, ...] = ()
-    """Short for the subjects hgrn2, hgrn2-graph and these: sdpa (Llama), mamba, fla (flash-linear-attention's HGRN2,
+    """Short for the models hgrn2, hgrn2-graph and these: sdpa (Llama), mamba, fla (flash-linear-attention's HGRN2,
     GPU), none; separated by blanks or commas."""
     contexts: tuple[int, ...] = (128, 8192)
     """Tokens of the prompt."""
@@ -248,8 +248,8 @@ class DecodeBench:
     """Tokens decoded after it, from the same state at every repeat."""
     compile: bool = False
     """Let torch.compile fuse the step of hgrn2-graph."""
-    subject_seconds: float = 600.0
-    """On a GPU: what a subject may take in all, compiling and tuning included, before it is given up."""
+    model_seconds: float = 600.0
+    """On a GPU: what a model may take in all, compiling and tuning included, before it is given up."""
     seed: int = 0
     """Of weights and tokens."""
     preset: Preset | None = None
@@ -258,19 +258,19 @@ class DecodeBench:
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
-        _check_distinct("--subjects", self.subjects)
+        _check_distinct("--models", self.models)
         _check_distinct("--contexts", self.contexts)
         _check_distinct("--batches", self.batches)
         _check_models(self.device, self.measured)
-        refuse(self.subject_seconds <= 0, "--subject-seconds must be positive")
+        refuse(self.model_seconds <= 0, "--model-seconds must be positive")
         refuse(min(self.contexts) < 1, f"--contexts has {min(self.contexts)}; it must be at least 1")
         refuse(min(self.batches) < 1, f"--batches has {min(self.batches)}; it must be at least 1")
         refuse(self.tokens < 1, f"--tokens is {self.tokens}; it must be at least 1")
 
     @property
     def measured(self) -> tuple[Decoded, ...]:
-        """The subjects, with `against` resolved."""
-        return ("hgrn2", "hgrn2-graph", *_peers(self.against)) if self.against else self.subjects
+        """The models, with `against` resolved."""
+        return ("hgrn2", "hgrn2-graph", *_baselines(self.against)) if self.against else self.models
 
     @property
     def measured_size(self) -> Size:
@@ -283,11 +283,11 @@ class DecodeBench:
         return self.dtype or ("float32" if self.device == "cpu" else "bfloat16")
 
 
-def _peers(against: Sequence[str]) -> tuple[Trained, ...]:
+def _baselines(against: Sequence[str]) -> tuple[Trained, ...]:
     names = [name.strip() for text in against for name in text.split(",")]
-    unknown = [name for name in names if name not in MODEL_PEERS and name not in ("", "none")]
-    refuse(bool(unknown), f"--against has {', '.join(unknown)!r}; choose from {', '.join(MODEL_PEERS)}, none")
-    return tuple(dict.fromkeys(MODEL_PEERS[name] for name in names if name in MODEL_PEERS))
+    unknown = [name for name in names if name not in MODEL_BASELINES and name not in ("", "none")]
+    refuse(bool(unknown), f"--against has {', '.join(unknown)!r}; choose from {', '.join(MODEL_BASELINES)}, none")
+    return tuple(dict.fromkeys(MODEL_BASELINES[name] for name in names if name in MODEL_BASELINES))
 
 
 def _check_models(device: Device, measured: Sequence[str]) -> None:

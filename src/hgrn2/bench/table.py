@@ -10,7 +10,7 @@ from hgrn2 import console
 from hgrn2.rows import Row
 
 TITLES = {
-    "ceilings": "Ceilings of the machine",
+    "ceilings": "Measured peaks of the machine",
     "ops": "Operators",
     "sweep": "Cost of the operators against length",
     "train": "Training steps",
@@ -34,10 +34,10 @@ What one command measures takes turns in one process; `relative` is a number div
 case."""
 NOTES = {
     "ops": """\
-Nobody has a row whose results miss the float64 truth; `largest error` is the relative error of the result that is
+Nobody has a row whose results miss the float64 reference; `largest error` is the relative error of the result that is
 furthest off. On a GPU, times are between events with the L2 cache overwritten before every call; `floor ms` is the time
 of reading every input and writing every result once at the measured copy rate, `times floor` how many of them a call
-takes, `gb s` those bytes a second; `extra` is memory at the peak beyond inputs, outputs and gradients; `host ms` is how
+takes, `gb s` those bytes per second; `extra` is memory at the peak beyond inputs, outputs and gradients; `host ms` is how
 long the processor needs to start a call. `fla, core` is what its HGRN2 layer does from the three projections to the
 norm, `fla, kernel` its `chunk_gla` alone. `first fwd+bwd` is the first call of all, kernels being built.""",
     "sweep": "As many tokens in all at every length.",
@@ -53,7 +53,7 @@ class Table:
     shared: str
     """What all rows have in common."""
     cases: tuple[str, ...]
-    """Names of the leading columns, with the subject as the last of them: who and what."""
+    """Names of the leading columns, with the model as the last of them: who and what."""
     speeds: tuple[str, ...]
     """Names of the columns of the measurement."""
     details: tuple[str, ...]
@@ -82,8 +82,8 @@ def by_machine(rows: Iterable[Row]) -> list[list[Row]]:
 
 
 def markdown(rows: Iterable[Row], sweeps: Sequence[str] = ()) -> str:
-    """The page of all measurements; `sweeps` are picture files beside it, one for each machine that has a sweep."""
-    parts, pictures, told = ["# Benchmarks", INTRODUCTION], iter(sweeps), set()
+    """The page of all measurements; `sweeps` are image files beside it, one for each machine that has a sweep."""
+    parts, figures, told = ["# Benchmarks", INTRODUCTION], iter(sweeps), set()
     for table in tables(rows):
         head = (*table.cases, *table.speeds, *table.details)
         rule = ["---" if name in table.cases else "---:" for name in head]
@@ -93,7 +93,7 @@ def markdown(rows: Iterable[Row], sweeps: Sequence[str] = ()) -> str:
             parts += [NOTES[bench] for bench in NOTES if TITLES[bench] == table.title]
             told.add(table.title)
         if table.title == TITLES["sweep"]:
-            parts += [f"![milliseconds against tokens]({picture})" for picture in itertools.islice(pictures, 1)]
+            parts += [f"![milliseconds against tokens]({figure})" for figure in itertools.islice(figures, 1)]
         parts.append("\n".join(lines))
     return "\n\n".join(parts) + "\n"
 
@@ -140,7 +140,7 @@ def _table(bench: str, machine: str, rows: list[Row]) -> Table:
     )
 
 
-def subject_of(row: Row) -> str:
+def name_of(row: Row) -> str:
     """Who, and on which code path where there are several."""
     return row.subject if row.backend == "torch" else f"{row.subject}, {row.backend}"
 
@@ -148,7 +148,7 @@ def subject_of(row: Row) -> str:
 def _line(row: Row, base: Row, cases: list[str], details: list[str], many_units: bool) -> tuple[str, ...]:
     return (
         *(_shown(name, row.case.get(name)) for name in cases),
-        subject_of(row),
+        name_of(row),
         number(row.value) + (f" {row.unit}" if many_units else ""),
         f"{number(row.low)} – {number(row.high)}",
         str(row.repeats),

@@ -1,4 +1,4 @@
-"""Repeated timing of several subjects in turn, so that a drift of the machine meets all of them alike."""
+"""Repeated timing of several calls in turn, so that a drift of the machine meets all of them alike."""
 
 import functools
 import math
@@ -32,9 +32,9 @@ def prepare_process(limits: Limits) -> dict[str, Any]:
 def interleave(
     samples: Mapping[Name, Sample], limits: Limits, stage: str = "", progress: Progress = silent
 ) -> dict[Name, list[float]]:
-    """Take samples of every subject, one of each a round, after one round that does not count.
+    """Take samples of every call, one of each per round, after one round that does not count.
 
-    The subject that begins moves on by one every round, so that none always follows the same other one. A subject
+    The call that begins moves on by one every round, so that none always follows the same other one. A call
     whose samples have used up `limits.max_seconds` of wall time takes no further ones; it has at least one. Where its
     part of the round that does not count takes longer than that by itself, it is the one.
     """

@@ -10,10 +10,10 @@ import torch
 
 from hgrn2.bench.attempt import attempt, matrix_rate, peak_bytes, reset_peak, synchronize, usable
 from hgrn2.bench.baselines import mamba_layers
+from hgrn2.bench.bench_model import BenchModel, Setup
+from hgrn2.bench.models import build, check_available
 from hgrn2.bench.recorded import beside
 from hgrn2.bench.settings import TrainBench
-from hgrn2.bench.subject import Setup, Subject
-from hgrn2.bench.subjects import build, check_available
 from hgrn2.bench.timing import Sample, interleave, prepare_process
 from hgrn2.errors import UserError
 from hgrn2.models.config import Recompute
@@ -27,9 +27,9 @@ QUEUED = 3
 
 @dataclass(frozen=True)
 class _Candidate:
-    """A subject made ready: its step, and what the row says about it."""
+    """A model made ready: its step, and what the row says about it."""
 
-    subject: Subject
+    measured: BenchModel
     step: Sample
     details: dict[str, Any]
 
@@ -42,32 +42,32 @@ class _Run:
     record: Callable[[Row], None]
     progress: Progress
     rate: float
-    """Of a large matrix product, operations a second."""
+    """Of a large matrix product, operations per second."""
     conditions: dict[str, Any] = field(default_factory=dict)
 
     def row(self, name: str, length: int, recompute: Recompute, candidate: _Candidate, seconds: list[float]) -> None:
         """Hand a row to `record`."""
-        bench, subject = self.bench, candidate.subject
+        bench, measured = self.bench, candidate.measured
         case = {**asdict(bench.measured_size), "dtype": bench.measured_dtype, "batch": bench.tokens // length}
         case |= {"tokens": length, "compile": False if bench.compile == "none" else bench.compile}
         case |= {} if recompute == "none" else {"recompute": recompute}
         speeds = [bench.tokens / each for each in seconds]
-        made = measurement("train", case, name, subject.backend, speeds, "tokens/s", candidate.details)
-        if subject.flops is not None:
-            made.details["mfu"] = round(subject.flops(length) * made.median / self.rate, 4)
+        made = measurement("train", case, name, measured.backend, speeds, "tokens/s", candidate.details)
+        if measured.flops is not None:
+            made.details["mfu"] = round(measured.flops(length) * made.median / self.rate, 4)
             made.details["matmul_tflop_s"] = round(self.rate / 1e12, 2)
         made.details.update(self.conditions | (beside(bench, length) if name == "hgrn2" else {}))
         self.record(made)
 
 
 def measure(bench: TrainBench, record: Callable[[Row], None], progress: Progress = silent) -> list[str]:
-    """Measure every subject at every length.
+    """Measure every model at every length.
 
-    On a CPU all subjects of a length take turns, and its rows go to `record` when its repeats are done. On a GPU each
-    subject has the memory to itself, its row goes to `record` at once, and one that fails leaves the others alone.
+    On a CPU all models of a length take turns, and its rows go to `record` when its repeats are done. On a GPU each
+    model has the memory to itself, its row goes to `record` at once, and one that fails leaves the others alone.
 
     Returns:
-        A line for each subject that failed on a GPU.
+        A line for each model that failed on a GPU.
     """
     device = usable(bench.device)
     check_available(bench.measured)
@@ -83,7 +83,7 @@ def _in_turn(run: _Run) -> list[str]:
     for length in bench.lengths:
         for recompute in bench.recompute:
             stage, ready = _stage(length, recompute), {}
-            for name in _subjects(bench, recompute):
+            for name in _measurable(bench, recompute):
                 run.progress(f"{stage}: making {name}", 0, 1)
                 ready[name] = _ready(bench, name, length, recompute)
             steps = {name: candidate.step for name, candidate in ready.items()}
@@ -99,8 +99,8 @@ def _one_by_one(run: _Run) -> list[str]:
     for length in bench.lengths:
         torch.compiler.reset()  # another length is another shape: what was compiled before only fills its cache
         for recompute in bench.recompute:
-            for name in _subjects(bench, recompute):
-                with attempt(bench.subject_seconds) as outcome:
+            for name in _measurable(bench, recompute):
+                with attempt(bench.model_seconds) as outcome:
                     _alone(run, name, length, recompute)
                 if outcome.why:
                     failures.append(f"{name}, {_stage(length, recompute)}: {outcome.why}")
@@ -109,7 +109,7 @@ def _one_by_one(run: _Run) -> list[str]:
 
 
 def _alone(run: _Run, name: str, length: int, recompute: Recompute) -> None:
-    """Make a subject, take its first step, which compiles and tunes, then time it and record its row."""
+    """Make a model, take its first step, which compiles and tunes, then time it and record its row."""
     stage = f"{_stage(length, recompute)}: {name}"
     run.progress(f"{stage}, first step", 0, 1)
     began = time.perf_counter()
@@ -120,10 +120,10 @@ def _alone(run: _Run, name: str, length: int, recompute: Recompute) -> None:
     reset_peak(device)
     seconds = interleave({name: candidate.step}, run.bench.limits, stage, run.progress)[name]
     details |= peak_bytes(device)
-    run.row(name, length, recompute, _Candidate(candidate.subject, candidate.step, details), seconds)
+    run.row(name, length, recompute, _Candidate(candidate.measured, candidate.step, details), seconds)
 
 
-def _subjects(bench: TrainBench, recompute: Recompute) -> Iterator[str]:
+def _measurable(bench: TrainBench, recompute: Recompute) -> Iterator[str]:
     """Who can be measured so: only hgrn2 can leave out its GLUs alone."""
     return (name for name in bench.measured if recompute != "glu" or name == "hgrn2")
 
@@ -133,7 +133,7 @@ def _stage(length: int, recompute: Recompute) -> str:
 
 
 def _ready(bench: TrainBench, name: str, length: int, recompute: Recompute = "none") -> _Candidate:
-    """A subject at its full depth; Mamba by its first two layers where the whole would take too long."""
+    """A model at its full depth; Mamba by its first two layers where the whole would take too long."""
     setup = Setup(
         device=torch.device(bench.device),
         dtype=getattr(torch, bench.measured_dtype),
@@ -141,8 +141,8 @@ def _ready(bench: TrainBench, name: str, length: int, recompute: Recompute = "no
         recompute=recompute,
         loss=bench.loss,
     )
-    subject = build(name, bench.measured_size, bench.seed, setup=setup)
-    details: dict[str, Any] = {"parameters": subject.parameters}
+    measured = build(name, bench.measured_size, bench.seed, setup=setup)
+    details: dict[str, Any] = {"parameters": measured.parameters}
     if name == "mamba-hf" and (layers := mamba_layers(bench.measured_size)) > 2:
         one, two = (
             _step(bench, build(name, bench.measured_size, bench.seed, layers=n, setup=setup), length) for n in (1, 2)
@@ -150,8 +150,8 @@ def _ready(bench: TrainBench, name: str, length: int, recompute: Recompute = "no
         # Compiling takes longer than any step: minutes for the two, and it grows with depth.
         if bench.compile != "none" or one() * layers > bench.limits.max_seconds:
             details["estimated_from"] = f"1 and 2 of its {layers} layers"
-            return _Candidate(subject, _by_depth(one, two, layers), details)
-    return _Candidate(subject, _step(bench, subject, length), details)
+            return _Candidate(measured, _by_depth(one, two, layers), details)
+    return _Candidate(measured, _step(bench, measured, length), details)
 
 
 def _by_depth(one: Sample, two: Sample, layers: int) -> Sample:
@@ -167,19 +167,19 @@ def _by_depth(one: Sample, two: Sample, layers: int) -> Sample:
     return sample
 
 
-def _step(bench: TrainBench, subject: Subject, length: int) -> Sample:
-    """A training step on random tokens, the same for every subject; on a GPU the mean of some in a row."""
+def _step(bench: TrainBench, measured: BenchModel, length: int) -> Sample:
+    """A training step on random tokens, the same for every model; on a GPU the mean of some in a row."""
     device = torch.device(bench.device)
     generator = torch.Generator().manual_seed(bench.seed)
     shape = (bench.tokens // length, length + 1)
     text = torch.randint(bench.measured_size.vocab_size, shape, generator=generator).to(device)
     tokens, targets = text[:, :-1].contiguous(), text[:, 1:].contiguous()
-    subject.model.train()
+    measured.model.train()
     on_gpu = device.type == "cuda"
-    optimizer = torch.optim.AdamW(subject.model.parameters(), lr=LEARNING_RATE, fused=on_gpu or None)
+    optimizer = torch.optim.AdamW(measured.model.parameters(), lr=LEARNING_RATE, fused=on_gpu or None)
 
     def one() -> torch.Tensor:
-        loss = subject.loss(tokens, targets)
+        loss = measured.loss(tokens, targets)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -195,7 +195,7 @@ def _step(bench: TrainBench, subject: Subject, length: int) -> Sample:
         synchronize(device)
         seconds = (time.perf_counter() - began) / number
         if not math.isfinite(loss.item()):
-            raise UserError(f"{subject.name} diverged: its loss is {loss.item()}, and its speed would mean nothing")
+            raise UserError(f"{measured.name} diverged: its loss is {loss.item()}, and its speed would mean nothing")
         return seconds
 
     if bench.compile != "none" and not on_gpu:

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from hgrn2.bench.calls import Contender, ours
+from hgrn2.bench.calls import Implementation, ours
 from hgrn2.bench.problems import Setting, cut, draw, dtype_of, two_heads
 from hgrn2.bench.settings import Limits, OpsBench, parse_shape
 from hgrn2.bench.timing import Sample, interleave, sample_of
@@ -111,7 +111,9 @@ def _settings(bench: OpsBench) -> list[Setting]:
     sizes: dict[int, Setting] = {}
     for shape in bench.measured_shapes:
         head = parse_shape(shape)[3]
-        made = Setting(op="hgru2", shape=shape, bound=bench.bound[0], dtype=bench.measured_dtype, device=bench.device)
+        made = Setting(
+            op="hgru2", shape=shape, lower_bound=bench.bound[0], dtype=bench.measured_dtype, device=bench.device
+        )
         choose(torch.device(made.device), TritonBackend.name, dtype=dtype_of(made.dtype), keys=head, values=head)
         sizes.setdefault(head, made)
     return list(sizes.values())
@@ -140,11 +142,11 @@ def call_of(setting: Setting, op_pass: str) -> Callable[[], object]:
     """The call in which the pass has the largest share."""
     if op_pass == "step":
         return _step(setting)
-    contender = _contender(setting)
-    return contender.forward if op_pass == "read_out" else contender.both
+    implementation = _implementation(setting)
+    return implementation.forward if op_pass == "output" else implementation.both
 
 
-def _contender(setting: Setting) -> Contender:
+def _implementation(setting: Setting) -> Implementation:
     problem = draw(setting)
     heads = setting.heads
     return ours(problem, TritonBackend.name, lambda: expect(two_heads(problem, heads)), lambda found: cut(found, heads))
@@ -153,10 +155,12 @@ def _contender(setting: Setting) -> Contender:
 def _step(setting: Setting) -> Callable[[], object]:
     problem = draw(setting)
     q, f, i = (x[:, 0].contiguous() for name in "qfi" if (x := problem.tensors[name]) is not None)
-    state, bound = problem.grad_state.clone(), problem.tensors["lower_bound"]
+    state, lower_bound = problem.grad_state.clone(), problem.tensors["lower_bound"]
 
     def call() -> object:
-        return hgru2_step(q, f, i, bound, heads=setting.heads, state=state, inplace=True, backend=TritonBackend.name)
+        return hgru2_step(
+            q, f, i, lower_bound, heads=setting.heads, state=state, inplace=True, backend=TritonBackend.name
+        )
 
     return call
 
@@ -244,7 +248,7 @@ def _build(job: Job, launch: Launch) -> bool:
 
 def _verify(setting: Setting) -> None:
     """The settings found compute the right thing, or nothing is written."""
-    wrong = [str(finding) for finding in _contender(setting).check() if not finding.ok]
+    wrong = [str(finding) for finding in _implementation(setting).check() if not finding.ok]
     if wrong:
         raise UserError(f"the settings found for {setting.shape} are wrong, nothing is written: {'; '.join(wrong)}")
 

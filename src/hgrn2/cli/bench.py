@@ -24,9 +24,9 @@ flat = tyro.conf.configure(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsO
 @flat
 @dataclass(frozen=True, kw_only=True)
 class BenchOps(OpsBench):
-    """Time every operator on every backend of this machine, forward and with its backward, beside its peers.
+    """Time every operator on every backend of this machine, forward and with its backward, beside its baselines.
 
-    Everybody is first held to the float64 truth; who is wrong is left out, and the exit code is 1.
+    Everybody is first held to the float64 reference; who is wrong is left out, and the exit code is 1.
 
     Example: hgrn2 bench ops --ops hgru2 --shapes 8x512x256x64
     On a GPU: hgrn2 bench ops --device cuda --ops hgru2 --against sdpa,fla
@@ -61,7 +61,7 @@ class BenchOps(OpsBench):
 class BenchTrain(TrainBench):
     """Training tokens/s of HGRN2 beside transformers' Llama (SDPA) and Mamba of the same number of parameters.
 
-    A step is forward, backward and AdamW in one precision on random tokens. All subjects take turns in one process, and
+    A step is forward, backward and AdamW in one precision on random tokens. All models take turns in one process, and
     for all alike the allocator keeps freed memory. A Mamba too slow for --max-seconds is estimated from 1 and 2 layers.
     mfu is the share of the rate of a large matrix product, measured in the same run.
 
@@ -75,7 +75,7 @@ class BenchTrain(TrainBench):
     """Print the rows as JSON."""
 
     def run(self) -> int:
-        """Returns the exit code: 0, or 1 where a subject failed on a GPU."""
+        """Returns the exit code: 0, or 1 where a model failed on a GPU."""
         from hgrn2.bench import train
 
         failed: list[str] = []
@@ -88,11 +88,11 @@ class BenchTrain(TrainBench):
 class BenchDecode(DecodeBench):
     """Decoding tokens/s and memory after a short and a long prompt, HGRN2 beside transformers' Llama and Mamba.
 
-    Greedy; all subjects and contexts take turns. llama-hf-static is Llama with a cache allocated for the whole text
+    Greedy; all models and contexts take turns. llama-hf-static is Llama with a cache allocated for the whole text
     beforehand, hgrn2-graph is hgrn2 over fixed buffers, on a GPU as a CUDA graph.
 
     Example: hgrn2 bench decode --contexts 128 8192
-    On a GPU: hgrn2 bench decode --device cuda --preset 1.36b --subjects hgrn2-graph --contexts 2048 --batches 1 256
+    On a GPU: hgrn2 bench decode --device cuda --preset 1.36b --models hgrn2-graph --contexts 2048 --batches 1 256
     """
 
     out: Folder = Path("results")
@@ -101,7 +101,7 @@ class BenchDecode(DecodeBench):
     """Print the rows as JSON."""
 
     def run(self) -> int:
-        """Returns the exit code: 0, or 1 where a subject failed on a GPU."""
+        """Returns the exit code: 0, or 1 where a model failed on a GPU."""
         from hgrn2.bench import decode
 
         failed: list[str] = []
@@ -121,7 +121,7 @@ class BenchDecode(DecodeBench):
 class BenchOnnx(OnnxBench):
     """Decoding tokens/s of a saved model on the CPU: PyTorch's generate loop beside onnxruntime, the same weights.
 
-    One sequence, greedy; all subjects take turns. Other programs on the machine spoil the numbers: PyTorch and
+    One sequence, greedy; all models take turns. Other programs on the machine spoil the numbers: PyTorch and
     onnxruntime both wait for their slowest thread.
 
     Example: hgrn2 bench onnx runs/demo --threads 1 2
@@ -144,7 +144,7 @@ class BenchOnnx(OnnxBench):
 
 @dataclass(frozen=True, kw_only=True)
 class BenchTable:
-    """Turn the rows of a results folder into tables, as Markdown, and those of a sweep into a picture beside it.
+    """Turn the rows of a results folder into tables, as Markdown, and those of a sweep into a figure beside it.
 
     Example: hgrn2 bench table --out docs/benchmarks.md
     """
@@ -163,9 +163,9 @@ class BenchTable:
         rows = read_folder(self.results)
         if self.out is None:
             return print(markdown(rows), end="")
-        pictures = draw_sweeps(rows, self.out.parent)
-        write_text(self.out, markdown(rows, pictures))
-        print(f"wrote {', '.join([str(self.out), *(str(self.out.parent / name) for name in pictures)])}")
+        figures = draw_sweeps(rows, self.out.parent)
+        write_text(self.out, markdown(rows, figures))
+        print(f"wrote {', '.join([str(self.out), *(str(self.out.parent / name) for name in figures)])}")
 
 
 def _tune(bench: OpsBench, file: Path | None) -> int:

@@ -79,7 +79,7 @@ class Classify:
         refuse(not 0 <= (self.size or 0) <= LARGEST, f"--size is {self.size}; it must be from 0 to {LARGEST:,}")
         text = self._text() if texts else None
 
-        from hgrn2.eval.classifier import ask_pictures, ask_text, is_classifier, load_run
+        from hgrn2.eval.classifier import ask_images, ask_text, is_classifier, load_run
 
         none = self.model.is_dir() and not is_classifier(self.model)
         refuse(none, f"{self.model} holds no classifier; hgrn2 train classify or image makes one")
@@ -90,7 +90,7 @@ class Classify:
         if any(tables):
             return self._tables(loaded, names)
         read, skipped = self._pictures(loaded)
-        answers = ask_pictures(loaded, [pixels for _, pixels in read], self.top)
+        answers = ask_images(loaded, [pixels for _, pixels in read], self.top)
         self._show([(str(path), answer) for (path, _), answer in zip(read, answers, strict=True)], names, skipped)
 
     def _text(self) -> str:
@@ -124,9 +124,9 @@ class Classify:
     def _pictures(self, loaded: "LoadedClassifier") -> "tuple[list[tuple[Path, np.ndarray]], int]":
         """What could be read, and how many could not."""
         from hgrn2.data.pictures import BadPicture, pillow, quiet, read_picture
-        from hgrn2.eval.classifier import picture_side
+        from hgrn2.eval.classifier import image_side
 
-        side = picture_side(loaded) if self.size is None else self.size
+        side = image_side(loaded) if self.size is None else self.size
         pillow()
         channels = 3 if loaded.run.data.grey else loaded.run.model.channels
         refuse(channels not in (1, 3), f"{loaded.name} reads {channels} channels; picture files have 1 or 3")

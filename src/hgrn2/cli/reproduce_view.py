@@ -12,7 +12,7 @@ from rich.live import Live
 from hgrn2 import console
 
 if TYPE_CHECKING:
-    from hgrn2.reproduce.cells import Job
+    from hgrn2.reproduce.one_run import Job
     from hgrn2.reproduce.running import Outcome
     from hgrn2.reproduce.whole import Planned
     from hgrn2.rows import Row
@@ -40,16 +40,16 @@ class PlanView:
 
     def started(self, job: "Job") -> None:
         self.begun += 1
-        self.begin[job.cell.name] = time.monotonic()
-        self._print(f"[{self.begun}/{self.total}] {job.cell.label}")
+        self.begin[job.spec.name] = time.monotonic()
+        self._print(f"[{self.begun}/{self.total}] {job.spec.label}")
 
     def ended(self, outcome: "Outcome") -> None:
         if outcome.state == "skipped":
             self.begun += 1
-        parts = [f"{outcome.job.cell.label}: {outcome.state}"]
+        parts = [f"{outcome.job.spec.label}: {outcome.state}"]
         if outcome.row is not None:
             parts.append(f"{outcome.row.value:.2%} right")
-        seconds = time.monotonic() - self.begin.pop(outcome.job.cell.name, time.monotonic())
+        seconds = time.monotonic() - self.begin.pop(outcome.job.spec.name, time.monotonic())
         if outcome.state in ("finished", "interrupted"):
             parts.append(f"after {seconds:.0f} s")
         self._print(", ".join(parts) + (f": {outcome.text}" if outcome.text else ""))
@@ -59,7 +59,7 @@ class PlanView:
 
         if self.quiet:
             return
-        told = [(job.cell.label, *latest(job)) for job in jobs]
+        told = [(job.spec.label, *latest(job)) for job in jobs]
         if self.console.is_terminal:
             if self._live is None:
                 self._live = Live(console=self.console, auto_refresh=False, transient=True)

@@ -74,8 +74,8 @@ class StudyMQAR(MQARStudy):
 
 
 def _show(points: "list[Point]") -> None:
-    from hgrn2.reproduce.recall import cells
+    from hgrn2.reproduce.recall import columns
 
     head = ("model", "D", "n", "state", "weights", "lr", "seeds", *(points[0].accuracy if points else ()))
     title = "Accuracy by tokens x pairs, mean over seeds"
-    console.show(console.Columns(head, [cells(point) for point in points], title=title, frame=False))
+    console.show(console.Columns(head, [columns(point) for point in points], title=title, frame=False))

@@ -1,7 +1,7 @@
 """What is checked: every operator's output, state and gradients, and its step, on every backend that serves here.
 
-The truth is the float64 token loop on the CPU, whatever device is checked; how far a result may be from it is measured,
-as in the contracts (`hgrn2.testing`).
+The reference is the float64 token loop on the CPU, whatever device is checked; how far a result may be from it is
+measured, as in the contracts (`hgrn2.testing`).
 """
 
 import functools
@@ -17,7 +17,7 @@ from hgrn2.ops import backend as backends
 from hgrn2.testing.cases import Case, build, packed
 from hgrn2.testing.compare import Finding
 from hgrn2.testing.contracts import near
-from hgrn2.testing.evaluation import evaluate, truth
+from hgrn2.testing.evaluation import evaluate, float64_reference
 from hgrn2.testing.large import Expected, compare, expect
 
 OPS = tuple(op for op in backends.REGISTRY if op not in backends.STEPS.values())
@@ -40,22 +40,26 @@ class Planned(NamedTuple):
     cpu: tuple[torch.dtype, ...]
 
 
-# Together: raw gates from 0 to 1, every bound, both directions, packed documents with empty ones, more than one chunk
-# and more than one segment, the head sizes of published models and an odd one.
+# Together: raw gates from 0 to 1, every lower bound, both directions, packed documents with empty ones, more than one
+# chunk and more than one segment, the head sizes of published models and an odd one.
 _CASES = (
     Planned(
-        Case(op="hgru2", batch=1, tokens=70, heads=1, key=128, value=128, gates="wide", bound="mixed"), (_LOW,), _ALL
+        Case(op="hgru2", batch=1, tokens=70, heads=1, key=128, value=128, gates="wide", lower_bound="mixed"),
+        (_LOW,),
+        _ALL,
     ),
     Planned(
-        packed(Case(op="hgru2", heads=1, key=64, value=64, gates="extremes", bound="small"), DOCUMENTS), (_LOW,), _BOTH
+        packed(Case(op="hgru2", heads=1, key=64, value=64, gates="extremes", lower_bound="small"), DOCUMENTS),
+        (_LOW,),
+        _BOTH,
     ),
     Planned(
-        Case(op="hgru2", tokens=131, key=16, value=24, bound="high", options=(("reverse", True),)),
+        Case(op="hgru2", tokens=131, key=16, value=24, lower_bound="high", options=(("reverse", True),)),
         (_FULL, _HALF),
         _BOTH,
     ),
-    Planned(Case(op="hgru2", tokens=21, heads=9, key=4, value=4, bound="small"), (_LOW,), (_FULL,)),
-    Planned(Case(op="hgru2", tokens=21, heads=9, key=2, value=2, gates="wide", bound="mixed"), (), _BOTH),
+    Planned(Case(op="hgru2", tokens=21, heads=9, key=4, value=4, lower_bound="small"), (_LOW,), (_FULL,)),
+    Planned(Case(op="hgru2", tokens=21, heads=9, key=2, value=2, gates="wide", lower_bound="mixed"), (), _BOTH),
     Planned(Case(op="gated_outer_scan", batch=1, tokens=131, heads=1, key=64, value=32, gates="wide"), (_LOW,), _BOTH),
     Planned(packed(Case(op="gated_outer_scan", key=16, value=16, state=False), DOCUMENTS), (_FULL,), (_FULL,)),
     Planned(Case(op="gated_scan", tokens=131, key=40), (_LOW, _HALF, _FULL), _ALL),
@@ -77,13 +81,13 @@ class Check:
     case: Case
 
     def run(self) -> list[Finding]:
-        """How far every result is from the truth, and how far it may be."""
+        """How far every result is from the reference, and how far it may be."""
         if self.op == loss.NAME:
             return loss.findings(self.device, self.dtype, self.backend)
         stepped = self.op in backends.STEPS.values()
         results = self._stepped() if stepped else self._whole()
         got = {name: x.cpu() for name, x in results.items()}
-        findings = near(self.case, self.backend, self.dtype, got, truth(self.case, self.dtype))
+        findings = near(self.case, self.backend, self.dtype, got, float64_reference(self.case, self.dtype))
         if not stepped and torch.finfo(self.dtype).bits < 32:
             findings += compare(_expected(self.case, self.dtype), got)
         return findings
@@ -124,7 +128,7 @@ def _of_operator(op: str, device: torch.device) -> Iterator[Check]:
     cases = [(row.case, row.gpu if gpu else row.cpu) for row in _CASES if row.case.op == op]
     cases = cases or [(loss.CASE, loss.DTYPES)]
     step = backends.STEPS.get(op, "")
-    short = replace(cases[0][0], tokens=STEPS, bound="small" if op == "hgru2" else "none")
+    short = replace(cases[0][0], tokens=STEPS, lower_bound="small" if op == "hgru2" else "none")
     kinds = tuple(dict.fromkeys(kind for _, dtypes in cases for kind in dtypes))
     for backend in backends.REGISTRY[op]:
         for name, case, dtypes in [*((op, *row) for row in cases), *([(step, short, kinds)] if step else [])]:

@@ -27,10 +27,15 @@ def findings(device: torch.device, dtype: torch.dtype, backend: str) -> list[Fin
     def fused(x: Tensor, w: Tensor, y: Tensor) -> Tensor:
         return linear_cross_entropy(x, w, y, label_smoothing=SMOOTHING, backend=backend)
 
-    truth = _results(plain, hidden.double(), weight.double(), targets)
-    lost = {name: relative_error(x, truth[name]) for name, x in _results(plain, hidden, weight, targets).items()}
+    float64_reference = _results(plain, hidden.double(), weight.double(), targets)
+    lost = {
+        name: relative_error(x, float64_reference[name]) for name, x in _results(plain, hidden, weight, targets).items()
+    }
     got = _results(fused, hidden.to(device), weight.to(device), targets.to(device))
-    return [Finding(name, relative_error(x.cpu(), truth[name]), allowed(lost[name], dtype)) for name, x in got.items()]
+    return [
+        Finding(name, relative_error(x.cpu(), float64_reference[name]), allowed(lost[name], dtype))
+        for name, x in got.items()
+    ]
 
 
 def _problem(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:

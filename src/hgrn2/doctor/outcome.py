@@ -25,7 +25,7 @@ class Outcome:
 
     @property
     def ok(self) -> bool:
-        """Every result near enough to the truth."""
+        """Every result near enough to the reference."""
         return not self.error and all(finding.ok for finding in self.findings)
 
     @property

@@ -67,7 +67,7 @@ def _bfloat16() -> str:
 
 
 def _rate(dtype: torch.dtype) -> float:
-    """10^9 operations a second of a matrix product, the best of three."""
+    """10^9 operations per second of a matrix product, the best of three."""
     x = torch.randn(SIDE // 2 if dtype == torch.bfloat16 else SIDE, SIDE).to(dtype)
     return 2 * x.shape[0] ** 2 * SIDE / _seconds(lambda: x @ x.T) / 1e9
 

@@ -1,4 +1,4 @@
-"""A saved classifier and what it does: measured on a folder of examples, or asked about single pictures and texts."""
+"""A saved classifier and what it does: measured on a folder of examples, or asked about single images and texts."""
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -44,7 +44,7 @@ from hgrn2.train.config import TrainConfig
 ANY_LENGTH = 1 << 24
 """Tokens that a model without a table of positions may be given."""
 BATCH = 64
-"""Pictures of one size that are read side by side."""
+"""Images of one size that are read side by side."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ class Answer:
 
 def load_run(path: Path, device: str = "auto", warn: Warn | None = None) -> LoadedClassifier:
     """The classifier of a run, checkpoint or model folder. Of one that is not part of a run it is not known how its
-    inputs were made: pictures are then read as they are, and no sequence is cut.
+    inputs were made: images are then read as they are, and no sequence is cut.
 
     Raises:
         UserError: as of `load_classifier`.
@@ -224,31 +224,31 @@ def _inputs_of(loaded: LoadedClassifier, inputs: Sequence[Any]) -> list[np.ndarr
     return ids
 
 
-def picture_side(loaded: LoadedClassifier) -> int:
-    """Pixels along the sides of the pictures that the model was trained on."""
+def image_side(loaded: LoadedClassifier) -> int:
+    """Pixels along the sides of the images that the model was trained on."""
     config = loaded.run.model
     if not isinstance(config, SequenceConfig):
         return config.image_size
     side = isqrt(loaded.run.train.sequence_length)
-    refuse(config.channels < 1, f"{loaded.name} reads sequences of token ids, not pictures")
+    refuse(config.channels < 1, f"{loaded.name} reads sequences of token ids, not images")
     unknown = side * side != loaded.run.train.sequence_length or loaded.run.train.sequence_length == ANY_LENGTH
-    refuse(unknown, f"{loaded.name} does not say how large its pictures were: give --size")
+    refuse(unknown, f"{loaded.name} does not say how large its images were: give --size")
     return side
 
 
-def ask_pictures(loaded: LoadedClassifier, pictures: Sequence[np.ndarray], count: int = 5) -> list[Answer]:
-    """The likeliest classes of pictures uint8 [H,W,C]; those of one size are read side by side."""
+def ask_images(loaded: LoadedClassifier, images: Sequence[np.ndarray], count: int = 5) -> list[Answer]:
+    """The likeliest classes of images uint8 [H,W,C]; those of one size are read side by side."""
     groups: dict[tuple[int, ...], list[int]] = {}
-    for place, picture in enumerate(pictures):
-        groups.setdefault(picture.shape, []).append(place)
+    for place, image in enumerate(images):
+        groups.setdefault(image.shape, []).append(place)
     found: dict[int, Answer] = {}
     for places in groups.values():
         for begin in range(0, len(places), BATCH):
             some = places[begin : begin + BATCH]
-            stacked = torch.from_numpy(np.stack([pictures[place] for place in some])).to(loaded.device)
+            stacked = torch.from_numpy(np.stack([images[place] for place in some])).to(loaded.device)
             inputs = pixels(loaded.run, stacked.permute(0, 3, 1, 2).float() / 255)
             found |= dict(zip(some, _answers(loaded, inputs, None, count), strict=True))
-    return [found[place] for place in range(len(pictures))]
+    return [found[place] for place in range(len(images))]
 
 
 def ask_text(loaded: LoadedClassifier, text: str, count: int = 5) -> Answer:

@@ -140,7 +140,7 @@ def draw(found: list[Bucket], path: Path, *, title: str, trained_on: int | None 
         axes.set_xticks([one.first for one in found], [f"{one.first:,}" for one in found], rotation=30)
         axes.set_xticks([], minor=True)
         axes.set_xlabel("position: tokens read before the predicted one (a point for each doubling)")
-        axes.set_ylabel("mean loss (nats a token)")
+        axes.set_ylabel("mean loss (nats/token)")
         axes.set_title(title, fontsize=9.5)
         axes.legend()
         with atomic_path(path) as temporary:

@@ -1,7 +1,7 @@
 """Zero-shot tasks on local files, asked and counted as lm-eval's own tasks of the same names do.
 
-A folder holds one file a task, JSON lines, plain or compressed (.xz, .gz), found by the task's name in the file's name
-(`eval-arc-easy-test.jsonl.xz` is arc_easy). Three kinds of lines:
+A folder holds one file per task, JSON lines, plain or compressed (.xz, .gz), found by the task's name in the file's
+name (`eval-arc-easy-test.jsonl.xz` is arc_easy). Three kinds of lines:
 
     choices    query, choices, gold                     which of the choices follows the query?
     schema     context_options, continuation, gold      after which of the contexts is the continuation more probable?

@@ -16,7 +16,7 @@ class OnnxConfig:
     """What the graph holds its matrices in."""
 
     weights: Weights = "float32"
-    """Of the matrices in the blocks. int8, int4: whole numbers, with a float32 scale a block of a row."""
+    """Of the matrices in the blocks. int8, int4: whole numbers, with a float32 scale per block of a row."""
     head: HeadWeights = "same"
     """Of the embedding and the head; same is what the blocks have."""
     block_size: int = 32

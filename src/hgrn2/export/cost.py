@@ -1,4 +1,4 @@
-"""What an export costs in prediction: nats a token of the graph and of the model it came from, on the same text."""
+"""What an export costs in prediction: nats/token of the graph and of the model it came from, on the same text."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path

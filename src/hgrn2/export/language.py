@@ -112,9 +112,9 @@ class _Builder:
         ))  # fmt: skip
         x = self._embedding(tokens)
         backbone = self.model.backbone
-        for n, (block, bound) in enumerate(zip(backbone.blocks, self._bounds(), strict=True)):
+        for n, (block, lower_bound) in enumerate(zip(backbone.blocks, self._bounds(), strict=True)):
             assert isinstance(block, Block)
-            x = self._block(x, block, bound, n)
+            x = self._block(x, block, lower_bound, n)
         first = g.add("Neg", [keep], "first_kept")
         x = g.add("Slice", [x, first, self._whole([END]), self._whole([1])], "kept")
         assert backbone.norm is not None  # which only classifiers leave out
@@ -156,11 +156,11 @@ class _Builder:
         name = "embedding.weight" if self.model.head is None else "head.weight"
         self._product(x, name, "head", None, outputs=("logits",))
 
-    def _block(self, x: str, block: Block, bound: Tensor | None, n: int) -> str:
+    def _block(self, x: str, block: Block, lower_bound: Tensor | None, n: int) -> str:
         g, place = self.graph, f"backbone.blocks.{n}"
         assert isinstance(block.mixer, HGRU2)
         y = self._norm(x, block.mixer_norm, f"{place}.mixer_norm")
-        y = self._mixer(y, block.mixer, bound, n)
+        y = self._mixer(y, block.mixer, lower_bound, n)
         x = g.add("Add", [x, y], f"{place}.mixed")
         y = self._norm(x, block.glu_norm, f"{place}.glu_norm")
         y = self._glu(y, block, f"{place}.glu")
@@ -175,14 +175,14 @@ class _Builder:
         hidden = g.add("Mul", [gate, value], f"{place}.hidden")
         return self._product(hidden, f"{place}.out_proj.weight", f"{place}.out_proj", glu.out_proj.bias)
 
-    def _mixer(self, x: str, mixer: HGRU2, bound: Tensor | None, n: int) -> str:
+    def _mixer(self, x: str, mixer: HGRU2, lower_bound: Tensor | None, n: int) -> str:
         g, settings, place = self.graph, mixer.config, f"backbone.blocks.{n}.mixer"
         x = self._product(x, f"{place}.in_proj.weight", f"{place}.in_proj", mixer.in_proj.bias)
         if mixer.conv is not None:
             x = self._convolution(x, mixer.conv, n)
         i, o, f = (f"{place}.{name}" for name in "iof")
         g.add("Split", [x], f"{place}.split", outputs=[i, o, f], axis=-1, num_outputs=3)
-        key, decay = self._gates(f, bound, place)
+        key, decay = self._gates(f, lower_bound, place)
         query = self._activation(o, settings.output_activation, f"{place}.o")
         value = self._activation(i, settings.input_activation, f"{place}.i")
         y = g.add(
@@ -193,7 +193,7 @@ class _Builder:
         y = self._norm(y, mixer.norm, f"{place}.norm")
         return self._product(y, f"{place}.out_proj.weight", f"{place}.out_proj", mixer.out_proj.bias)
 
-    def _gates(self, x: str, bound: Tensor | None, place: str) -> tuple[str, str]:
+    def _gates(self, x: str, lower_bound: Tensor | None, place: str) -> tuple[str, str]:
         """(key (1-γ)σ(-x), log f), each with the relative precision of float32 at every x.
 
         With a = e^min(x,0) and b = e^-max(x,0): σ(x) = a/(a+b), σ(-x) = b/(a+b), f = (a+γb)/(a+b). A runtime's Sigmoid
@@ -205,10 +205,10 @@ class _Builder:
         a = g.add("Exp", [g.add("Clip", [x, "", g.constant(0.0)], f"{place}.f.low")], f"{place}.f.a")
         b = g.add("Exp", [g.add("Neg", [g.add("Relu", [x], f"{place}.f.high")], f"{place}.f.neg")], f"{place}.f.b")
         whole = g.add("Add", [a, b], f"{place}.f.sum")
-        if bound is not None:
-            low = g.add("Mul", [b, g.weight(f"{place}.bound", array_of(bound))], f"{place}.f.floor")
+        if lower_bound is not None:
+            low = g.add("Mul", [b, g.weight(f"{place}.bound", array_of(lower_bound))], f"{place}.f.floor")
             a = g.add("Add", [a, low], f"{place}.f.bounded")
-            b = g.add("Mul", [b, g.weight(f"{place}.rest", array_of(1 - bound))], f"{place}.f.rest")
+            b = g.add("Mul", [b, g.weight(f"{place}.rest", array_of(1 - lower_bound))], f"{place}.f.rest")
         key = g.add("Div", [b, whole], f"{place}.key")
         limits = [g.constant(SMALLEST_FORGET), g.constant(LARGEST_FORGET)]
         w = g.add("Clip", [g.add("Div", [a, whole], f"{place}.forget"), *limits], f"{place}.f.clipped")

@@ -1,4 +1,4 @@
-"""Weights as whole numbers with a scale a block: symmetric, rounded to nearest, scales of least square error.
+"""Weights as whole numbers with one scale per block: symmetric, rounded to nearest, scales of least square error.
 
     w ≈ scale · (value - 2^(bits-1))        value in [0, 2^bits), `block` neighbours along a row share a scale
 

@@ -32,8 +32,8 @@ class Attention(nn.Module):
     """D -> D, H = D / n heads of n; 4 D² weights. The state is every key and value so far (`KeyValues`), or those
     that the next token can see through the window.
 
-    With direction bidirectional every token sees every other one, and no state can be carried. Pictures have no
-    direction of their own here: a picture is its tokens, row by row, with positions that tell rows and columns.
+    With direction bidirectional every token sees every other one, and no state can be carried. Images have no
+    direction of their own here: an image is its tokens, row by row, with positions that tell rows and columns.
     """
 
     operators: Operators = WHOLE
@@ -92,7 +92,7 @@ class Attention(nn.Module):
                 reads a line of tokens.
         """
         check_shape(self.config, x.shape[1], shape)
-        assert lower_bound is None, "settings with bounds are refused for attention"
+        assert lower_bound is None, "settings with lower bounds are refused for attention"
         if not self.causal and (state is not None or output_state):
             raise UserError(no_state(self.config))
         past = None if state is None else state.conv
@@ -156,7 +156,7 @@ class Attention(nn.Module):
         if keep is None:
             places, mask = torch.arange(qkv.shape[1], device=qkv.device).unsqueeze(0), None
         else:
-            # T² numbers a sequence would be a gigabyte for long ones. Of padding alone everything is seen: a row
+            # T² numbers per sequence would be a gigabyte for long ones. Of padding alone everything is seen: a row
             # without any key has no softmax.
             places = (keep.cumsum(1) - 1).clamp_min(0)
             mask = (keep | ~keep.any(1, keepdim=True))[:, None, None]

@@ -53,11 +53,11 @@ class Block(nn.Module):
         inplace: bool = False,
     ) -> tuple[Tensor, MixerState | None]:
         """x [B,T,D] -> (x [B,T,D], state); `keep` [B,T] is False where a token must leave the state alone, `shape` is
-        that of a picture, for mixers that read one."""
-        picture = {"shape": shape} if self.mixer.config.is_2d else {}
+        that of an image, for mixers that read one."""
+        two_d = {"shape": shape} if self.mixer.config.is_2d else {}
         mixed, state = self.mixer(
             self.mixer_norm(x, keep), lower_bound, state, cu_seqlens=cu_seqlens, keep=keep, output_state=output_state,
-            inplace=inplace, **picture,
+            inplace=inplace, **two_d,
         )  # fmt: skip
         x = x + self.drop_path(self.dropout(mixed))
         if self.recompute_glu and torch.is_grad_enabled():

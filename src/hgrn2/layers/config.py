@@ -24,7 +24,7 @@ class MixerConfig:
     kind: MixerKind = "hgru2"
     """hgru2: matrix state by outer product; hgru1: complex vector state; hgru1_real: real vector state; gla: matrix
     state with a key of its own; attention: softmax over all keys (those so far, or with direction bidirectional those
-    of the whole sequence). The last two have no bounds."""
+    of the whole sequence). The last two have no lower bounds."""
     head_size: int = 128
     """n, the state expansion of hgru2: keys and values of one head. hgru1 has no heads and ignores it."""
     key_size: int = 0
@@ -56,7 +56,7 @@ class MixerConfig:
     all of them."""
     direction: Direction = "causal"
     """causal: each token sees those before it, and a state can be carried; bidirectional: a second scan reads from the
-    end; parallel_2d: four scans over a picture, along rows and columns both ways; series_2d: the bidirectional mixer
+    end; parallel_2d: four scans over an image, along rows and columns both ways; series_2d: the bidirectional mixer
     along columns, then along rows with the same weights."""
     separate_scans: bool = False
     """Each scan has its own input, gates and (hgru2) output gate; false: all share them (the published form), and
@@ -64,7 +64,7 @@ class MixerConfig:
     projection and, in series_2d, the weights of the two axes are shared always."""
     local_width: int = 0
     """Width W of a centred depthwise convolution whose result is added to the mixer's input, before all projections: W
-    taps of a line, W x W of a picture; odd. For directions other than causal, hgru2 and hgru1 alike; 0 (the published
+    taps of a line, W x W of an image; odd. For directions other than causal, hgru2 and hgru1 alike; 0 (the published
     form) leaves it out."""
 
     def __post_init__(self) -> None:
@@ -121,7 +121,7 @@ class MixerConfig:
         found = MixerConfig.fitted(kind, values) | {"kind": kind}
         found |= {name: x for name, x in OPTIONAL.items() if name not in KINDS[kind].offers}
         if found.get("direction") in ("parallel_2d", "series_2d") and found["direction"] not in KINDS[kind].directions:
-            found["direction"] = "bidirectional"  # sees a whole picture as well
+            found["direction"] = "bidirectional"  # sees a whole image as well
         return found
 
     @property
@@ -136,7 +136,7 @@ class MixerConfig:
 
     @property
     def is_2d(self) -> bool:
-        """Whether the mixer reads pictures, and must be told their height and width."""
+        """Whether the mixer reads images, and must be told their height and width."""
         return self.direction in ("parallel_2d", "series_2d")
 
 

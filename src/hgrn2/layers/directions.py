@@ -1,17 +1,17 @@
-"""Mixers that read in several directions: bidirectional, and two forms for pictures. HGRN2 and HGRN1 alike.
+"""Mixers that read in several directions: bidirectional, and two forms for images. HGRN2 and HGRN1 alike.
 
     bidirectional  y = norm(Σ_{→,←} o S) W        one projection, one scan from each end
     parallel_2d    y = norm(Σ_{→,←,↓,↑} o S) W    rows and columns, each from both ends
     series_2d      the bidirectional mixer along every column, then, with the same weights, along every row
 
-Read-outs are linear in the state, so the published "sum the states of the four scans, read once" is the sum of four
-read-outs; no state is ever kept for more than a chunk. HGRN1 sums its vectors h instead, before gate and norm.
+Outputs are linear in the state, so the published "sum the states of the four scans, read once" is the sum of four
+outputs; no state is ever kept for more than a chunk. HGRN1 sums its vectors h instead, before gate and norm.
 
 Every scan holds the token at which it stands, so the sum counts it once a scan, as published. With `separate_scans`
 every scan has its own projections.
 
 Scans that share their weights mirror with their input. Followed by a mean over the tokens, a stack of them cannot tell
-a sequence from its reverse, nor, in `parallel_2d`, a picture from its mirror images and its transpose: a gift where
+a sequence from its reverse, nor, in `parallel_2d`, an image from its mirror images and its transpose: a gift where
 the label does not change, a wall where order decides. Positions, `separate_scans` or `local_width` end it.
 
 With `local_width` a short convolution, centred and so blind to direction, is added to the input of all projections: a
@@ -19,7 +19,7 @@ scan that starts out forgetting within a few tokens else has to learn what neigh
 word or the dashes of a stroke, through its gates.
 
 Which backend a head size takes, and why, stands in `ops.hgru2.elementwise`, for all
-directions alike. A picture's columns are read as H·W tokens laid out column by column, each column a sequence of
+directions alike. An image's columns are read as H·W tokens laid out column by column, each column a sequence of
 its own: B·W sequences of H tokens.
 """
 
@@ -35,12 +35,12 @@ from hgrn2.layers.state import LayerState
 from hgrn2.ops.backend import work_dtype
 
 Shape = tuple[int, int]
-"""Height and width of a picture; T = height · width tokens, row by row."""
-Walk = tuple[str, bool]
+"""Height and width of an image; T = height · width tokens, row by row."""
+Scan = tuple[str, bool]
 """One scan: along `line`, `columns` or `rows`, and whether from the end."""
 
 _BOTH = (False, True)
-_PASSES: dict[str, tuple[tuple[Walk, ...], ...]] = {
+_PASSES: dict[str, tuple[tuple[Scan, ...], ...]] = {
     "bidirectional": (tuple(("line", reverse) for reverse in _BOTH),),
     "parallel_2d": (tuple((axis, reverse) for axis in ("columns", "rows") for reverse in _BOTH),),
     "series_2d": tuple(tuple((axis, reverse) for reverse in _BOTH) for axis in ("columns", "rows")),
@@ -48,7 +48,7 @@ _PASSES: dict[str, tuple[tuple[Walk, ...], ...]] = {
 
 
 class Directional(nn.Module):
-    """D -> D over whole sequences or pictures, without a state; the weights of one HGRU2 or HGRU1 (`unit`), and with
+    """D -> D over whole sequences or images, without a state; the weights of one HGRU2 or HGRU1 (`unit`), and with
     `separate_scans` one more input projection for every further scan (`more`)."""
 
     def __init__(self, width: int, config: MixerConfig) -> None:
@@ -84,7 +84,7 @@ class Directional(nn.Module):
         output_state: bool = False,
         inplace: bool = False,
     ) -> tuple[Tensor, None]:
-        """x [B,T,D], bound γ [D] -> (y [B,T,D], None).
+        """x [B,T,D], lower bound [D] -> (y [B,T,D], None).
 
         Args:
             cu_seqlens: offsets [N+1] of packed sequences (B = 1); bidirectional only.
@@ -98,27 +98,27 @@ class Directional(nn.Module):
         if state is not None or output_state:
             raise UserError(no_state(self.config))
         if cu_seqlens is not None and self.config.is_2d:
-            raise UserError(f"direction {self.config.direction} takes batches of pictures, not cu_seqlens")
+            raise UserError(f"direction {self.config.direction} takes batches of images, not cu_seqlens")
         if self.local is not None:
             x = x + local_conv(x, self.local, keep, cu_seqlens, shape)
-        for walks in _PASSES[self.config.direction]:
-            x = self._read(x, lower_bound, walks, cu_seqlens, keep, shape)
+        for scans in _PASSES[self.config.direction]:
+            x = self._read(x, lower_bound, scans, cu_seqlens, keep, shape)
         return x, None
 
     def _read(
-        self, x: Tensor, bound: Tensor | None, walks: tuple[Walk, ...], cu_seqlens: Tensor | None,
+        self, x: Tensor, lower_bound: Tensor | None, scans: tuple[Scan, ...], cu_seqlens: Tensor | None,
         keep: Tensor | None, shape: Shape | None,
     ) -> Tensor:  # fmt: skip
-        """One pass: project, scan along each walk, sum, norm, project."""
+        """One pass: project, scan in each direction, sum, norm, project."""
         unit = self.unit
         raw, gate = unit.split(unit.in_proj(x))
         dtype = raw[0].dtype
-        parts = [unit.masked(raw, keep, bound)]
-        parts += [unit.masked(more(x).split(unit.scanned, -1), keep, bound) for more in self.more]
+        parts = [unit.masked(raw, keep, lower_bound)]
+        parts += [unit.masked(more(x).split(unit.scanned, -1), keep, lower_bound) for more in self.more]
         total: Tensor | None = None
-        for n, (axis, reverse) in enumerate(walks):
+        for n, (axis, reverse) in enumerate(scans):
             lines = tuple(to_lines(part, axis, shape) for part in parts[n % len(parts)])
-            y, _ = unit.scan(lines, bound, cu_seqlens=cu_seqlens, reverse=reverse, output_final_state=False)
+            y, _ = unit.scan(lines, lower_bound, cu_seqlens=cu_seqlens, reverse=reverse, output_final_state=False)
             y = from_lines(y, axis, shape, x.shape[0])
             y = y.to(work_dtype(y.dtype))  # a sum of rounded numbers is rounded once, at the end
             total = y if total is None else total + y
@@ -148,7 +148,7 @@ def local_conv(
     """y_t = Σ_j w_j x_{t+j}, j from -h to h, of every channel by itself; zeros beyond the ends. x [B,T,D] -> [B,T,D].
 
     Args:
-        weight: [D,W], W = 2 h + 1, of a line; [D,W·W], row by row, of a picture of `shape`.
+        weight: [D,W], W = 2 h + 1, of a line; [D,W·W], row by row, of an image of `shape`.
         keep: [B,T] bool; what is False counts as zero, so padding at either end changes nothing.
         cu_seqlens: offsets of packed sequences (B = 1), each with its own ends.
     """

@@ -1,4 +1,4 @@
-"""Inputs of classifiers: patches of pictures as tokens, and positions added to tokens."""
+"""Inputs of classifiers: patches of images as tokens, and positions added to tokens."""
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +9,7 @@ from hgrn2.ops.arguments import check_tensors
 
 
 class PatchEmbedding(nn.Module):
-    """Pictures [B,C,height,width] -> tokens [B,h·w,D], row by row; one linear map of the C·p² numbers of a patch."""
+    """Images [B,C,height,width] -> tokens [B,h·w,D], row by row; one linear map of the C·p² numbers of a patch."""
 
     def __init__(self, channels: int, patch: int, width: int) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ class PatchEmbedding(nn.Module):
 class Positions(nn.Module):
     """What is added to tokens for where they stand: a learned table, or sines and cosines of the position.
 
-    A table of a picture ([h,w,D]) is interpolated to other resolutions; a line's ([T,D]) is cut to shorter sequences
+    A table of an image ([h,w,D]) is interpolated to other resolutions; a line's ([T,D]) is cut to shorter sequences
     and refuses longer ones. Sines work for any size, with half of the width for rows and half for columns.
     """
 
@@ -61,8 +61,8 @@ class Positions(nn.Module):
             return x + self.table[: x.shape[1]].to(x.dtype)
         return x + sines(x.shape[1], self.width, x.device).to(x.dtype) if self.kind == "sine" else x
 
-    def picture(self, x: Tensor, shape: Shape) -> Tensor:
-        """x [B,h·w,D] with the positions of a picture of `shape` = (h, w) added."""
+    def image(self, x: Tensor, shape: Shape) -> Tensor:
+        """x [B,h·w,D] with the positions of an image of `shape` = (h, w) added."""
         if self.table is not None:
             return x + resized(self.table, shape).flatten(0, 1).to(x.dtype)
         if self.kind != "sine":
@@ -82,7 +82,7 @@ def sines(length: int, width: int, device: torch.device) -> Tensor:
 
 
 def resized(table: Tensor, shape: Shape) -> Tensor:
-    """A table [h,w,D] for pictures of another number of patches, bicubic and anti-aliased."""
+    """A table [h,w,D] for images of another number of patches, bicubic and anti-aliased."""
     if tuple(table.shape[:2]) == tuple(shape):
         return table
     grid = table.permute(2, 0, 1).unsqueeze(0).float()

@@ -1,6 +1,6 @@
-"""Lower bounds of the forget gate: learned, one a channel, rising with depth.
+"""Lower bounds of the forget gate: learned, one per channel, rising with depth.
 
-With Γ [L,D] learned and P = softmax(Γ) over layers, the bound of layer l is
+With Γ [L,D] learned and P = softmax(Γ) over layers, the lower bound of layer l is
 
     inclusive:  γ_l = Σ_{1≤i≤l} P_i     (language models: fairseq code of HGRN, hgru2, flash-linear-attention)
     exclusive:  γ_l = Σ_{0≤i<l} P_i     (formula of HGRN's README; images and Long Range Arena)
@@ -28,7 +28,7 @@ def lower_bounds(raw: Tensor, kind: BoundKind) -> Tensor:
     return torch.cat((torch.zeros_like(share[:1]), used.cumsum(0).clamp(max=below_one)))
 
 
-def log_forget(logits: Tensor, bound: Tensor | None) -> Tensor:
-    """ln(γ + (1-γ) σ(logits)) [...,D] in float32; γ [D], or None for no bound."""
+def log_forget(logits: Tensor, lower_bound: Tensor | None) -> Tensor:
+    """ln(γ + (1-γ) σ(logits)) [...,D] in float32; γ [D], or None for no lower bound."""
     logits = logits.float()
-    return gates(logits, None if bound is None else bound.float()).log_forget
+    return gates(logits, None if lower_bound is None else lower_bound.float()).log_forget

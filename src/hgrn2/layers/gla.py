@@ -4,9 +4,9 @@
     y_t = (norm(q_t S_t) ⊙ act_o(g_t)) W_out
 
 HGRN2 ties the key to the gate, k = 1 - f, and so writes little where it forgets little; here the two are free of each
-other, for D² more weights of the key, D² of the output gate and two thin ones of the forget gate. There are no bounds:
-the 16th root keeps gates near one. H = D / n heads hold keys of k = `key_size` channels and values of n; with k = n a
-state is as large as HGRN2's. The published models have k = n / 2, and then as many weights as HGRN2.
+other, for D² more weights of the key, D² of the output gate and two thin ones of the forget gate. There are no lower
+bounds: the 16th root keeps gates near one. H = D / n heads hold keys of k = `key_size` channels and values of n; with k
+= n a state is as large as HGRN2's. The published models have k = n / 2, and then as many weights as HGRN2.
 """
 
 import torch
@@ -81,7 +81,7 @@ class GLA(nn.Module):
         `lower_bound` is that of other mixers and must be None. Tokens whose `keep` [B,T] is False leave the state
         exactly as it was; their y means nothing. With `inplace` the state given is overwritten and returned.
         """
-        assert lower_bound is None, "settings with bounds are refused for gla"
+        assert lower_bound is None, "settings with lower bounds are refused for gla"
         past = None if state is None else state.conv
         mixed, gate = self.in_proj(x).split((sum(self.projections[:3]), self.width), -1)
         mixed, conv_state = self.operators.short_conv(

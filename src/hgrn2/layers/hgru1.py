@@ -73,7 +73,7 @@ class HGRU1(nn.Module):
         output_state: bool = True,
         inplace: bool = False,
     ) -> tuple[Tensor, LayerState | None]:
-        """x [B,T,D], bound γ [D], state of B (or N packed) sequences -> (y [B,T,D], state after the last token).
+        """x [B,T,D], lower bound [D], state of B (or N packed) sequences -> (y [B,T,D], state after the last token).
 
         Tokens whose `keep` [B,T] is False leave the state exactly as it was; their y means nothing. With `inplace` the
         state given is overwritten by the new one and returned.
@@ -104,14 +104,16 @@ class HGRU1(nn.Module):
         c, g, f = projected.split(self.projections, -1)
         return (c, f), g
 
-    def masked(self, raw: tuple[Tensor, ...], keep: Tensor | None, bound: Tensor | None = None) -> tuple[Tensor, ...]:
+    def masked(
+        self, raw: tuple[Tensor, ...], keep: Tensor | None, lower_bound: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
         """Raw c, f -> (1-f) c and f [B,T,D], complex or real; a token whose `keep` is False does nothing."""
         c, f = raw
         work = torch.float64 if c.dtype == torch.float64 else torch.float32
         up, key = torch.sigmoid(f.to(work)), torch.sigmoid(-f.to(work))
-        if bound is not None:
-            gamma = bound.to(work)
-            up, key = gamma + (1 - gamma) * up, (1 - gamma) * key
+        if lower_bound is not None:
+            lower_bound = lower_bound.to(work)
+            up, key = lower_bound + (1 - lower_bound) * up, (1 - lower_bound) * key
         value = self.input_activation(c.to(work))
         if self.theta is not None:
             value = torch.view_as_complex(value.unflatten(-1, (-1, 2)).contiguous())
@@ -122,7 +124,7 @@ class HGRU1(nn.Module):
         return added, up
 
     def scan(
-        self, parts: tuple[Tensor, ...], bound: Tensor | None, state: Tensor | None = None, **options: Any
+        self, parts: tuple[Tensor, ...], lower_bound: Tensor | None, state: Tensor | None = None, **options: Any
     ) -> tuple[Tensor, Tensor | None]:
         """Parts of `masked` -> (h [B,T,D], final state); options as in `ops.gated_scan`."""
         added, up = parts

@@ -43,16 +43,16 @@ def _(q, f, i, lower_bound, state, heads, input_activation, output_activation, s
 
 
 def one_token(
-    q: Tensor, f: Tensor, i: Tensor, bound: Tensor | None, *, heads: int, state: Tensor, inplace: bool,
+    q: Tensor, f: Tensor, i: Tensor, lower_bound: Tensor | None, *, heads: int, state: Tensor, inplace: bool,
     input_activation: str, output_activation: str, scale: float,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """`ops.hgru2_step`, in a form that `torch.compile` can trace."""
     names = (input_activation, output_activation)
     if torch.compiler.is_compiling():
         state = state if inplace else state.clone()
-        return _step_inplace(q, f, i, bound, state, heads, *names, scale), state
+        return _step_inplace(q, f, i, lower_bound, state, heads, *names, scale), state
     return ops.hgru2_step(
-        q, f, i, bound, heads=heads, state=state, inplace=inplace, input_activation=names[0],
+        q, f, i, lower_bound, heads=heads, state=state, inplace=inplace, input_activation=names[0],
         output_activation=names[1], scale=scale,
     )  # fmt: skip
 
@@ -109,7 +109,7 @@ class HGRU2(nn.Module):
         output_state: bool = True,
         inplace: bool = False,
     ) -> tuple[Tensor, LayerState | None]:
-        """x [B,T,D], bound γ [D], state of B (or N packed) sequences -> (y [B,T,D], state after the last token).
+        """x [B,T,D], lower bound [D], state of B (or N packed) sequences -> (y [B,T,D], state after the last token).
 
         Tokens whose `keep` [B,T] is False leave the state exactly as it was; their y means nothing. With `inplace` the
         state given is overwritten by the new one and returned, whatever its dtype.
@@ -140,7 +140,9 @@ class HGRU2(nn.Module):
         gate, i, o, f = projected.split(self.projections, -1)
         return (i, o, f), gate
 
-    def masked(self, raw: tuple[Tensor, ...], keep: Tensor | None, bound: Tensor | None = None) -> tuple[Tensor, ...]:
+    def masked(
+        self, raw: tuple[Tensor, ...], keep: Tensor | None, lower_bound: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
         """Raw i, o, f -> o, f, i in which a token whose `keep` is False does nothing; the bound is not needed."""
         i, q, f = raw
         if keep is not None:
@@ -150,14 +152,14 @@ class HGRU2(nn.Module):
         return q, f, i
 
     def scan(
-        self, parts: tuple[Tensor, ...], bound: Tensor | None, state: Tensor | None = None, **options: Any
+        self, parts: tuple[Tensor, ...], lower_bound: Tensor | None, state: Tensor | None = None, **options: Any
     ) -> tuple[Tensor, Tensor | None]:
-        """Parts of `masked` -> (read-out [B,T,D] before the norm, final state); options as in `ops.hgru2`."""
+        """Parts of `masked` -> (output [B,T,D] before the norm, final state); options as in `ops.hgru2`."""
         q, f, i = parts
-        return self.operators.hgru2(q, f, i, bound, state=state, **self.options, **options)
+        return self.operators.hgru2(q, f, i, lower_bound, state=state, **self.options, **options)
 
     def finish(self, y: Tensor, gate: Tensor | None) -> Tensor:
-        """Read-out [B,T,D] and the gate on it, before its activation -> the mixer's output."""
+        """Output [B,T,D] and the gate on it, before its activation -> the mixer's output."""
         y = self.norm(y)
         return self.out_proj(y if self.gate is None or gate is None else y * self.gate(gate))
 

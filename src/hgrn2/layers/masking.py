@@ -17,7 +17,7 @@ def check_keep(keep: Tensor | None, x: Tensor) -> None:
     check_tensors(keep=keep)
     if keep is not None and (keep.shape != x.shape[:2] or keep.dtype != torch.bool):
         dtype = str(keep.dtype).removeprefix("torch.")
-        raise UserError(f"keep must be {list(x.shape[:2])} bool, one value a token; got {list(keep.shape)} {dtype}")
+        raise UserError(f"keep must be {list(x.shape[:2])} bool, one value per token; got {list(keep.shape)} {dtype}")
 
 
 def convolve_kept(

@@ -39,7 +39,7 @@ class Mixer(Protocol):
         """x [B,T,D] -> (y [B,T,D], the state after the last token or None where it is not wanted).
 
         Args:
-            lower_bound: γ [D] of the forget gate; None for kinds without bounds.
+            lower_bound: γ [D] of the forget gate; None for kinds without lower bounds.
             state: of B sequences, or of the N packed ones.
             cu_seqlens: offsets [N+1] of packed sequences (B = 1).
             keep: [B,T] bool; a token that is False leaves the state and other tokens alone, its y means nothing.

@@ -1,4 +1,4 @@
-"""The image classifier: patches or pixels as tokens, backbone, mean over the picture, classes. No class token."""
+"""The image classifier: patches or pixels as tokens, backbone, mean over the image, classes. No class token."""
 
 import torch
 from torch import Tensor, nn
@@ -47,7 +47,7 @@ class VisionClassifier(nn.Module):
         """Features [B,h·w,D] of the patches, row by row, before the head; `trace` receives the input of each block and
         the features."""
         x, shape = self.patches(images)
-        x = self.dropout(self.positions.picture(x, shape))
+        x = self.dropout(self.positions.image(x, shape))
         x, _ = self.backbone(x, shape=shape if self.config.is_2d else None, output_state=False, trace=trace)
         return x
 

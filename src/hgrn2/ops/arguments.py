@@ -41,9 +41,9 @@ def extremes(x: Tensor) -> tuple[Any, Any] | None:
         return None
 
 
-def check_bound(bound: Tensor | None) -> None:
+def check_lower_bound(lower_bound: Tensor | None) -> None:
     """Refuse lower bounds of a gate outside [0,1], with which it would grow its state or change its sign."""
-    found = None if bound is None else extremes(bound)
+    found = None if lower_bound is None else extremes(lower_bound)
     if found is not None and (found[0] < 0 or found[1] > 1):  # NaN passes, and what comes of it shows it
         bad = found[0] if found[0] < 0 else found[1]
         raise UserError(f"lower_bound has {bad:.6g}; lower bounds of a gate lie in [0, 1)")

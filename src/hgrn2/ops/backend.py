@@ -105,7 +105,8 @@ class Backend:
         return self.auto(call)
 
     def one_product(self, lower_bound: Tensor | None) -> bool:
-        """Whether it may compute a chunk with such bounds in one product, whose rounding the contracts allow for."""
+        """Whether it may compute a chunk with such lower bounds in one product, whose rounding the contracts allow
+        for."""
         return False
 
     def place(self) -> dict[str, str]:

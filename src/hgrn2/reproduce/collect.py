@@ -6,8 +6,8 @@ from typing import Any
 
 from hgrn2.errors import UserError
 from hgrn2.models.config import DeiTConfig
-from hgrn2.reproduce.cells import Job, row_of
-from hgrn2.reproduce.plan import TASKS, Cell, Plan, Run, Size
+from hgrn2.reproduce.one_run import Job, row_of
+from hgrn2.reproduce.plan import TASKS, Plan, Run, RunSpec, Size
 from hgrn2.rows import Row
 from hgrn2.settings import from_dict, refuse
 from hgrn2.tasks.classify.config import ClassifyRun
@@ -30,24 +30,24 @@ def row_of_run(folder: Path, size: Size = "full", at_once: int = 1) -> Row:
     if kind is None:
         raise UserError(f"{folder} holds a run that no table has; those of lra, image and mqar do")
     run: Run = from_dict(kind, values, str(folder / "config.json"))
-    cell = _cell(folder, run, size)
-    job = Job(plan=Plan(table=_table(cell.task), size=size), cell=cell, place=folder, at_once=at_once,
+    spec = _spec(folder, run, size)
+    job = Job(plan=Plan(table=_table(spec.task), size=size), spec=spec, place=folder, at_once=at_once,
               difference=_difference(summary))  # fmt: skip
     row = row_of(job, run, summary)
     details = row.details | {"device": "cuda" if machine.get("gpu") else "cpu"}
     return replace(row, machine=machine, date=machine["date_utc"], details=details)
 
 
-def _cell(folder: Path, run: Run, size: Size) -> Cell:
+def _spec(folder: Path, run: Run, size: Size) -> RunSpec:
     if isinstance(run, MQARRun):
         model, sized = name_of(run.model)
         n = run.model.mixer.head_size if sized else None
-        return Cell(table="mqar", task="mqar", model=model, seed=run.train.seed, size=size, n=n)
+        return RunSpec(table="mqar", task="mqar", model=model, seed=run.train.seed, size=size, n=n)
     table = _table(run.task)
     refuse(not table, f"{folder} holds a run of the task {run.task}, which no table has")
     model = "transformer" if isinstance(run.model, DeiTConfig) else MIXERS.get(run.model.named_kinds, "")
     refuse(not model, f"{folder} holds a run of a model that the table does not have")
-    return Cell(table=table, task=run.task, model=model, seed=run.train.seed, size=size)
+    return RunSpec(table=table, task=run.task, model=model, seed=run.train.seed, size=size)
 
 
 def _table(task: str) -> Any:

@@ -10,7 +10,7 @@ from hgrn2.data.lra.parallel import EASY
 from hgrn2.errors import UserError
 from hgrn2.files import atomic_folder
 from hgrn2.progress import Progress
-from hgrn2.reproduce.plan import Cell
+from hgrn2.reproduce.plan import RunSpec
 
 Made = tuple[Described, Mapping[str, Examples | ImageStream]]
 SMALL_COUNTS: dict[str, tuple[int, int, int]] = {
@@ -52,25 +52,25 @@ class Source:
         return f"{'to be made' if self.make else 'ready'}: {self.folder}"
 
 
-def find(cell: Cell, out: Path, data: Path | None, workers: int = 1) -> Source:
-    """The source of a cell's examples: a prepared folder of the task's name in `data`, what an earlier call made in
+def find(spec: RunSpec, out: Path, data: Path | None, workers: int = 1) -> Source:
+    """The source of a run's examples: a prepared folder of the task's name in `data`, what an earlier call made in
     `out`, the generator, or files in `data`, in this order."""
-    name = f"{cell.task}-{cell.size}" if cell.size == "small" or _easy(cell) else cell.task
-    for ready in ([] if data is None else [data / name, data / cell.task]) + [out / "data" / name]:
-        if (ready / "manifest.json").is_file() and (not _easy(cell) or EASY in open_examples(ready).manifest["splits"]):
+    name = f"{spec.task}-{spec.size}" if spec.size == "small" or _easy(spec) else spec.task
+    for ready in ([] if data is None else [data / name, data / spec.task]) + [out / "data" / name]:
+        if (ready / "manifest.json").is_file() and (not _easy(spec) or EASY in open_examples(ready).manifest["splits"]):
             return Source(ready)
     made = out / "data" / name
-    if cell.task in ("listops", "pathfinder", "pathx"):
-        return Source(made, lambda progress: _generated(cell, workers, progress))
-    reader, wanted = _reader(cell, data, out)
+    if spec.task in ("listops", "pathfinder", "pathx"):
+        return Source(made, lambda progress: _generated(spec, workers, progress))
+    reader, wanted = _reader(spec, data, out)
     if data is None:
         return Source(made, missing=f"give --data with a folder that holds {wanted}")
     return Source(made, reader, "" if reader else f"{data} holds no {wanted}")
 
 
-def _easy(cell: Cell) -> int:
+def _easy(spec: RunSpec) -> int:
     """How many easier examples the runs need."""
-    return EASY_COUNTS.get(cell.size, {}).get(cell.task, 0)
+    return EASY_COUNTS.get(spec.size, {}).get(spec.task, 0)
 
 
 def prepare(source: Source, progress: Progress) -> Path:
@@ -90,29 +90,29 @@ def difference(folder: Path) -> str:
     return f"{opened.described.origin}; {counts} examples"
 
 
-def _generated(cell: Cell, workers: int, progress: Progress) -> Made:
+def _generated(spec: RunSpec, workers: int, progress: Progress) -> Made:
     from hgrn2.data.lra import listops, pathfinder, pathfinder_settings
 
-    small = cell.size == "small"
-    count = SMALL_COUNTS[cell.task] if small else None
-    options: dict[str, Any] = {"count": count, "workers": workers, "easy": _easy(cell)}
-    if cell.task == "listops":
+    small = spec.size == "small"
+    count = SMALL_COUNTS[spec.task] if small else None
+    options: dict[str, Any] = {"count": count, "workers": workers, "easy": _easy(spec)}
+    if spec.task == "listops":
         # Short expressions: whoever knows that a list's kind decides its value is right far more often than by chance.
         settings = listops.ListOps(min_length=4, max_length=60, max_depth=4) if small else listops.ListOps()
         return listops.make_listops(settings, **options, progress=progress)
-    settings = pathfinder_settings.pathx() if cell.task == "pathx" else (
+    settings = pathfinder_settings.pathx() if spec.task == "pathx" else (
         pathfinder_settings.small() if small else pathfinder_settings.pathfinder())  # fmt: skip
-    return pathfinder.make_pathfinder(settings, task=cell.task, **options, progress=progress)
+    return pathfinder.make_pathfinder(settings, task=spec.task, **options, progress=progress)
 
 
-def _reader(cell: Cell, data: Path | None, out: Path) -> tuple[Callable[[Progress], Made] | None, str]:
+def _reader(spec: RunSpec, data: Path | None, out: Path) -> tuple[Callable[[Progress], Made] | None, str]:
     """What reads a task's files in `data`, None where they are not there; and which files it needs."""
-    if cell.task == "text":
+    if spec.task == "text":
         return _text(data), "imdb-train*.jsonl* and imdb-test*.jsonl*"
-    if cell.task == "retrieval":
+    if spec.task == "retrieval":
         files = "AAN's *.train.tsv, *.eval.tsv, *.test.tsv, or wiki-en-train.jsonl* for a stand-in"
-        return _retrieval(data, cell.size), files
-    name = {"image": "cifar10"}.get(cell.task, cell.task)
+        return _retrieval(data, spec.size), files
+    name = {"image": "cifar10"}.get(spec.task, spec.task)
     return _images(name, data, out), FILES[name]
 
 

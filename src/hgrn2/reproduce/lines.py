@@ -9,7 +9,7 @@ from hgrn2.reproduce.published import RESULTS, Published
 from hgrn2.rows import Row
 
 TITLES = {"lra": "Long Range Arena", "image": "Images", "mqar": "Recall (MQAR)"}
-HEAD = ("task", "model", "published", "ours", "seeds", "data", "minutes a run")
+HEAD = ("task", "model", "published", "ours", "seeds", "data", "minutes per run")
 
 
 @dataclass(frozen=True)

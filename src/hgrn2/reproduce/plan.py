@@ -41,7 +41,7 @@ SMALL_RECALL = ("hgrn2-conv", "gla-conv", "attention-conv")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cell:
+class RunSpec:
     """One run: a task, a model and a seed; in recall also the size of the state."""
 
     table: str
@@ -92,25 +92,25 @@ class Plan:
             refuse(len(set(values)) < len(values), f"{option}: a value is repeated")
         refuse(any(seed < 0 for seed in self.seeds), f"--seeds has {min(self.seeds, default=0)}; it must be at least 0")
 
-    def cells(self) -> list[Cell]:
+    def specs(self) -> list[RunSpec]:
         """Every run: task by task, the first seed of all models before the second."""
         return [
-            cell
+            spec
             for task in self.tasks or self._usual()
             for seed in self.seeds or SEEDS.get(task, (0,))
             for model in self.models or self._usual_models()
-            for cell in self._sizes(task, model, seed)
+            for spec in self._sizes(task, model, seed)
         ]
 
-    def run_of(self, cell: Cell, data: str = "") -> Run:
+    def run_of(self, spec: RunSpec, data: str = "") -> Run:
         """The whole settings of a run; `data` is the folder of its examples."""
-        if cell.task == "mqar":
-            run: Run = _recall_run(self._study(cell.model, cell.seed, cell.n))
+        if spec.task == "mqar":
+            run: Run = _recall_run(self._study(spec.model, spec.seed, spec.n))
         else:
-            # Of pictures the Transformer is DeiT.
-            model = "deit" if (self.table, cell.model) == ("image", "transformer") else cell.model
-            run = recipe(cell.task, model, self.size)
-            run = replace(run, data=replace(run.data, folder=data), train=replace(run.train, seed=cell.seed))
+            # Of images the Transformer is DeiT.
+            model = "deit" if (self.table, spec.model) == ("image", "transformer") else spec.model
+            run = recipe(spec.task, model, self.size)
+            run = replace(run, data=replace(run.data, folder=data), train=replace(run.train, seed=spec.seed))
             run = with_overrides(run, self.set)
         return replace(run, train=replace(run.train, budget_s=60 * self.minutes)) if self.minutes else run
 
@@ -120,11 +120,11 @@ class Plan:
     def _usual_models(self) -> tuple[str, ...]:
         return SMALL_RECALL if (self.table, self.size) == ("mqar", "small") else MODELS[self.table]
 
-    def _sizes(self, task: str, model: str, seed: int) -> list[Cell]:
-        cell = Cell(table=self.table, task=task, model=model, seed=seed, size=self.size)
+    def _sizes(self, task: str, model: str, seed: int) -> list[RunSpec]:
+        spec = RunSpec(table=self.table, task=task, model=model, seed=seed, size=self.size)
         if task != "mqar":
-            return [cell]
-        return [replace(cell, n=one.head_size) for one in self._study(model, seed, None).cells()]
+            return [spec]
+        return [replace(spec, n=one.head_size) for one in self._study(model, seed, None).specs()]
 
     def _study(self, model: str, seed: int, n: int | None) -> MQARStudy:
         """The comparison of recall for one model, in all its sizes or in one."""
@@ -137,8 +137,8 @@ class Plan:
 
 
 def _recall_run(study: MQARStudy) -> MQARRun:
-    (cell,) = study.cells()
-    return study.run_of(cell)
+    (spec,) = study.specs()
+    return study.run_of(spec)
 
 
 def _known(noun: str, name: str, known: Collection[str]) -> None:

@@ -1,4 +1,4 @@
-"""The sweep over recall: one run folder a cell, finished ones skipped, a row each, and what they come to."""
+"""The sweep over recall: one folder and one row per run, finished runs are skipped, and their summary."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Any
 
 from hgrn2.files import holds_nothing, owned, read_json, write_json
 from hgrn2.progress import Progress, silent
-from hgrn2.reproduce.recall_settings import Cell, MQARStudy, hardest
+from hgrn2.reproduce.recall_settings import MQARStudy, RunSpec, hardest
 from hgrn2.rows import Row, measurement
 from hgrn2.settings import from_dict, refuse, to_dict
 from hgrn2.tasks.mqar.config import MQARRun, segment
@@ -34,42 +34,43 @@ class Point:
 def run_study(
     study: MQARStudy, folder: Path, record: Callable[[Row], Any], *, device: str = "auto", progress: Progress = silent
 ) -> bool:
-    """Run every cell of the study that `folder` does not hold yet; its row goes to `record`.
+    """Make every run of the sweep that `folder` does not hold yet; its row goes to `record`.
 
     Returns:
-        Whether the study is complete; after Ctrl-C it is not, and the cell at hand goes on from its checkpoint.
+        Whether the sweep is complete; after Ctrl-C it is not, and the current run goes on from its checkpoint.
 
     Raises:
-        UserError: a folder that holds other files or a study with other settings; a cell that cannot be built, before
+        UserError: a folder that holds other files or a sweep with other settings; a run whose model cannot be built,
+        before
             anything is trained.
     """
-    runs = {cell: study.run_of(cell) for cell in study.cells()}
+    runs = {spec: study.run_of(spec) for spec in study.specs()}
     with owned(folder):
         return _run(study, runs, folder, record, device, progress)
 
 
 def _run(
-    study: MQARStudy, runs: dict[Cell, MQARRun], folder: Path, record: Callable[[Row], Any], device: str,
+    study: MQARStudy, runs: dict[RunSpec, MQARRun], folder: Path, record: Callable[[Row], Any], device: str,
     progress: Progress,
 ) -> bool:  # fmt: skip
-    """Run the cells in a folder that no other process works in."""
+    """Make the runs in a folder that no other process works in."""
     _prepare(study, folder)
-    for number, (cell, run) in enumerate(runs.items()):
-        progress(f"{cell.label}, lr {cell.lr:g}, seed {cell.seed}", number, len(runs))
-        place = folder / "cells" / cell.name
+    for number, (spec, run) in enumerate(runs.items()):
+        progress(f"{spec.label}, lr {spec.lr:g}, seed {spec.seed}", number, len(runs))
+        place = folder / "cells" / spec.name
         if (place / ROW).exists():
             continue
         result = train_mqar(run, place, device=device, quiet=True)
         if result.interrupted:
             return False
-        row = row_of(study.recipe, cell, run, result.summary)
+        row = row_of(study.recipe, spec, run, result.summary)
         record(row)
         write_json(place / ROW, to_dict(row))
     return True
 
 
 def finished(folder: Path) -> list[Row]:
-    """The rows of all cells that a study's folder holds, in the order of their names."""
+    """The rows of all runs that a sweep's folder holds, in the order of their names."""
     return [from_dict(Row, read_json(path), str(path)) for path in sorted(folder.glob(f"cells/*/{ROW}"))]
 
 
@@ -98,11 +99,11 @@ def markdown(points: list[Point]) -> str:
     head = ["model", "D", "n", "state numbers", "parameters", "learning rate", "seeds"]
     head += ["{} tokens, {} pairs".format(*name.split("x")) for name in names]
     lines = ["| " + " | ".join(head) + " |", "| --- |" + " ---: |" * (len(head) - 1)]
-    lines += ["| " + " | ".join(cells(point)) + " |" for point in points]
+    lines += ["| " + " | ".join(columns(point)) + " |" for point in points]
     return "\n".join(lines) + "\n"
 
 
-def cells(point: Point) -> list[str]:
+def columns(point: Point) -> list[str]:
     """One line of the table."""
     seeds = len(next(iter(point.accuracy.values())))
     found = [point.model, str(point.width), str(point.head_size or "–"), f"{point.state_numbers:,}"]
@@ -111,7 +112,7 @@ def cells(point: Point) -> list[str]:
 
 
 def _prepare(study: MQARStudy, folder: Path) -> None:
-    """Only the grid of a study may change from call to call; what its runs have in common may not."""
+    """Only the grid of a sweep may change from call to call; what its runs have in common may not."""
     path, common = folder / STUDY, {"kind": "mqar-study", "base": to_dict(study.base())}
     if path.exists():
         refuse_different(folder, common, read_json(path, dict), "a study", "or another --out")
@@ -127,7 +128,7 @@ def plain(value: Any) -> Any:
     return [plain(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
-def row_of(recipe: str, cell: Cell, run: MQARRun, summary: dict[str, Any]) -> Row:
+def row_of(recipe: str, spec: RunSpec, run: MQARRun, summary: dict[str, Any]) -> Row:
     """What a finished run is in results/mqar.jsonl, measured on this machine."""
     accuracy = {f"{one['length']}x{one['pairs']}": one["accuracy"] for one in summary["held_out"].values()}
     ranked = hardest(run)
@@ -135,13 +136,13 @@ def row_of(recipe: str, cell: Cell, run: MQARRun, summary: dict[str, Any]) -> Ro
         "recipe": recipe, "vocab_size": run.model.vocab_size, "layers": run.model.layers,
         "train": list(run.data.train), "steps": summary["steps"], "batch": run.train.batch_size,
         "precision": run.train.precision, "tokens": ranked.length, "pairs": ranked.pairs,
-        "width": cell.width, "n": cell.head_size, "lr": cell.lr, "seed": cell.seed, "memory": run.model.init.memory,
+        "width": spec.width, "n": spec.head_size, "lr": spec.lr, "seed": spec.seed, "memory": run.model.init.memory,
     }  # fmt: skip
     details = {
-        "width": cell.width, "head_size": cell.head_size, "lr": cell.lr, "seed": cell.seed,
+        "width": spec.width, "head_size": spec.head_size, "lr": spec.lr, "seed": spec.seed,
         "state_numbers": summary["state_numbers"], "parameters": summary["parameters"], "accuracy": accuracy,
         "examples": {f"{one.length}x{one.pairs}": one.examples for one in map(segment, run.data.test)},
         "train_seconds": summary["train_seconds"],
     }  # fmt: skip
     value = accuracy[f"{ranked.length}x{ranked.pairs}"]
-    return measurement("mqar", case, cell.model, "torch", [value], "share right", details)
+    return measurement("mqar", case, spec.model, "torch", [value], "accuracy", details)

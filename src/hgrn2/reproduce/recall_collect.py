@@ -1,4 +1,4 @@
-"""Recall runs that were trained elsewhere, one by one or on another machine, as rows of a study."""
+"""Recall runs that were trained elsewhere, one by one or on another machine, as rows of a sweep."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -7,7 +7,7 @@ from typing import Any
 
 from hgrn2.files import holds_nothing, owned, read_json, write_json
 from hgrn2.reproduce.recall import ROW, STUDY, plain, row_of
-from hgrn2.reproduce.recall_settings import Cell
+from hgrn2.reproduce.recall_settings import RunSpec
 from hgrn2.rows import Row
 from hgrn2.settings import from_dict, refuse, to_dict
 from hgrn2.tasks.mqar.config import MQARRun
@@ -34,11 +34,11 @@ def collect(folders: Sequence[Path], folder: Path, recipe: str, record: Callable
     with owned(folder):
         _prepare(folder, common)
         for run, summary, machine in found:
-            cell = cell_of(run)
-            place = folder / "cells" / cell.name / ROW
+            spec = spec_of(run)
+            place = folder / "cells" / spec.name / ROW
             if place.exists():
                 continue
-            row = row_of(recipe, cell, run, summary)
+            row = row_of(recipe, spec, run, summary)
             row = replace(row, machine=machine, date=machine.get("date_utc", row.date))
             record(row)
             write_json(place, to_dict(row))
@@ -46,11 +46,11 @@ def collect(folders: Sequence[Path], folder: Path, recipe: str, record: Callable
     return new
 
 
-def cell_of(run: MQARRun) -> Cell:
+def spec_of(run: MQARRun) -> RunSpec:
     """Where a run stands in a sweep."""
     name, sized = name_of(run.model)
     size = run.model.mixer.head_size if sized else None
-    return Cell(model=name, width=run.model.width, head_size=size, lr=run.optim.lr, seed=run.train.seed)
+    return RunSpec(model=name, width=run.model.width, head_size=size, lr=run.optim.lr, seed=run.train.seed)
 
 
 def _read(folder: Path) -> tuple[MQARRun, dict[str, Any], dict[str, Any]]:
@@ -68,8 +68,8 @@ def _common(found: list[tuple[MQARRun, dict[str, Any], dict[str, Any]]], folders
         values.append({"data": to_dict(run.data), **same})
         different = [name for name, value in values[-1].items() if value != values[0][name]]
         refuse(bool(different), f"{folder} has another {' and '.join(different)} than {folders[0]}; collect them apart")
-        twin = names.setdefault(cell_of(run).name, folder)
-        refuse(len(names) < len(values), f"{twin} and {folder} are the same run, {cell_of(run).name}; give one of them")
+        twin = names.setdefault(spec_of(run).name, folder)
+        refuse(len(names) < len(values), f"{twin} and {folder} are the same run, {spec_of(run).name}; give one of them")
     return {"kind": COLLECTION, **values[0]}
 
 

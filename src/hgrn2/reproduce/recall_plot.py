@@ -1,4 +1,4 @@
-"""The picture of recall against state size: larger state, more recall."""
+"""The figure of recall against state size: larger state, more recall."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -9,7 +9,7 @@ from hgrn2.tasks.mqar.recipes import changed, recipe, variant
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cell:
+class RunSpec:
     """One run of the sweep."""
 
     model: str
@@ -64,22 +64,22 @@ class MQARStudy:
         """What all runs have in common."""
         return changed(recipe(self.recipe), assignments=self.set)
 
-    def cells(self) -> list[Cell]:
+    def specs(self) -> list[RunSpec]:
         """All runs, each once, small states first; `UserError` where no size fits a width."""
-        found: dict[str, Cell] = {}
+        found: dict[str, RunSpec] = {}
         for seed, lr, width, model in product(self.seeds, self.lrs, self.widths, self.models):
             fitting = [n for n in sorted(self.head_sizes) if width % n == 0]
             sizes = fitting if variant(model).sized else [None]
             refuse(not sizes, f"{model}: none of the head sizes {_listed(self.head_sizes)} divides the width {width}")
             for size in sizes:
-                cell = Cell(model=model, width=width, head_size=size, lr=lr, seed=seed)
-                found[cell.name] = cell
+                spec = RunSpec(model=model, width=width, head_size=size, lr=lr, seed=seed)
+                found[spec.name] = spec
         return list(found.values())
 
-    def run_of(self, cell: Cell) -> MQARRun:
+    def run_of(self, spec: RunSpec) -> MQARRun:
         """The whole settings of a run."""
-        run = changed(self.base(), model=cell.model, head_size=cell.head_size, width=cell.width)
-        return replace(run, train=replace(run.train, seed=cell.seed), optim=replace(run.optim, lr=cell.lr))
+        run = changed(self.base(), model=spec.model, head_size=spec.head_size, width=spec.width)
+        return replace(run, train=replace(run.train, seed=spec.seed), optim=replace(run.optim, lr=spec.lr))
 
 
 def hardest(run: MQARRun) -> Segment:

@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol
 
 from hgrn2.errors import UserError
 from hgrn2.pool import Ended, Pool
-from hgrn2.reproduce.cells import Job, execute, finished
+from hgrn2.reproduce.one_run import Job, execute, finished
 from hgrn2.rows import Row
 from hgrn2.train.metrics import read_metrics
 
@@ -149,7 +149,7 @@ def _always(outcome: Outcome) -> bool:
 
 
 def latest(job: Job) -> tuple[str, str, str]:
-    """Step, loss and share right of a run that is under way, as last recorded; empty texts where nothing is yet."""
+    """Step, loss and accuracy of a run that is under way, as last recorded; empty texts where nothing is yet."""
     try:
         records = read_metrics(job.place / "metrics.jsonl")
     except UserError:

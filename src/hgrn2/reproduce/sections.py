@@ -1,4 +1,5 @@
-"""One section a task of the page: accuracies beside the published ones, data, and a table of what was set otherwise."""
+"""One section per task of the page: accuracies beside the published ones, data, and a table of what was set
+otherwise."""
 
 import itertools
 import re
@@ -44,7 +45,7 @@ def markdown(rows: Sequence[Sequence[str]], words: int = 1) -> str:
 
 
 def _results(lines: Sequence[Line]) -> list[list[str]]:
-    """A row a model: published, and what each size of ours reached."""
+    """One row per model: published, and what each size of ours reached."""
     sizes = [size for size in SIZES if any(line.size == size and line.rows for line in lines)]
     by_name: dict[str, dict[str, Line]] = {}
     for line in lines:
@@ -90,7 +91,7 @@ def _settings_table(lines: Sequence[Line]) -> list[str]:
 
 
 BY_HAND = "set beside the recipe of that day"
-_COST = ("budget, minutes", "minutes a run", "runs at once", "device", BY_HAND)
+_COST = ("budget, minutes", "minutes per run", "runs at once", "device", BY_HAND)
 
 
 def _cost(line: Line) -> dict[str, str]:
@@ -100,7 +101,7 @@ def _cost(line: Line) -> dict[str, str]:
     budget = newest.details.get("by_the_clock_s")
     return {
         "budget, minutes": f"{budget / 60:.3g}" if budget else "–",
-        "minutes a run": f"{minutes:.1f}",
+        "minutes per run": f"{minutes:.1f}",
         "runs at once": str(newest.details.get("at_once", 1)),
         "device": line.devices,
     } | ({BY_HAND: newest.details["changed"]} if newest.details.get("changed") else {})

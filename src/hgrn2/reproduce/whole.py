@@ -7,9 +7,9 @@ from typing import Any
 
 from hgrn2.errors import UserError
 from hgrn2.progress import Progress
-from hgrn2.reproduce.cells import BENCH, ROW, Job
 from hgrn2.reproduce.data import Source, difference, find, prepare
-from hgrn2.reproduce.plan import Cell, Plan
+from hgrn2.reproduce.one_run import BENCH, ROW, Job
+from hgrn2.reproduce.plan import Plan, RunSpec
 from hgrn2.reproduce.running import Outcome
 from hgrn2.rows import Row, append, read_rows
 from hgrn2.tasks.mqar.config import MQARRun
@@ -51,7 +51,7 @@ class Recorder:
 
     def of(self, plan: Plan) -> list[Row]:
         """The newest rows of the plan's runs."""
-        wanted = {(cell.task, cell.model, cell.size, cell.n, cell.seed) for cell in plan.cells()}
+        wanted = {(spec.task, spec.model, spec.size, spec.n, spec.seed) for spec in plan.specs()}
         found = {}
         for row in self.rows:
             key = (row.case["task"], row.subject, row.case["size"], row.case["n"], row.case["seed"])
@@ -75,22 +75,22 @@ def jobs_of(
     Raises:
         UserError: settings that cannot be, before anything is made.
     """
-    cells = plan.cells()
-    for cell in cells:
-        plan.run_of(cell)
+    specs = plan.specs()
+    for spec in specs:
+        plan.run_of(spec)
     sources: dict[str, tuple[Path, str] | str] = {}
-    for cell in cells:
-        if cell.task != "mqar" and cell.task not in sources:
-            sources[cell.task] = _ready(find(cell, out, data, workers), progress)
+    for spec in specs:
+        if spec.task != "mqar" and spec.task not in sources:
+            sources[spec.task] = _ready(find(spec, out, data, workers), progress)
     jobs, missing = [], []
-    for cell in cells:
-        source = sources.get(cell.task, (Path(), ""))
-        job = Job(plan=plan, cell=cell, place=out / "runs" / cell.name, device=device,
-                  at_once=min(parallel, len(cells)))  # fmt: skip
+    for spec in specs:
+        source = sources.get(spec.task, (Path(), ""))
+        job = Job(plan=plan, spec=spec, place=out / "runs" / spec.name, device=device,
+                  at_once=min(parallel, len(specs)))  # fmt: skip
         if isinstance(source, str):
             missing.append(Outcome(job, "no data", text=source))
         else:
-            folder = "" if cell.task == "mqar" else str(source[0])
+            folder = "" if spec.task == "mqar" else str(source[0])
             jobs.append(Job(**{**job.__dict__, "data": folder, "difference": source[1]}))
     return jobs, missing
 
@@ -106,20 +106,20 @@ def _ready(source: Source, progress: Progress) -> tuple[Path, str] | str:
 
 def planned(plan: Plan, out: Path, data: Path | None) -> list[Planned]:
     """What would be run; nothing is made."""
-    return [_planned(plan, cell, out, data) for cell in plan.cells()]
+    return [_planned(plan, spec, out, data) for spec in plan.specs()]
 
 
-def _planned(plan: Plan, cell: Cell, out: Path, data: Path | None) -> Planned:
-    place = out / "runs" / cell.name
+def _planned(plan: Plan, spec: RunSpec, out: Path, data: Path | None) -> Planned:
+    place = out / "runs" / spec.name
     state = "finished" if (place / ROW).exists() else "interrupted" if (place / "checkpoints").exists() else "new"
-    source = None if cell.task == "mqar" else find(cell, out, data)
-    run: Any = plan.run_of(cell, str(source.folder) if source else "")
+    source = None if spec.task == "mqar" else find(spec, out, data)
+    run: Any = plan.run_of(spec, str(source.folder) if source else "")
     if source is not None and source.make is None and not source.missing:
         from hgrn2.tasks.classify.run import fit_to_data
 
         run = fit_to_data(run)
     return Planned(
-        table=cell.table, task=cell.task, model=cell.model, n=cell.n, seed=cell.seed, parameters=_parameters(run),
+        table=spec.table, task=spec.task, model=spec.model, n=spec.n, seed=spec.seed, parameters=_parameters(run),
         steps=run.train.steps, batch=run.train.batch_size, minutes=plan.minutes,
         data=source.state if source else "generated as it is needed", state=state,
     )  # fmt: skip
@@ -141,7 +141,7 @@ def outcomes_as_json(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
     """Outcomes as plain values."""
     return [
         {
-            "task": one.job.cell.task, "model": one.job.cell.model, "n": one.job.cell.n, "seed": one.job.cell.seed,
+            "task": one.job.spec.task, "model": one.job.spec.model, "n": one.job.spec.n, "seed": one.job.spec.seed,
             "state": one.state, "folder": str(one.job.place), "text": one.text,
             "accuracy": None if one.row is None else one.row.value,
         }

@@ -1,7 +1,7 @@
 """What contracts are checked on: the operators in one uniform description, and named problems for each.
 
 A case is a few plain values; `build` draws its tensors from a generator seeded by those values, rounds them to the
-dtype under test and widens nothing: every backend, the float64 truth included, starts from the very same numbers.
+dtype under test and widens nothing: every backend, the float64 reference included, starts from the very same numbers.
 """
 
 import zlib
@@ -60,7 +60,7 @@ OPERATORS = {operator.name: operator for operator in _KNOWN}
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One problem. Element-wise operators have `heads * key` channels and read neither `value` nor `bound`."""
+    """One problem. Element-wise operators have `heads * key` channels and read neither `value` nor `lower_bound`."""
 
     op: str
     batch: int = 2
@@ -70,8 +70,8 @@ class Case:
     value: int = 16
     gates: str = "normal"
     """A name in `LOGITS`: how the logits of the forget gates are drawn."""
-    bound: str = "none"
-    """A name in `BOUNDS`: the lower bound of hgru2."""
+    lower_bound: str = "none"
+    """A name in `LOWER_BOUNDS`: the lower bound of hgru2."""
     state: bool = True
     """Whether there is an initial state."""
     lengths: tuple[int, ...] = ()
@@ -86,7 +86,7 @@ class Case:
 
     def __str__(self) -> str:
         parts = [f"{self.op}-B{self.batch}-T{self.tokens}-H{self.heads}-K{self.key}-V{self.value}", self.gates]
-        parts += [f"bound_{self.bound}"] if self.bound != "none" else []
+        parts += [f"lower_bound_{self.lower_bound}"] if self.lower_bound != "none" else []
         parts += ["complex"] if self.complex else []
         parts += [f"taps{self.taps}"] if self.op == "causal_conv" else []
         parts += ["stateless"] if not self.state else []
@@ -113,7 +113,8 @@ class Problem:
     cu_seqlens: Tensor | None = None
 
     def to(self, dtype: torch.dtype) -> "Problem":
-        """The same numbers in another real dtype (or its complex twin); states and bounds in its working dtype."""
+        """The same numbers in another real dtype (or its complex twin); states and lower bounds in its working
+        dtype."""
         kept = ("state", "lower_bound")
         changed = {name: _cast(x, work_dtype(dtype) if name in kept else dtype) for name, x in self.tensors.items()}
         grad_output, grad_state = _cast(self.grad_output, dtype), _cast(self.grad_state, work_dtype(dtype))
@@ -151,7 +152,7 @@ LOGITS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 # The lower bound, from numbers u uniform in [0,1).
-BOUNDS: dict[str, Callable[[Tensor], Tensor | None]] = {
+LOWER_BOUNDS: dict[str, Callable[[Tensor], Tensor | None]] = {
     "none": lambda u: None,
     "zero": torch.zeros_like,
     "small": lambda u: 1e-3 * u,
@@ -196,8 +197,13 @@ Draw = Callable[..., Tensor]
 def _hgru2(case: Case, normal: Draw, logits: Draw, generator: torch.Generator) -> Made:
     keys, values = case.heads * case.key, case.heads * case.value
     head = (case.batch, case.tokens)
-    bound = BOUNDS[case.bound](torch.rand(keys, generator=generator, dtype=torch.float64))
-    tensors = {"q": normal(*head, keys), "f": logits(*head, keys), "i": normal(*head, values), "lower_bound": bound}
+    lower_bound = LOWER_BOUNDS[case.lower_bound](torch.rand(keys, generator=generator, dtype=torch.float64))
+    tensors = {
+        "q": normal(*head, keys),
+        "f": logits(*head, keys),
+        "i": normal(*head, values),
+        "lower_bound": lower_bound,
+    }
     return tensors, (*head, values), (case.heads, case.key, case.value)
 
 

@@ -33,7 +33,7 @@ class Finding(NamedTuple):
 
 
 def failures(findings: Iterable[Finding]) -> str:
-    """The findings that are not ok, one a line; empty when all are."""
+    """The findings that are not ok, one per line; empty when all are."""
     return "\n".join(str(finding) for finding in findings if not finding.ok)
 
 

@@ -20,11 +20,11 @@ from hgrn2.testing.evaluation import (
     Tensors,
     differentiate,
     evaluate,
+    float64_reference,
     leaves,
     loss,
     problem_of,
     run,
-    truth,
 )
 from hgrn2.testing.poison import poisoned
 
@@ -32,8 +32,8 @@ from hgrn2.testing.poison import poisoned
 def near(case: Case, backend: str, dtype: torch.dtype, got: Results, want: Results, where: str = "") -> list[Finding]:
     """Every result of `got` lies within the measured tolerance of `want`."""
     lost = loss(case, dtype)
-    bound = build(case, dtype).tensors.get("lower_bound")
-    floor = ONE_PRODUCT_FLOOR if find(case.op, backend).one_product(bound) else FLOOR
+    lower_bound = build(case, dtype).tensors.get("lower_bound")
+    floor = ONE_PRODUCT_FLOOR if find(case.op, backend).one_product(lower_bound) else FLOOR
     return [Finding(k + where, relative_error(x, want[k]), allowed(lost[k], x.dtype, floor)) for k, x in got.items()]
 
 
@@ -43,8 +43,10 @@ def identical(got: Results, want: Results, where: str = "") -> list[Finding]:
 
 
 def matches_reference(case: Case, backend: str, dtype: torch.dtype, operator: Operator | None = None) -> list[Finding]:
-    """Equals the float64 truth within a small multiple of what the plain loop loses."""
-    return near(case, backend, dtype, evaluate(problem_of(case, dtype, operator), backend), truth(case, dtype))
+    """Equals the float64 reference within a small multiple of what the plain loop loses."""
+    return near(
+        case, backend, dtype, evaluate(problem_of(case, dtype, operator), backend), float64_reference(case, dtype)
+    )
 
 
 def rounds_once(case: Case, backend: str, dtype: torch.dtype, operator: Operator | None = None) -> list[Finding]:
@@ -128,7 +130,8 @@ def packed_equals_separate(
 def reverse_equals_flipped(
     case: Case, backend: str, dtype: torch.dtype, operator: Operator | None = None
 ) -> list[Finding]:
-    """`reverse=True` equals flipping the tokens, scanning forward and flipping the output; needs one document a row."""
+    """`reverse=True` equals flipping the tokens, scanning forward and flipping the output; needs one document per
+    row."""
     problem = problem_of(case, dtype, operator)
     backward = replace(problem, options={**problem.options, "reverse": True})
     forward = replace(problem, options={**problem.options, "reverse": False})

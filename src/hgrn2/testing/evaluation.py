@@ -1,4 +1,4 @@
-"""Run a problem on a backend, collect all that contracts compare, know the truth and what a plain loop loses."""
+"""Run a problem on a backend, collect all that contracts compare, know the reference and what a plain loop loses."""
 
 import functools
 from dataclasses import replace
@@ -46,7 +46,7 @@ def evaluate(problem: Problem, backend: str) -> Results:
 
 
 @functools.lru_cache(maxsize=64)
-def truth(case: Case, dtype: torch.dtype) -> Results:
+def float64_reference(case: Case, dtype: torch.dtype) -> Results:
     """The reference in float64 on the inputs as rounded to `dtype`."""
     results = evaluate(build(case, dtype).to(torch.float64), "reference")
     assert all(x.isfinite().all() for x in results.values()), f"the float64 reference is not finite for {case}"
@@ -55,15 +55,15 @@ def truth(case: Case, dtype: torch.dtype) -> Results:
 
 @functools.lru_cache(maxsize=64)
 def loss(case: Case, dtype: torch.dtype) -> dict[str, float]:
-    """What the plain token loop in `dtype` loses against the truth, for each result.
+    """What the plain token loop in `dtype` loses against the reference, for each result.
 
-    In float64 the loop is the truth and cannot be measured against itself: it loses as many epsilons as in float32.
+    In float64 the loop is the reference and cannot be measured against itself: it loses as many epsilons as in float32.
     """
     if dtype == torch.float64:
         ratio = torch.finfo(torch.float64).eps / torch.finfo(torch.float32).eps
         return {name: ratio * lost for name, lost in loss(case, torch.float32).items()}
     results = evaluate(build(case, dtype), "reference")
-    return {name: relative_error(x, truth(case, dtype)[name]) for name, x in results.items()}
+    return {name: relative_error(x, float64_reference(case, dtype)[name]) for name, x in results.items()}
 
 
 def problem_of(case: Case, dtype: torch.dtype, operator: Operator | None) -> Problem:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import replace
 
-from hgrn2.testing.cases import BOUNDS, LOGITS, Case, packed
+from hgrn2.testing.cases import LOGITS, LOWER_BOUNDS, Case, packed
 
 LENGTHS = (1, 2, 7, 63, 64, 65, 127, 131)
 """Tokens: alone, a pair, and around the chunk of 64."""
@@ -14,18 +14,18 @@ DOCUMENTS = (0, 1, 70, 0, 3, 64, 0, 128, 5, 0)
 
 
 def _hgru2() -> Iterator[Case]:
-    base = Case(op="hgru2", bound="small")
-    yield from (replace(base, gates=gates, bound=bound) for gates in LOGITS for bound in BOUNDS)
+    base = Case(op="hgru2", lower_bound="small")
+    yield from (replace(base, gates=gates, lower_bound=lower_bound) for gates in LOGITS for lower_bound in LOWER_BOUNDS)
     yield from (replace(base, tokens=tokens, batch=1) for tokens in (0, *LENGTHS))
-    yield from (replace(base, tokens=tokens, bound="high", state=False) for tokens in LENGTHS)
+    yield from (replace(base, tokens=tokens, lower_bound="high", state=False) for tokens in LENGTHS)
     yield from (replace(base, key=key, value=value) for key, value in HEADS)
     yield replace(base, heads=1, batch=3, tokens=9)
     for activation in ("none", "silu", "sigmoid"):
         options = (("input_activation", activation), ("output_activation", activation), ("scale", 0.25))
         yield replace(base, options=options)
-    for bound in ("mixed", "high"):
-        yield replace(base, tokens=131, bound=bound, options=(("reverse", True),))
-        yield packed(replace(base, bound=bound), DOCUMENTS)
+    for lower_bound in ("mixed", "high"):
+        yield replace(base, tokens=131, lower_bound=lower_bound, options=(("reverse", True),))
+        yield packed(replace(base, lower_bound=lower_bound), DOCUMENTS)
 
 
 def _outer() -> Iterator[Case]:
@@ -54,13 +54,13 @@ def _conv() -> Iterator[Case]:
 
 
 ACCURACY = (*_hgru2(), *_outer(), *_scan(), *_conv())
-"""Every kind of gate and bound, every length and head shape: for `matches_reference`."""
+"""Every kind of gate and lower bound, every length and head shape: for `matches_reference`."""
 
 _LONG = 131
 DENSE = (
-    Case(op="hgru2", tokens=_LONG, bound="mixed", value=24),
-    Case(op="hgru2", tokens=_LONG, bound="high", options=(("reverse", True),)),
-    Case(op="hgru2", tokens=_LONG, bound="edge", gates="wide"),
+    Case(op="hgru2", tokens=_LONG, lower_bound="mixed", value=24),
+    Case(op="hgru2", tokens=_LONG, lower_bound="high", options=(("reverse", True),)),
+    Case(op="hgru2", tokens=_LONG, lower_bound="edge", gates="wide"),
     Case(op="hgru2", tokens=70, gates="infinite", state=False, options=(("input_activation", "silu"),)),
     Case(op="gated_outer_scan", tokens=_LONG, gates="wide", key=24),
     Case(op="gated_outer_scan", tokens=66, gates="infinite", options=(("reverse", True),)),
@@ -80,7 +80,7 @@ STRUCTURE = DENSE + PACKED
 """A few problems of every operator: for the contracts that compare a backend with itself."""
 
 _STRONG = (
-    *(Case(op="hgru2", gates=gates, bound=bound) for gates in LOGITS for bound in ("none", "high")),
+    *(Case(op="hgru2", gates=gates, lower_bound=lower_bound) for gates in LOGITS for lower_bound in ("none", "high")),
     *(Case(op="gated_outer_scan", gates=gates) for gates in LOGITS),
 )
 FULL = (

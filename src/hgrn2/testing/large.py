@@ -1,4 +1,4 @@
-"""Problems too long or too wide for the token loop: the chunked form in float64 is the truth.
+"""Problems too long or too wide for the token loop: the chunked form in float64 is the reference.
 
 The chunked form itself is held to the token loop by the contracts, also in float64. A result may be off by a small
 multiple of what the chunked form loses in the dtype of the inputs, plus a few roundings. For 16-bit inputs one epsilon
@@ -21,17 +21,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from hgrn2.ops.backend import work_dtype
 from hgrn2.ops.hgru2 import chunked
-from hgrn2.ops.hgru2.chunked import ONE_PRODUCT_BOUND
+from hgrn2.ops.hgru2.chunked import ONE_PRODUCT_LOWER_BOUND
 from hgrn2.testing.cases import Problem
 from hgrn2.testing.compare import FACTOR, FLOOR, ONE_PRODUCT_FLOOR, Finding, relative_error
 from hgrn2.testing.evaluation import Results, evaluate
 
-_BOUND = "d lower_bound"
+_LOWER_BOUND = "d lower_bound"
 
 
 @dataclass(frozen=True)
 class Expected:
-    """The truth of a problem and how far from it each result may lie."""
+    """The reference of a problem and how far from it each result may lie."""
 
     results: Results
     allowed: dict[str, float]
@@ -39,16 +39,17 @@ class Expected:
 
 def expect(problem: Problem) -> Expected:
     """Output, final state and gradients in float64, and tolerances measured on the very same numbers."""
-    truth, plain = evaluate(problem.to(torch.float64), "chunked"), evaluate(problem, "chunked")
-    lost = {name: relative_error(x, truth[name]) for name, x in plain.items()}
-    for rounded in (_bound_gradient_of_rounded_input(problem), _bound_gradient_of_narrow_products(problem)):
+    float64_reference, plain = evaluate(problem.to(torch.float64), "chunked"), evaluate(problem, "chunked")
+    lost = {name: relative_error(x, float64_reference[name]) for name, x in plain.items()}
+    for rounded in (_lower_bound_gradient_of_rounded_input(problem), _bound_gradient_of_narrow_products(problem)):
         if rounded is not None:
-            lost[_BOUND] = max(lost[_BOUND], relative_error(rounded, truth[_BOUND]))
-    return Expected(truth, {name: FACTOR * loss + _floor(problem) for name, loss in lost.items()})
+            lost[_LOWER_BOUND] = max(lost[_LOWER_BOUND], relative_error(rounded, float64_reference[_LOWER_BOUND]))
+    return Expected(float64_reference, {name: FACTOR * loss + _floor(problem) for name, loss in lost.items()})
 
 
-def _bound_gradient_of_rounded_input(problem: Problem) -> Tensor | None:
-    """dγ where 16-bit inputs have their activation taken in their dtype; None where there is none, or no bound."""
+def _lower_bound_gradient_of_rounded_input(problem: Problem) -> Tensor | None:
+    """dγ where 16-bit inputs have their activation taken in their dtype; None where there is none, or no lower
+    bound."""
     kind, i = problem.options.get("input_activation") or "none", problem.tensors.get("i")
     if kind == "none" or i is None or torch.finfo(i.dtype).bits >= 32 or problem.tensors.get("lower_bound") is None:
         return None
@@ -58,7 +59,7 @@ def _bound_gradient_of_rounded_input(problem: Problem) -> Tensor | None:
         tensors={**problem.tensors, "i": activated},
         options={**problem.options, "input_activation": "none"},
     )
-    return evaluate(rounded, "chunked")[_BOUND]
+    return evaluate(rounded, "chunked")[_LOWER_BOUND]
 
 
 class _NarrowProducts(TorchDispatchMode):
@@ -71,7 +72,7 @@ class _NarrowProducts(TorchDispatchMode):
 
 
 def _bound_gradient_of_narrow_products(problem: Problem) -> Tensor | None:
-    """dγ of the chunked form whose products have bfloat16 operands; None for wider inputs, or without a bound."""
+    """dγ of the chunked form whose products have bfloat16 operands; None for wider inputs, or without a lower bound."""
     if torch.finfo(problem.grad_output.dtype).bits >= 32 or problem.tensors.get("lower_bound") is None:
         return None
 
@@ -81,14 +82,14 @@ def _bound_gradient_of_narrow_products(problem: Problem) -> Tensor | None:
 
     backward = chunked.backward
     with mock.patch.object(chunked, "backward", narrow):
-        return evaluate(problem, "chunked")[_BOUND]
+        return evaluate(problem, "chunked")[_LOWER_BOUND]
 
 
 def _floor(problem: Problem) -> float:
-    dtype, bound = problem.grad_output.dtype, problem.tensors.get("lower_bound")
+    dtype, lower_bound = problem.grad_output.dtype, problem.tensors.get("lower_bound")
     if torch.finfo(dtype).bits < 32:
         return torch.finfo(torch.bfloat16).eps
-    one_product = bound is not None and bool((bound >= ONE_PRODUCT_BOUND).any())
+    one_product = lower_bound is not None and bool((lower_bound >= ONE_PRODUCT_LOWER_BOUND).any())
     return (ONE_PRODUCT_FLOOR if one_product else FLOOR) * torch.finfo(work_dtype(dtype)).eps
 
 
@@ -101,5 +102,5 @@ def compare(expected: Expected, got: Results, factor: float = 1.0, where: str = 
 
 
 def matches_chunked(problem: Problem, backend: str) -> list[Finding]:
-    """Output, final state and all gradients of a backend against the float64 truth."""
+    """Output, final state and all gradients of a backend against the float64 reference."""
     return compare(expect(problem), evaluate(problem, backend))

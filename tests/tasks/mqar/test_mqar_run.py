@@ -315,14 +315,14 @@ def test_commands_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         if steps := next((RECIPES[name]().train.steps for name in ("zoology", "h100") if name in command), 0):
             asked = tyro.cli(kinds[command[0]], args=command[2:])
             if isinstance(asked, StudyMQAR):
-                assert all(asked.run_of(cell).train.steps == steps for cell in asked.cells())
+                assert all(asked.run_of(spec).train.steps == steps for spec in asked.specs())
             else:
                 changed(recipe(asked.recipe), model=asked.model, head_size=asked.head_size, assignments=asked.set)
             continue
         plain = command[: command.index("--set")] if "--set" in command else command
         if "--seeds" in plain:  # every run is built, those of the first seed are trained
             asked = tyro.cli(StudyMQAR, args=plain[2:])
-            assert {asked.run_of(cell).train.seed for cell in asked.cells()} == set(asked.seeds)
+            assert {asked.run_of(spec).train.seed for spec in asked.specs()} == set(asked.seeds)
             assert plain[-len(asked.seeds) - 1] == "--seeds"
             plain = plain[: plain.index("--seeds") + 2]
         assert entry([*plain, "--set", *TINY]) == 0

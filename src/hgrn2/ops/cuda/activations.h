@@ -1,4 +1,4 @@
-// Activations of inputs and read-out vectors, and their slopes, with the fast exponential.
+// Activations of inputs and output gates, and their slopes, with the fast exponential.
 #pragma once
 #include "device.h"
 

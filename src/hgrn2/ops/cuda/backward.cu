@@ -1,4 +1,4 @@
-// Gradients of the projections, the bound and the initial state: one walk over the chunks from the end, with the
+// Gradients of the projections, the lower bound and the initial state: one scan over the chunks from the end, with the
 // gradient of the state in registers and the states at the starts of chunks read back in bfloat16.
 #include "returns.h"
 
@@ -61,7 +61,7 @@ DEVICE void store_values(const Problem& p, const Part& c, const Place& at, u32 c
     }
 }
 
-DEVICE void returns(const Problem& p, float (&bound)[2], float (&bound_each)[2], u32 base, const Bound& b, int left, int group, u32 pair) {
+DEVICE void returns(const Problem& p, float (&lower_bound)[2], float (&lower_bound_each)[2], u32 base, const Bound& b, int left, int group, u32 pair) {
     int head = HEADS == 1 ? 0 : pair / 32;
     u32 column = base + column_part(group, pair);
 #pragma unroll
@@ -72,19 +72,19 @@ DEVICE void returns(const Problem& p, float (&bound)[2], float (&bound_each)[2],
         float slope[ROWS];
         read_channel(x, slope, p, column, c, b, left);
         row_returns(x, give, slope, base, column, c, group, head, out);
-        column_returns(x, give, bound[c], bound_each[c], base, column, c, group, head, out);
+        column_returns(x, give, lower_bound[c], lower_bound_each[c], base, column, c, group, head, out);
         put_shares(base, group, 2 * pair + c, give);
     }
 }
-DEVICE void finish(const Problem& p, const float (&bound)[2], const float (&bound_each)[2], u32 base, const Place& at,
+DEVICE void finish(const Problem& p, const float (&lower_bound)[2], const float (&lower_bound_each)[2], u32 base, const Place& at,
                    u32 channel, int group, u32 pair) {
     float2 share = shares_for(base, group, pair), whole = ldsf2(base + At::WHOLE + 2 * pair * 4);
     float2 one = ldsf2(base + At::INNER + 2 * pair * 4), two = ldsf2(base + At::INNER + (WIDTH + 2 * pair) * 4);
     share.x += whole.x * (one.x + two.x);
     share.y += whole.y * (one.y + two.y);
-    u32 sums = base + At::BOUND + (group * WIDTH + 2 * pair) * 4;
+    u32 sums = base + At::LOWER_BOUND + (group * WIDTH + 2 * pair) * 4;
     float2 d = ldsf2(sums);
-    stsf2(sums, d.x + bound[0] + share.x * bound_each[0], d.y + bound[1] + share.y * bound_each[1]);
+    stsf2(sums, d.x + lower_bound[0] + share.x * lower_bound_each[0], d.y + lower_bound[1] + share.y * lower_bound_each[1]);
     int left = at.left - group * ROWS;
     u32 column = base + column_part(group, pair);
     i64 first = token(at, group * ROWS) * ((i64)p.heads * HEAD) + channel + 2 * pair, row = (i64)at.step * p.heads * HEAD;
@@ -126,7 +126,7 @@ KERNEL(BLOCK) backward(const Problem p) {
         fetch_gates(p, at, to, channel, thread);
         fetch_values(p, at, to, channel, thread);
     }
-    stsf2(base + At::BOUND + (group * WIDTH + 2 * pair) * 4, 0.0f, 0.0f);
+    stsf2(base + At::LOWER_BOUND + (group * WIDTH + 2 * pair) * 4, 0.0f, 0.0f);
     const uint4* states = p.chunks + ((i64)(item.chunk + count - 1) * p.heads + block_y() * HEADS) * (size / 8);
 #pragma unroll 1
     for (int n = count - 1; n >= 0; n--) {
@@ -165,18 +165,18 @@ KERNEL(BLOCK) backward(const Problem p) {
             put_part(base + At::LEVELS, d, warp, lane);
             barrier(0, BLOCK);
         }
-        float bound[2], bound_each[2];
-        returns(p, bound, bound_each, base, bound_of(p, channel + 2 * pair), at.left - group * ROWS, group, pair);
+        float lower_bound[2], lower_bound_each[2];
+        returns(p, lower_bound, lower_bound_each, base, bound_of(p, channel + 2 * pair), at.left - group * ROWS, group, pair);
         barrier(0, BLOCK);
         if (n) fetch_gates(p, place_of(p, item, n - 1), to, channel, thread);
-        finish(p, bound, bound_each, base, at, channel, group, pair);
+        finish(p, lower_bound, lower_bound_each, base, at, channel, group, pair);
         if (n) at = place_of(p, item, n - 1);
         states -= (i64)p.heads * (size / 8);
     }
     if (item.first && p.d_state) exchange_gradient(g, p.d_state + ((i64)item.sequence * p.heads + head) * size, warp, lane, true);
     barrier(0, BLOCK);
-    if (thread >= WIDTH || !p.d_bound) return;
+    if (thread >= WIDTH || !p.d_lower_bound) return;
     float sum = 0.0f;
-    for (int n = 0; n < GROUPS; n++) sum += ldsf(base + At::BOUND + (n * WIDTH + thread) * 4);
-    p.d_bound[(i64)block_x() * p.heads * HEAD + channel + thread] = sum;
+    for (int n = 0; n < GROUPS; n++) sum += ldsf(base + At::LOWER_BOUND + (n * WIDTH + thread) * 4);
+    p.d_lower_bound[(i64)block_x() * p.heads * HEAD + channel + thread] = sum;
 }

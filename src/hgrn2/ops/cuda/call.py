@@ -1,7 +1,7 @@
 """hgru2 on the CUDA kernels: which kernels run, in which order, over which scratch memory.
 
 Forward: one kernel from the projections to o. Backward: the states at the starts of chunks are computed again and kept
-in bfloat16 (n² numbers for 64 tokens of a head), then one kernel walks back over them. Long sequences on few heads are
+in bfloat16 (n² numbers for 64 tokens of a head), then one kernel scans back over them. Long sequences on few heads are
 cut into segments; then the segments' local states, and for the backward the gradients that arrive at their ends, are
 found first and joined.
 """
@@ -17,7 +17,7 @@ WIDTH = 128
 """Channels of a block of threads: one head of 128 or two of 64."""
 THREADS, JOIN_THREADS = 512, 256
 _ACTIVATIONS = {"none": 0, "silu": 1, "sigmoid": 2}
-_WALK, _LOCAL, _ARRIVING = 0, 1, 2  # states.cu
+_SCAN, _LOCAL, _ARRIVING = 0, 1, 2  # states.cu
 SHARED = {
     (128, "forward"): 219392, (64, "forward"): 227584, (128, "states"): 201728, (64, "states"): 201728,
     (128, "backward"): 232192, (64, "backward"): 224000,
@@ -51,25 +51,26 @@ def backward(
     arriving = None if grad_state is None else call.padded_state(grad_state)
     dq, df, di = (q.new_empty(call.q.shape) for _ in range(3))
     d_state = None if state is None else q.new_empty(call.states, dtype=torch.float32)
-    d_bound = q.new_zeros((call.plan.count, call.q.shape[2]), dtype=torch.float32)
+    d_lower_bound = q.new_zeros((call.plan.count, call.q.shape[2]), dtype=torch.float32)
     chunks = q.new_empty((call.plan.chunks, call.heads, call.size * call.size), dtype=torch.bfloat16)
-    call.give(grad_state=arriving, dq=dq, df=df, di=di, d_state=d_state, d_bound=d_bound, chunks=chunks)
+    call.give(grad_state=arriving, dq=dq, df=df, di=di, d_state=d_state, d_lower_bound=d_lower_bound, chunks=chunks)
     if call.plan.segmented:
         call.join_segments(_LOCAL)
-    call.run("states", _WALK)
+    call.run("states", _SCAN)
     if call.plan.segmented:
         call.join_segments(_ARRIVING)
     call.run("backward")
-    bound = None if lower_bound is None else call.real_channels(d_bound.sum(0))
+    total = None if lower_bound is None else call.real_channels(d_lower_bound.sum(0))
     dq, df, di = (call.real_channels(x).to(y.dtype) for x, y in ((dq, q), (df, f), (di, i)))
-    return dq, df, di, bound, None if d_state is None else d_state[:, :heads].contiguous()
+    return dq, df, di, total, None if d_state is None else d_state[:, :heads].contiguous()
 
 
 class _Call:
     """One call's problem, and the tensors that must live as long as its kernels may run."""
 
     def __init__(
-        self, q: Tensor, f: Tensor, i: Tensor, bound: Tensor | None, state: Tensor | None, cu_seqlens: Tensor | None,
+        self, q: Tensor, f: Tensor, i: Tensor, lower_bound: Tensor | None, state: Tensor | None,
+        cu_seqlens: Tensor | None,
         heads: int, reverse: bool, input_activation: str, output_activation: str, scale: float,
     ) -> None:  # fmt: skip
         self.size = q.shape[2] // heads
@@ -84,8 +85,8 @@ class _Call:
         sequences = q.shape[0] if cu_seqlens is None else cu_seqlens.numel() - 1
         self.states = (sequences, self.heads, self.size, self.size)
         start = None if state is None else self.padded_state(state)
-        lower = None if bound is None else self._padded(bound.float()).contiguous()
-        self.give(bound=lower, state=start, items=self.plan.items)
+        lower_bound = None if lower_bound is None else self._padded(lower_bound.float()).contiguous()
+        self.give(lower_bound=lower_bound, state=start, items=self.plan.items)
         p = self.problem
         p.count, p.heads, p.reverse, p.scale = self.plan.count, self.heads, int(reverse), scale
         p.input_activation, p.output_activation = _ACTIVATIONS[input_activation], _ACTIVATIONS[output_activation]
@@ -119,7 +120,7 @@ class _Call:
             self.kept.append(x)
 
     def run(self, kernel: str, mode: int = 0) -> None:
-        """Start one of the walks on the current stream."""
+        """Start one of the scans on the current stream."""
         self.problem.mode = mode
         grid = (self.plan.count, self.q.shape[2] // WIDTH)
         launch(kernel, self.size, self.problem, grid, THREADS, SHARED[self.size, kernel], self.q.device)

@@ -15,7 +15,7 @@ struct Bound {  // of a pair of channels
 DEVICE Bound bound_of(const Problem& p, u32 channel) {
     Bound b;
     for (int c = 0; c < 2; c++) {
-        b.lower[c] = p.bound ? p.bound[channel + c] : 0.0f;
+        b.lower[c] = p.lower_bound ? p.lower_bound[channel + c] : 0.0f;
         b.rest[c] = 1.0f - b.lower[c];
     }
     return b;

@@ -78,7 +78,7 @@ DEVICE void save_state(const State& s, float* to, int v0, u32 lane) {
 #pragma unroll
         for (int e = 0; e < 4; e++) to[(8 * n + 2 * t + (e & 1)) * HEAD + v0 + g + 8 * (e >> 1)] = s[n][e];
 }
-// Read-out, output and update for one chunk; `to` is the lane's place in o at the chunk's first token.
+// Output and update for one chunk; `to` is the lane's place in o at the chunk's first token.
 DEVICE void advance(State& s, u32 base, u32 side, int warp, u32 lane, u16* to, i64 row, int left) {
     u32 v0 = 16 * warp, t = lane & 3, tile = base + side * TILE + lane_part(lane);
     int head = HEADS == 1 ? 0 : v0 / HEAD, key_piece = head * (HEAD / 8);

@@ -34,8 +34,8 @@ class Problem(ctypes.Structure):
     _fields_ = (
         [(name, _POINTER) for name in ("q", "f", "i", "grad_o")]
         + [(name, ctypes.c_int64) for name in ("q_row", "f_row", "i_row", "o_row")]
-        + [(name, _POINTER) for name in ("bound", "state", "grad_state", "o", "dq", "df", "di")]
-        + [(name, _POINTER) for name in ("final_state", "d_state", "d_bound", "segments", "decays", "arriving")]
+        + [(name, _POINTER) for name in ("lower_bound", "state", "grad_state", "o", "dq", "df", "di")]
+        + [(name, _POINTER) for name in ("final_state", "d_state", "d_lower_bound", "segments", "decays", "arriving")]
         + [(name, _POINTER) for name in ("chunks", "items")]
         + [(name, _INT) for name in ("count", "heads", "reverse", "input_activation", "output_activation", "mode")]
         + [("scale", ctypes.c_float)]

@@ -1,6 +1,6 @@
-"""How tokens are shared out: every block of threads walks one item, a run of tokens of one sequence.
+"""How tokens are shared out: every block of threads scans one item, a stretch of tokens of one sequence.
 
-A batch with many sequences and heads is one item a sequence. Where that would leave multiprocessors idle, sequences
+A batch with many sequences and heads is one item per sequence. Where that would leave multiprocessors idle, sequences
 are cut into segments whose states are joined by a small kernel. The choice depends on shapes alone, and packed
 documents are laid out on the device, so the host never waits for it.
 """
@@ -17,7 +17,7 @@ from hgrn2.ops.sequences import offsets_of
 CHUNK = 64
 _FIELDS = 8  # struct Item in problem.h: sequence, begin, tokens, first, last, chunk, unused x 2
 _SEGMENT_COST = 1.6
-"""Time of a walk in segments over that of a walk in one piece: the states are walked once more, then joined."""
+"""Time of a scan in segments over that of a scan in one piece: the states are scanned once more, then joined."""
 _SHORTEST = 512
 """Tokens of a segment at least: a shorter one costs more to join than it saves."""
 

@@ -10,14 +10,14 @@ struct Item {  // a run of tokens of one sequence, read from one end to the othe
 };
 
 struct Problem {
-    const u16 *q, *f, *i, *grad_o;      // rows of channels, one a token
+    const u16 *q, *f, *i, *grad_o;      // rows of channels, one per token
     i64 q_row, f_row, i_row, o_row;     // elements from row to row; o_row is grad_o's
-    const float* bound;                 // [channels] or null
+    const float* lower_bound;                 // γ [channels] or null
     const float* state;                 // [sequences, heads, K, V] or null
     const float* grad_state;            // gradient of the final state, or null
     u16 *o, *dq, *df, *di;              // [tokens, channels]
     float *final_state, *d_state;       // [sequences, heads, K, V]
-    float* d_bound;                     // [items, channels]
+    float* d_lower_bound;                     // [items, channels]
     float* segments;                    // [items, heads, K, V]: local states, then (joined) states at the start of items
     float* decays;                      // [items, channels]: product of the gates of an item
     float* arriving;                    // [items, heads, K, V]: the same for gradients, at the end of items
@@ -58,7 +58,7 @@ DEVICE Place place_of(const Problem& p, const Item& item, int chunk) {
 }
 DEVICE int chunks_of(const Item& item) { return (item.tokens + CHUNK - 1) / CHUNK; }
 
-// Where a thread copies from, and how far it is to the next chunk and to its next row; a tile has 16 pieces a row.
+// Where a thread copies from, and how far it is to the next chunk and to its next row; a tile has 16 pieces per row.
 struct Source {
     const u16* from;
     i64 row;

@@ -7,7 +7,7 @@ struct BackwardLayout {
     enum { RAW_F = 0, RAW_Q = RAW_F + TILE, V = RAW_Q + TILE, DO = V + TILE, QHAT = DO + TILE, KW = QHAT + TILE,
            LEVELS = KW + TILE, G = LEVELS + 4 * TILE, P = G + HEAD * WIDTH * 2, DP = P + SCORES, TOTALS = DP + SCORES,
            TABLE = TOTALS + GROUPS * WIDTH * 4, WHOLE = TABLE + 2 * 2 * GROUPS * PAIRS * 4, INNER = WHOLE + WIDTH * 4,
-           SUMS = INNER + 2 * WIDTH * 4, BOUND = SUMS + 2 * GROUPS * WIDTH * 4, END = BOUND + GROUPS * WIDTH * 4 };  // SUMS has two arrays, P holds two more
+           SUMS = INNER + 2 * WIDTH * 4, LOWER_BOUND = SUMS + 2 * GROUPS * WIDTH * 4, END = LOWER_BOUND + GROUPS * WIDTH * 4 };  // SUMS has two arrays, P holds two more
 };
 typedef BackwardLayout At;
 typedef float Part[4][4];     // a warp's 16 x 32 of a result

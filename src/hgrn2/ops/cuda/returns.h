@@ -143,8 +143,8 @@ DEVICE void row_returns(Channel& x, Shares& give, const float (&slope)[ROWS], u3
     for (int r = 0; r < ROWS; r++) leave(column, LEFT_DQ, r, c, dq[r] * slope[r]);
 }
 // Everything of columns: dk, the rest of d log f, and the way back through the gates, up to other groups' share of
-// d log f: d x^f = own + share * each, and so for the bound.
-DEVICE void column_returns(Channel& x, Shares& give, float& bound, float& bound_each, u32 base, u32 column, int c,
+// d log f: d x^f = own + share * each, and so for the lower bound.
+DEVICE void column_returns(Channel& x, Shares& give, float& lower_bound, float& lower_bound_each, u32 base, u32 column, int c,
                            int group, int head, const Edges& out) {
     float Q[ROWS], dk[ROWS], run = 0.0f, near[4];
     inner_products(Q, x, false);
@@ -172,7 +172,7 @@ DEVICE void column_returns(Channel& x, Shares& give, float& bound, float& bound_
         run += key(x, r) * near[r];
         dk[r] += near[r];
     }
-    bound = bound_each = 0.0f;
+    lower_bound = lower_bound_each = 0.0f;
 #pragma unroll
     for (int i = ROWS - 1; i >= 0; i--) {  // rows downwards: when i is done, nothing more comes to its dk
         float s[4], decay = x.q[i];
@@ -186,8 +186,8 @@ DEVICE void column_returns(Channel& x, Shares& give, float& bound, float& bound_
 #pragma unroll
     for (int r = 0; r < ROWS; r++) {
         float over = reciprocal(gate(x, r)), slope = key(x, r) * x.s[r], a = x.dl[r] * over - dk[r];
-        bound += x.n[r] * a;
-        bound_each += x.n[r] * over;
+        lower_bound += x.n[r] * a;
+        lower_bound_each += x.n[r] * over;
         leave(column, LEFT_OWN, r, c, slope * a);
         leave(column, LEFT_EACH, r, c, slope * over);
     }

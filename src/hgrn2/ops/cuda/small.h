@@ -1,4 +1,4 @@
-// Small heads, n = HEAD of 1 to 16: the recurrence itself in float32, token by token. A warp walks one sequence for as
+// Small heads, n = HEAD of 1 to 16: the recurrence itself in float32, token by token. A warp scans one sequence for as
 // many whole heads as fit into 32 lanes; a lane owns one channel. What other channels of its head hold it gets by
 // shuffles, so a token is read once and nothing of the size of the state touches memory but every RUN tokens.
 #pragma once
@@ -6,18 +6,18 @@
 
 // HEAD is n, and 100 more where the tensors are float32.
 enum { N = HEAD % 100, WIDE = HEAD / 100, GROUP = 32 / N, LANES = GROUP * N, RUN = N <= 8 ? 8 : 4 };
-enum { BLOCK = 32 };  // one warp: then the compiler sees that all lanes of a shuffle walk together
+enum { BLOCK = 32 };  // one warp: then the compiler sees that all lanes of a shuffle run together
 enum { NONE = 0, SILU = 1, SIGMOID = 2 };
 
 struct Problem {
-    const void *q, *f, *i, *grad_o;  // rows of channels, one a token, in bfloat16, or float32 where WIDE
+    const void *q, *f, *i, *grad_o;  // rows of channels, one per token, in bfloat16, or float32 where WIDE
     i64 q_row, f_row, i_row, o_row;  // elements from row to row; o_row is grad_o's
-    const float* bound;              // [channels] or null
+    const float* lower_bound;              // γ [channels] or null
     const float* state;              // [sequences, heads, K, V] or null
     const float* grad_state;         // gradient of the final state, or null
     void *o, *dq, *df, *di;          // [tokens, channels], dtype as the inputs
     float *final_state, *d_state;    // [sequences, heads, K, V]; the second null where there is none
-    float* d_bound;                  // [sequences, channels]
+    float* d_lower_bound;                  // [sequences, channels]
     float* kept;                     // backward: states before every RUN-th token (where `kept_at` says)
     const i64* offsets;              // [sequences + 1] of packed documents, or null
     int sequences, tokens, heads, reverse, input_activation, output_activation;
@@ -97,6 +97,6 @@ DEVICE Activated activate(float x, int kind) {
 struct Gate {
     float forget, key;
 };
-DEVICE Gate gate_of(const Sigmoid& s, float bound) {
-    return Gate{bound + (1.0f - bound) * s.up, (1.0f - bound) * s.down};
+DEVICE Gate gate_of(const Sigmoid& s, float lower_bound) {
+    return Gate{lower_bound + (1.0f - lower_bound) * s.up, (1.0f - lower_bound) * s.down};
 }

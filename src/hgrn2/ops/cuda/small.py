@@ -1,8 +1,8 @@
-"""hgru2 for small heads on CUDA kernels: the recurrence token by token, a lane a channel (small.h).
+"""hgru2 for small heads on CUDA kernels: the recurrence token by token, one lane per channel (small.h).
 
 A matrix of 16 channels or less is too small for matrix units: padded to 16 and cut into chunks it costs more than it is
-worth, most of all on many short sequences, such as the rows of pictures. Walking is exact whatever the gates, in
-float32, and for bfloat16 and float32 alike. What it lacks is parallelism along a sequence: few long ones are slow.
+worth, most of all on many short sequences, such as the rows of images. The sequential scan is exact whatever the gates,
+in float32, and for bfloat16 and float32 alike. What it lacks is parallelism along a sequence: few long ones are slow.
 """
 
 import ctypes
@@ -28,8 +28,8 @@ class SmallProblem(ctypes.Structure):
     _fields_ = (
         [(name, _POINTER) for name in ("q", "f", "i", "grad_o")]
         + [(name, _ROW) for name in ("q_row", "f_row", "i_row", "o_row")]
-        + [(name, _POINTER) for name in ("bound", "state", "grad_state", "o", "dq", "df", "di")]
-        + [(name, _POINTER) for name in ("final_state", "d_state", "d_bound", "kept", "offsets")]
+        + [(name, _POINTER) for name in ("lower_bound", "state", "grad_state", "o", "dq", "df", "di")]
+        + [(name, _POINTER) for name in ("final_state", "d_state", "d_lower_bound", "kept", "offsets")]
         + [(name, _INT) for name in ("sequences", "tokens", "heads", "reverse")]
         + [(name, _INT) for name in ("input_activation", "output_activation")]
         + [("scale", ctypes.c_float)]
@@ -64,14 +64,16 @@ def backward(
     call.rows(grad_o, "grad_o", "o_row")
     dq, df, di = call.like(q), call.like(f), call.like(i)
     d_state = None if state is None else q.new_empty(call.states, dtype=torch.float32)
-    d_bound = q.new_zeros((call.states[0], q.shape[2]), dtype=torch.float32)  # an empty document leaves its row alone
+    d_lower_bound = q.new_zeros(
+        (call.states[0], q.shape[2]), dtype=torch.float32
+    )  # an empty document leaves its row alone
     lanes = -(-heads // (32 // call.size)) * 32 * call.size
     kept = q.new_empty((q.shape[0] * q.shape[1] // run(call.size) + call.states[0]) * lanes, dtype=torch.float32)
     arriving = None if grad_state is None else grad_state.float().contiguous()
-    call.give(grad_state=arriving, dq=dq, df=df, di=di, d_state=d_state, d_bound=d_bound, kept=kept)
+    call.give(grad_state=arriving, dq=dq, df=df, di=di, d_state=d_state, d_lower_bound=d_lower_bound, kept=kept)
     call.launch("small_backward")
-    bound = None if lower_bound is None else d_bound.sum(0)
-    return dq.to(q.dtype), df.to(f.dtype), di.to(i.dtype), bound, d_state
+    total = None if lower_bound is None else d_lower_bound.sum(0)
+    return dq.to(q.dtype), df.to(f.dtype), di.to(i.dtype), total, d_state
 
 
 def _offsets(cu_seqlens: Tensor, tokens: int, device: torch.device) -> Tensor:
@@ -85,7 +87,8 @@ class _Call:
     """One call's problem, and the tensors that must live as long as its kernel may run."""
 
     def __init__(
-        self, q: Tensor, f: Tensor, i: Tensor, bound: Tensor | None, state: Tensor | None, cu_seqlens: Tensor | None,
+        self, q: Tensor, f: Tensor, i: Tensor, lower_bound: Tensor | None, state: Tensor | None,
+        cu_seqlens: Tensor | None,
         heads: int, reverse: bool, input_activation: str, output_activation: str, scale: float,
     ) -> None:  # fmt: skip
         self.size, self.device = q.shape[2] // heads, q.device
@@ -97,7 +100,7 @@ class _Call:
         sequences = q.shape[0] if cu_seqlens is None else cu_seqlens.numel() - 1
         self.states = (sequences, heads, self.size, self.size)
         self.give(
-            bound=None if bound is None else bound.float().contiguous(),
+            lower_bound=None if lower_bound is None else lower_bound.float().contiguous(),
             state=None if state is None else state.float().contiguous(),
             offsets=None if cu_seqlens is None else _offsets(cu_seqlens, q.shape[1], q.device),
         )

@@ -1,6 +1,6 @@
 // All gradients of one sequence. With G_t that of the state after token t, arriving from t and all that follow:
 //   G_t += q_t (x) do_t    dq = do_t S_tT    dv = k_t G_t    r = rowsum(G_t (S_{t-1} - v_t))    G_{t-1} = f_t G_t
-//   dx_f = (1-bound) s(x) s(-x) r          dbound += s(-x) r
+//   dx_f = (1-lower_bound) s(x) s(-x) r          dbound += s(-x) r
 // S_{t-1} - v_t is what a gate decides between, so the gradients of f and of the tied key 1 - f are one sum that does
 // not cancel. A lane holds its key's row of S and G, and its value's column of G. Where a state is needed again it is
 // computed again, from one kept every RUN tokens.
@@ -9,9 +9,9 @@
 KERNEL(BLOCK) small_backward(const Problem p) {
     const Lane me = lane_of(p);
     if (!me.here) return;
-    const float bound = p.bound ? p.bound[me.channel] : 0.0f;
+    const float lower_bound = p.lower_bound ? p.lower_bound[me.channel] : 0.0f;
     const int width = p.heads * N;
-    float row[N], column[N], state[N], d_bound = 0.0f;
+    float row[N], column[N], state[N], d_lower_bound = 0.0f;
 #pragma unroll
     for (int n = 0; n < N; n++) {
         row[n] = p.grad_state && me.real ? p.grad_state[state_at(p, me, me.own, n)] : 0.0f;
@@ -31,7 +31,7 @@ KERNEL(BLOCK) small_backward(const Problem p) {
         for (int n = 0; n < RUN; n++) f[n] = load(p.f, fs, n), i[n] = load(p.i, is, n);
 #pragma unroll
         for (int n = 0; n < RUN; n++) {
-            const Gate gate = gate_of(sigmoid(f[n]), bound);
+            const Gate gate = gate_of(sigmoid(f[n]), lower_bound);
             const float value = activate(i[n], p.input_activation).value;
 #pragma unroll
             for (int v = 0; v < N; v++) state[v] = gate.forget * state[v] + gate.key * other(value, me, v);
@@ -60,7 +60,7 @@ KERNEL(BLOCK) small_backward(const Problem p) {
             if (n >= left) break;
             gates[n] = sigmoid(gates[n].up);
             values[n] = activate(values[n].value, p.input_activation);
-            const Gate gate = gate_of(gates[n], bound);
+            const Gate gate = gate_of(gates[n], lower_bound);
             const Activated query = activate(q[n], p.output_activation);
             float dq = 0.0f;
 #pragma unroll
@@ -76,7 +76,7 @@ KERNEL(BLOCK) small_backward(const Problem p) {
 #pragma unroll
         for (int n = RUN - 1; n >= 0; n--) {
             if (n >= left) continue;
-            const Gate gate = gate_of(gates[n], bound);
+            const Gate gate = gate_of(gates[n], lower_bound);
             float turned = 0.0f, dv = 0.0f;
 #pragma unroll
             for (int m = 0; m < N; m++) {
@@ -87,7 +87,7 @@ KERNEL(BLOCK) small_backward(const Problem p) {
                 row[m] *= gate.forget;
                 column[m] *= other(gate.forget, me, m);
             }
-            d_bound += gates[n].down * turned;
+            d_lower_bound += gates[n].down * turned;
             if (me.real) {
                 store(p.df, ds, n, gate.key * gates[n].up * turned);
                 store(p.di, ds, n, dv * values[n].slope);
@@ -95,7 +95,7 @@ KERNEL(BLOCK) small_backward(const Problem p) {
         }
     }
     if (!me.real) return;
-    p.d_bound[(i64)me.sequence * width + me.channel] = d_bound;
+    p.d_lower_bound[(i64)me.sequence * width + me.channel] = d_lower_bound;
     if (!p.d_state) return;
 #pragma unroll
     for (int v = 0; v < N; v++) p.d_state[state_at(p, me, me.own, v)] = row[v];

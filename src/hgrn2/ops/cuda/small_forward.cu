@@ -4,7 +4,7 @@
 KERNEL(BLOCK) small_forward(const Problem p) {
     const Lane me = lane_of(p);
     if (!me.here) return;
-    const float bound = p.bound ? p.bound[me.channel] : 0.0f;
+    const float lower_bound = p.lower_bound ? p.lower_bound[me.channel] : 0.0f;
     float state[N];
 #pragma unroll
     for (int k = 0; k < N; k++) state[k] = p.state && me.real ? p.state[state_at(p, me, k, me.own)] : 0.0f;
@@ -22,7 +22,7 @@ KERNEL(BLOCK) small_forward(const Problem p) {
 #pragma unroll
         for (int n = 0; n < RUN; n++) {
             if (n >= left) break;
-            const Gate gate = gate_of(sigmoid(f[n]), bound);
+            const Gate gate = gate_of(sigmoid(f[n]), lower_bound);
             const float query = p.scale * activate(q[n], p.output_activation).value;
             const float value = activate(i[n], p.input_activation).value;
             float o = 0.0f;

@@ -1,4 +1,4 @@
-// States without outputs. WALK: from the start of an item, the state at the start of every chunk in bfloat16, for the
+// States without outputs. SCAN: from the start of an item, the state at the start of every chunk in bfloat16, for the
 // backward. LOCAL: the state an item adds to what came before, and its product of gates. ARRIVING: the same for
 // gradients, from the item's end to its start. Eight warps hold 16 keys each of the state; eight make the gates.
 #include "columns.h"
@@ -8,7 +8,7 @@ struct StatesLayout {
            TOTALS = RAW_Q + 4 * TILE, WHOLE = TOTALS + GROUPS * WIDTH * 4, END = WHOLE + 2 * WIDTH * 4 };
 };
 typedef StatesLayout At;
-enum { WALK = 0, LOCAL = 1, ARRIVING = 2, GATE_GROUP = 1, GATE_THREADS = 256, BLOCK = 512 };
+enum { SCAN = 0, LOCAL = 1, ARRIVING = 2, GATE_GROUP = 1, GATE_THREADS = 256, BLOCK = 512 };
 typedef Copy<GATE_THREADS> Load;
 
 struct Sources {
@@ -19,7 +19,7 @@ DEVICE void turn_round(Source& x, int chunks) {  // from the first chunk to the 
 }
 DEVICE void step_back(Source& x) { x.from -= 2 * CHUNK * x.row; }
 
-// Start the copies of the n-th chunk in walking order; always one group of copies. Chunk n + 2 is on its way while other
+// Start the copies of the n-th chunk in the order of the scan; always one group of copies. Chunk n + 2 is on its way while other
 // threads may still read chunk n, so what is read late has four places in turn; f is read before the barrier and has two.
 DEVICE void fetch(const Problem& p, Sources& from, int n, int count, int tokens, u32 to, int thread) {
     if (n < count) {
@@ -104,7 +104,7 @@ DEVICE void advance(State& s, float (&decay)[2], u32 base, int n, int warp, u32 
         }
     }
 }
-// In the order in which a product with the state's transpose takes it: 16 bytes a lane for 16 keys and 16 values.
+// In the order in which a product with the state's transpose takes it: 16 bytes per lane for 16 keys and 16 values.
 DEVICE void write_chunk(const State& s, uint4* to, u32 lane) {
 #pragma unroll
     for (int m = 0; m < HEAD / 16; m++)
@@ -157,7 +157,7 @@ KERNEL(BLOCK) states(const Problem p) {
     float* own = (p.mode == ARRIVING ? p.arriving : p.segments) + ((i64)block_x() * p.heads + head) * (HEAD * HEAD) + key * HEAD;
     State s = {};
     float decay[2] = {1.0f, 1.0f};
-    if (p.mode == WALK) {
+    if (p.mode == SCAN) {
         const float* first = p.state ? p.state + ((i64)item.sequence * p.heads + head) * (HEAD * HEAD) + key * HEAD : nullptr;
         const float* from = item.first ? first : own;
         if (from) each(s, (float*)from, lane, false);
@@ -166,13 +166,13 @@ KERNEL(BLOCK) states(const Problem p) {
 #pragma unroll 1
     for (int n = 0; n <= count; n++) {
         if (n) {
-            if (p.mode == WALK) write_chunk(s, chunks, lane);
+            if (p.mode == SCAN) write_chunk(s, chunks, lane);
             chunks += (i64)p.heads * (HEAD * HEAD / 8);
             advance(s, decay, base, n - 1, warp, lane);
         }
         barrier(0, BLOCK);
     }
-    if (p.mode == WALK) return;
+    if (p.mode == SCAN) return;
     each(s, own, lane, true);
     if ((lane & 3) == 0) {
         float* to = p.decays + (i64)block_x() * p.heads * HEAD + channel + 16 * warp + (lane >> 2);

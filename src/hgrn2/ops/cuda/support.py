@@ -10,7 +10,7 @@ HEADS = (64, 128)
 SMALL = 16
 """Heads of at most so many channels have kernels of their own, which any GPU runs."""
 SHORT, SHARE = 512, 0.18
-"""Sequences of up to so many tokens are always walked; and see `too_few`."""
+"""Sequences of up to so many tokens are always scanned token by token; and see `too_few`."""
 SHARED_MEMORY = 232192
 """Bytes a block must be allowed to use: Hopper and data-centre Blackwells are, Ampere and consumer cards are not."""
 
@@ -33,15 +33,16 @@ def supports(device: torch.device, dtype: torch.dtype, keys: int, values: int) -
 
 
 def warps(sequences: int, heads: int, size: int) -> int:
-    """Warps that walk side by side: each takes as many small heads of one sequence as fit into 32 lanes."""
+    """Warps that scan side by side: each takes as many small heads of one sequence as fit into 32 lanes."""
     return sequences * -(-heads // (32 // size))
 
 
 def too_few(sequences: int, tokens: int, heads: int, size: int, processors: int) -> bool:
-    """Whether long sequences are so few that kernels which work on chunks of them are faster than a walk.
+    """Whether long sequences are so few that kernels which work on chunks of them are faster than a sequential scan.
 
-    A walk takes the same time for one warp as for as many as the GPU runs side by side; chunks take a time in
-    proportion to the tokens. On an H200 they meet at about 0.18 n warps a multiprocessor (results/small_heads.jsonl).
+    A sequential scan takes the same time for one warp as for as many as the GPU runs side by side; chunks take a time
+    in proportion to the tokens. On an H200 they meet at about 0.18 n warps per multiprocessor
+    (results/small_heads.jsonl).
     """
     return tokens > SHORT and warps(sequences, heads, size) < SHARE * size * processors
 

@@ -1,11 +1,11 @@
-"""The HGRN2 mixing core from raw projections: gates, tied key, scan and read-out in one operator."""
+"""The HGRN2 mixing core from raw projections: gates, tied key, scan and output in one operator."""
 
 import torch
 from torch import Tensor
 
 from hgrn2.errors import UserError
 from hgrn2.ops import activations
-from hgrn2.ops.arguments import check_bound, check_flags, check_ids, check_scale, check_tensors
+from hgrn2.ops.arguments import check_flags, check_ids, check_lower_bound, check_scale, check_tensors
 from hgrn2.ops.backend import check_floating, choose, find, has_tangents, register, widest
 from hgrn2.ops.hgru2 import registration
 from hgrn2.ops.hgru2.backends import BACKENDS
@@ -133,29 +133,29 @@ def hgru2_step(
 
 
 def _check(
-    q: Tensor, f: Tensor, i: Tensor, bound: Tensor | None, heads: int, state: Tensor | None, cu: Tensor | None
+    q: Tensor, f: Tensor, i: Tensor, lower_bound: Tensor | None, heads: int, state: Tensor | None, cu: Tensor | None
 ) -> None:
-    check_tensors(q=q, f=f, i=i, lower_bound=bound, state=state)
+    check_tensors(q=q, f=f, i=i, lower_bound=lower_bound, state=state)
     if q.dim() != 3 or q.shape != f.shape or i.dim() != 3 or i.shape[:2] != q.shape[:2]:
         raise UserError(
             f"q and f must be [B,T,H*K] and i [B,T,H*V]; got {list(q.shape)}, {list(f.shape)}, {list(i.shape)}"
         )
     check_cu_seqlens(cu, q.shape[0])
-    _check_sizes(q, f, i, bound, heads, state, q.shape[0] if cu is None else cu.numel() - 1)
+    _check_sizes(q, f, i, lower_bound, heads, state, q.shape[0] if cu is None else cu.numel() - 1)
 
 
 def _check_sizes(
-    q: Tensor, f: Tensor, i: Tensor, bound: Tensor | None, heads: int, state: Tensor | None, sequences: int
+    q: Tensor, f: Tensor, i: Tensor, lower_bound: Tensor | None, heads: int, state: Tensor | None, sequences: int
 ) -> None:
-    check_floating(q=q, f=f, i=i, lower_bound=bound, state=state)
+    check_floating(q=q, f=f, i=i, lower_bound=lower_bound, state=state)
     keys, values = q.shape[-1], i.shape[-1]
     if not isinstance(heads, int):
         raise UserError(f"heads is {shown(heads)}; it must be a whole number")
     if heads < 1 or keys % heads or values % heads:
         raise UserError(f"{keys} and {values} channels do not divide into {heads} heads")
-    if bound is not None and bound.shape != (keys,):
-        raise UserError(f"lower_bound must be [{keys}], one value a channel; got {list(bound.shape)}")
-    check_bound(bound)
+    if lower_bound is not None and lower_bound.shape != (keys,):
+        raise UserError(f"lower_bound must be [{keys}], one value per channel; got {list(lower_bound.shape)}")
+    check_lower_bound(lower_bound)
     wanted = (sequences, heads, keys // heads, values // heads)
     if state is not None and state.shape != wanted:
         raise UserError(f"state must be {list(wanted)}; got {list(state.shape)}")

@@ -43,7 +43,7 @@ class _OnGpu(Backend):
         return self._kernels(x.states(options.heads)[2]).backward(*x, grad_o, grad_state, **options._asdict())
 
     def one_product(self, lower_bound: Tensor | None) -> bool:
-        return lower_bound is not None and bool((lower_bound >= chunked.ONE_PRODUCT_BOUND).any())
+        return lower_bound is not None and bool((lower_bound >= chunked.ONE_PRODUCT_LOWER_BOUND).any())
 
 
 class Cuda(_OnGpu):
@@ -79,28 +79,30 @@ class Triton(_OnGpu, TritonBackend):
         return triton
 
     def step(
-        self, q: Tensor, f: Tensor, i: Tensor, bound: Tensor | None, pool: Tensor, slots: Tensor | None,
+        self, q: Tensor, f: Tensor, i: Tensor, lower_bound: Tensor | None, pool: Tensor, slots: Tensor | None,
         options: ScanOptions,
     ) -> Tensor:  # fmt: skip
-        return self._kernels(0).step(q, f, i, bound, pool, slots, heads=options.heads, **options.shared())
+        return self._kernels(0).step(q, f, i, lower_bound, pool, slots, heads=options.heads, **options.shared())
 
 
 class _ByRows(Backend):
     """A step that takes its states out of the pool and puts them back."""
 
     def step(
-        self, q: Tensor, f: Tensor, i: Tensor, bound: Tensor | None, pool: Tensor, slots: Tensor | None,
+        self, q: Tensor, f: Tensor, i: Tensor, lower_bound: Tensor | None, pool: Tensor, slots: Tensor | None,
         options: ScanOptions,
     ) -> Tensor:  # fmt: skip
         rows = pool if slots is None else pool.index_select(0, slots)
-        o = self.one(q, f, i, bound, rows, options)
+        o = self.one(q, f, i, lower_bound, rows, options)
         if slots is not None:
             pool.index_copy_(0, slots, rows)
         return o
 
-    def one(self, q: Tensor, f: Tensor, i: Tensor, bound: Tensor | None, state: Tensor, options: ScanOptions) -> Tensor:
+    def one(
+        self, q: Tensor, f: Tensor, i: Tensor, lower_bound: Tensor | None, state: Tensor, options: ScanOptions
+    ) -> Tensor:
         """One token in the dtype of `state` [B,H,K,V], which is changed."""
-        return reference.step(q, f, i, bound, state, options.heads, *options[2:])
+        return reference.step(q, f, i, lower_bound, state, options.heads, *options[2:])
 
 
 class Native(_ByRows, NativeBackend):
@@ -118,10 +120,12 @@ class Native(_ByRows, NativeBackend):
         do, ds = grad_o.to(x.work).flatten(0, 1).contiguous(), grad_state.to(x.work).contiguous()
         return outer.hgru2_backward(*self._arguments(x, do, ds), **options._asdict())
 
-    def one(self, q: Tensor, f: Tensor, i: Tensor, bound: Tensor | None, state: Tensor, options: ScanOptions) -> Tensor:
+    def one(
+        self, q: Tensor, f: Tensor, i: Tensor, lower_bound: Tensor | None, state: Tensor, options: ScanOptions
+    ) -> Tensor:
         from hgrn2.ops.native import outer
 
-        return outer.hgru2_step(q, f, i, bound, state, heads=options.heads, **options.shared())
+        return outer.hgru2_step(q, f, i, lower_bound, state, heads=options.heads, **options.shared())
 
     def _arguments(self, x: Inputs, *gradients: Tensor) -> Any:
         from hgrn2.ops.native.call import rows
@@ -153,9 +157,9 @@ class Chunked(_ByRows):
         heads, shape = options.heads, x.states(options.heads)
         plan = plan_chunks(_offsets(x), CHUNK, options.reverse, x.q.device)
         tokens = (y.to(x.work).flatten(0, 1).unflatten(-1, (heads, y.shape[2] // heads)) for y in x[:3])
-        bound = None if x.lower_bound is None else x.lower_bound.to(x.work).unflatten(0, (heads, -1))
+        lower_bound = None if x.lower_bound is None else x.lower_bound.to(x.work).unflatten(0, (heads, -1))
         start = x.q.new_zeros(shape, dtype=x.work) if x.state is None else x.state.to(x.work)
-        return plan, *tokens, bound, start, *gradients
+        return plan, *tokens, lower_bound, start, *gradients
 
     def one_product(self, lower_bound: Tensor | None) -> bool:
         return chunked.one_product(lower_bound)

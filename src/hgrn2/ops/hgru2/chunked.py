@@ -13,7 +13,7 @@ from hgrn2.ops.gated_outer_scan import chunked as outer
 from hgrn2.ops.sequences import ChunkPlan
 
 SMALLEST_LOGIT = -60.0  # log f is taken at max(x, -60): e^-60 vanishes beside any other term, even in float64
-ONE_PRODUCT_BOUND = 0.3  # 0.3^-64 = e^77 stays inside float32
+ONE_PRODUCT_LOWER_BOUND = 0.3  # 0.3^-64 = e^77 stays inside float32
 
 
 class Gates(NamedTuple):
@@ -26,41 +26,46 @@ class Gates(NamedTuple):
     log_forget: Tensor
 
 
-def gates(x: Tensor, bound: Tensor | None) -> Gates:
+def gates(x: Tensor, lower_bound: Tensor | None) -> Gates:
     """log f without cancellation at either end: log1p(-k) where f is near 1, log(γ + (1-γ)σ(x)) where it is small."""
-    gamma = x.new_zeros(()) if bound is None else bound
+    lower_bound = x.new_zeros(()) if lower_bound is None else lower_bound
     up, down = x.sigmoid(), (-x).sigmoid()
-    key = (1 - gamma) * down
-    forget = gamma + (1 - gamma) * x.clamp_min(SMALLEST_LOGIT).sigmoid()
+    key = (1 - lower_bound) * down
+    forget = lower_bound + (1 - lower_bound) * x.clamp_min(SMALLEST_LOGIT).sigmoid()
     return Gates(up, down, key, forget, torch.where(key < 0.5, torch.log1p(-key), forget.log()))
 
 
-def one_product(bound: Tensor | None) -> bool:
-    """Whether the bound allows one product a chunk; an accelerator takes halving, the answer would cost a host sync."""
-    return bound is not None and bound.device.type == "cpu" and bool((bound >= ONE_PRODUCT_BOUND).all())
+def one_product(lower_bound: Tensor | None) -> bool:
+    """Whether the lower bound allows one product per chunk; an accelerator takes halving, the answer would cost a host
+    sync."""
+    return (
+        lower_bound is not None
+        and lower_bound.device.type == "cpu"
+        and bool((lower_bound >= ONE_PRODUCT_LOWER_BOUND).all())
+    )
 
 
 def forward(
-    plan: ChunkPlan, q: Tensor, f: Tensor, i: Tensor, bound: Tensor | None, state: Tensor, *,
+    plan: ChunkPlan, q: Tensor, f: Tensor, i: Tensor, lower_bound: Tensor | None, state: Tensor, *,
     input_activation: str, output_activation: str, scale: float,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Raw q, f [B*T,H,K], i [B*T,H,V], γ [H,K], state [N,H,K,V], all of one float dtype -> (o [B*T,H,V], state)."""
-    g = gates(f, bound)
+    g = gates(f, lower_bound)
     query, value = scale * activate(q, output_activation), activate(i, input_activation)
-    return outer.forward(plan, query, g.key, value, g.log_forget, state, one_product=one_product(bound))
+    return outer.forward(plan, query, g.key, value, g.log_forget, state, one_product=one_product(lower_bound))
 
 
 def backward(
-    plan: ChunkPlan, q: Tensor, f: Tensor, i: Tensor, bound: Tensor | None, state: Tensor, grad_o: Tensor,
+    plan: ChunkPlan, q: Tensor, f: Tensor, i: Tensor, lower_bound: Tensor | None, state: Tensor, grad_o: Tensor,
     grad_state: Tensor, *, input_activation: str, output_activation: str, scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor]:  # fmt: skip
-    """Gradients of q, f, i, γ (None without a bound) and the initial state."""
-    g = gates(f, bound)
+    """Gradients of q, f, i, γ (None without a lower bound) and the initial state."""
+    g = gates(f, lower_bound)
     query, value = scale * activate(q, output_activation), activate(i, input_activation)
     dq, dk, dv, dl, d_state = outer.backward(
-        plan, query, g.key, value, g.log_forget, state, grad_o, grad_state, one_product=one_product(bound)
+        plan, query, g.key, value, g.log_forget, state, grad_o, grad_state, one_product=one_product(lower_bound)
     )
     both = dl / g.forget - dk
-    d_bound = None if bound is None else (g.down * both).sum(0)
-    df = g.up * g.down * both if bound is None else (1 - bound) * g.up * g.down * both
-    return scale * dq * slope(q, output_activation), df, dv * slope(i, input_activation), d_bound, d_state
+    d_lower_bound = None if lower_bound is None else (g.down * both).sum(0)
+    df = g.up * g.down * both if lower_bound is None else (1 - lower_bound) * g.up * g.down * both
+    return scale * dq * slope(q, output_activation), df, dv * slope(i, input_activation), d_lower_bound, d_state

@@ -2,7 +2,7 @@
 
 The other backends keep the state [K,V] of a head inside and turn a chunk of tokens into matrix products. This one
 writes the recurrence of all K V numbers of each head's state as `gated_scan` and reads it with q afterwards: it needs
-no products, but holds V times as many numbers a token in memory. For heads of one channel nothing is expanded at all:
+no products, but holds V times as many numbers per token in memory. For heads of one channel nothing is expanded at all:
 the scan is that of a vector recurrence.
 
 `hgrn2 bench ops --ops hgru2 --shapes 4x1024x120x1 4x1024x120x4` times it beside the others; rows of both forms stand in

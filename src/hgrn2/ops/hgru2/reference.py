@@ -19,15 +19,16 @@ def gates(f: Tensor, lower_bound: Tensor | None) -> tuple[Tensor, Tensor]:
     up, down = logsigmoid(f).exp(), logsigmoid(-f).exp()
     if lower_bound is None:
         return up, down
-    bound = lower_bound.to(f.dtype)
-    return up + bound * down, (1 - bound) * down
+    lower_bound = lower_bound.to(f.dtype)
+    return up + lower_bound * down, (1 - lower_bound) * down
 
 
 def hgru2(
     q: Tensor, f: Tensor, i: Tensor, lower_bound: Tensor | None, state: Tensor | None, cu_seqlens: Tensor | None,
     heads: int, reverse: bool, input_activation: str, output_activation: str, scale: float,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Arguments and results of `hgrn2.ops.hgru2`; computes in the dtype of i (float64 truth for float64 inputs)."""
+    """Arguments and results of `hgrn2.ops.hgru2`; computes in the dtype of i (the float64 reference for float64
+    inputs)."""
     if cu_seqlens is not None:
         pieces = []
         options = (heads, reverse, input_activation, output_activation, scale)

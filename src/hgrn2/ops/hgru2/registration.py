@@ -42,19 +42,23 @@ def backward(
     x, chosen = Inputs(q, f, i, lower_bound, state, cu_seqlens), find("hgru2", backend)
     if grad_state is None and not chosen.optional_grad_state:
         grad_state = i.new_zeros(x.states(heads), dtype=x.work)
-    dq, df, di, d_bound, d_state = chosen.backward(x, grad_o, grad_state, options)
+    dq, df, di, d_lower_bound, d_state = chosen.backward(x, grad_o, grad_state, options)
     dq, df, di = (g.reshape(x.shape).to(x.dtype) for g, x in ((dq, q), (df, f), (di, i)))
-    d_bound = i.new_empty(0) if lower_bound is None or d_bound is None else d_bound.flatten().to(lower_bound.dtype)
+    d_lower_bound = (
+        i.new_empty(0)
+        if lower_bound is None or d_lower_bound is None
+        else d_lower_bound.flatten().to(lower_bound.dtype)
+    )
     d_state = i.new_empty(0) if state is None else d_state.to(state.dtype)
-    return dq, df, di, d_bound, d_state
+    return dq, df, di, d_lower_bound, d_state
 
 
 @backward.register_fake
 def _(q, f, i, lower_bound, state, cu_seqlens, grad_o, grad_state, heads, reverse, input_activation, output_activation,
       scale, backend):  # fmt: skip
-    d_bound = i.new_empty(0) if lower_bound is None else torch.empty_like(lower_bound)
+    d_lower_bound = i.new_empty(0) if lower_bound is None else torch.empty_like(lower_bound)
     d_state = i.new_empty(0) if state is None else torch.empty_like(state)
-    return q.new_empty(q.shape), f.new_empty(f.shape), i.new_empty(i.shape), d_bound, d_state
+    return q.new_empty(q.shape), f.new_empty(f.shape), i.new_empty(i.shape), d_lower_bound, d_state
 
 
 def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
@@ -66,9 +70,9 @@ def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
 def _autograd(ctx, grad_o: Tensor | None, grad_state: Tensor | None):  # type: ignore[no-untyped-def]
     tensors = ctx.saved_tensors
     grad_o = torch.zeros_like(tensors[2]) if grad_o is None else grad_o
-    dq, df, di, d_bound, d_state = backward(*tensors, grad_o, grad_state, *ctx.options)
+    dq, df, di, d_lower_bound, d_state = backward(*tensors, grad_o, grad_state, *ctx.options)
     lower_bound, state = tensors[3:5]
-    optional = (None if lower_bound is None else d_bound, None if state is None else d_state)
+    optional = (None if lower_bound is None else d_lower_bound, None if state is None else d_state)
     return dq, df, di, *optional, None, *([None] * len(ctx.options))
 
 

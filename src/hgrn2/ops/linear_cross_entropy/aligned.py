@@ -31,7 +31,7 @@ def padded(weight: Tensor, dtype: torch.dtype) -> Tensor:
 
 def pays(features: Tensor, classes: int) -> bool:
     """Whether `logits` of these features [...,D] are worth a copy of the weight; not where a compiled graph would be
-    made anew whenever the number of tokens crosses the bound."""
+    made anew whenever the number of tokens crosses the lower bound."""
     if torch.compiler.is_compiling() or not missing(classes, features.device):
         return False
     return features.numel() >= FEWEST * features.shape[-1]

@@ -76,7 +76,7 @@ def outer_backward(
     p: _Problem, offsets: Tensor, inputs: Sequence[Tensor | None], grad_o: Tensor, grad_state: Tensor | None,
     outputs: Sequence[Tensor | None],
 ) -> None:  # fmt: skip
-    """outputs: gradients of q, f, k, v, bound (partial sums a document), state; contiguous, None where not wanted."""
+    """outputs: gradients of q, f, k, v, bound (partial sums per document), state; contiguous, None where not wanted."""
     _run("outer_backward", grad_o.dtype, ctypes.byref(p), ctypes.c_void_p(offsets.data_ptr()), _pointers(inputs),
          ctypes.c_void_p(grad_o.data_ptr()), ctypes.c_void_p(_pointer(grad_state)), _pointers(outputs))  # fmt: skip
 

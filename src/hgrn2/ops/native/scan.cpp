@@ -1,7 +1,7 @@
 // The gated outer-product scan on a CPU, one (document, head) at a time with the state in the first cache levels:
 //   S_t = Diag(f_t) S_{t-1} + k_t v_t^T     o_t = q_t S_t
 // Token by token, so it is exact for every gate: no quotient, no difference of running sums.
-// mode 0 reads (q, k, v, log f); mode 1 is the HGRN2 core and reads the raw projections (x_q, x_f, x_i) and the bound g:
+// mode 0 reads (q, k, v, log f); mode 1 is the HGRN2 core and reads the raw projections (x_q, x_f, x_i) and the lower bound g:
 //   f = g + (1-g) sigma(x_f)   k = (1-g) sigma(-x_f)   q = act(x_q)   v = act(x_i)
 // The backward recomputes states from checkpoints sqrt(T) tokens apart and carries G = dLoss/dS from the end:
 //   G_t = f_{t+1} G_{t+1} + q_t do_t^T
@@ -15,7 +15,7 @@ struct Problem {
   double scale;
 };
 
-template <class T> struct Inputs { const T *q, *f, *k, *v, *bound, *state; };
+template <class T> struct Inputs { const T *q, *f, *k, *v, *lower_bound, *state; };
 
 // One stretch of prepared tokens of one head: rows padded with zeros to whole vectors.
 template <class T> struct Rows {
@@ -56,7 +56,7 @@ void prepare(const Problem& p, const Inputs<T>& in, Span span, int64_t head, int
       const int part = std::min<int64_t>(W, p.K - c);
       Vec<T> xf = load_part<T>(f + c, part), key, gate;
       if (p.mode == 1) {
-        Vec<T> g = in.bound ? load_part<T>(in.bound + head * p.K + c, part) : Vec<T>{}, up, down;
+        Vec<T> g = in.lower_bound ? load_part<T>(in.lower_bound + head * p.K + c, part) : Vec<T>{}, up, down;
         sigmoids<T>(xf, up, down);
         gate = up + g * down;  // g + (1-g) up without the rounding of 1-g, which every token would repeat
         key = (T(1) - g) * down;
@@ -202,7 +202,7 @@ void backward_block(const Rows<T>& r, int64_t VR, int64_t e0, int64_t c0, int64_
     for (int j = 0; j < NK; ++j) store<T>(G + (e0 + e) * r.KP + c0 + j * W, x[e][j]);
 }
 
-template <class T> struct Gradients { T *q, *f, *k, *v, *bound, *state; };  // bound: [docs, H*K] partial sums
+template <class T> struct Gradients { T *q, *f, *k, *v, *lower_bound, *state; };  // lower_bound: [docs, H*K] partial sums
 
 // From gradients of (q, k, gate, v) to gradients of what the caller passed; rows of the outputs are contiguous.
 template <class T>
@@ -235,13 +235,13 @@ void chain(const Problem& p, const Inputs<T>& in, const Gradients<T>& out, int64
       continue;
     }
     Vec<T> xq = load_part<T>(in.q + token * p.stride_q + channel, part), xf = load_part<T>(in.f + token * p.stride_f + channel, part);
-    Vec<T> bound = in.bound ? load_part<T>(in.bound + channel, part) : Vec<T>{}, up, down;
+    Vec<T> lower_bound = in.lower_bound ? load_part<T>(in.lower_bound + channel, part) : Vec<T>{}, up, down;
     sigmoids<T>(xf, up, down);
     Vec<T> both = df - dk;
     store_part<T>(out.q + row, dq * activate_slope<T>(xq, p.output_activation), part);
-    store_part<T>(out.f + row, (T(1) - bound) * up * down * both, part);
-    if (out.bound) {
-      T* sums = out.bound + doc * p.heads * p.K + channel;
+    store_part<T>(out.f + row, (T(1) - lower_bound) * up * down * both, part);
+    if (out.lower_bound) {
+      T* sums = out.lower_bound + doc * p.heads * p.K + channel;
       store_part<T>(sums, load_part<T>(sums, part) + down * both, part);
     }
   }

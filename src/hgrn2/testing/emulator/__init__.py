@@ -1,7 +1,7 @@
 """Run the CUDA kernels on a CPU: the very sources, compiled by g++ against a small emulation of a block of threads.
 
-Slow (a fiber a thread, a switch at every barrier and every instruction of a whole warp), but it computes what the GPU
-would up to rounding, fills shared memory with NaN first, and aborts on misaligned or foreign addresses there.
+Slow (one fiber per thread, a switch at every barrier and every instruction of a whole warp), but it computes what the
+GPU would up to rounding, fills shared memory with NaN first, and aborts on misaligned or foreign addresses there.
 Asynchronous copies arrive only when they are waited for (`launch`), which shows a wait that is missing, or at once
 (`launch_early`), which shows a copy into memory that other threads still read. A GPU does anything between.
 """

@@ -1,8 +1,8 @@
 """The short convolution as Triton kernels: x is read and y written once, whatever the number of taps.
 
 In whole-tensor operations every tap makes passes of its own over float32 copies: for four taps about twenty times the
-bytes, forward alone, and many kernels. The ends (final states, gradients of initial ones) are a few rows a document and
-stay plain PyTorch. Nothing waits for the host; offsets in GPU memory are therefore not checked.
+bytes, forward alone, and many kernels. The ends (final states, gradients of initial ones) are a few rows per document
+and stay plain PyTorch. Nothing waits for the host; offsets in GPU memory are therefore not checked.
 """
 
 import contextlib
@@ -67,7 +67,7 @@ def rows_for(taps: int) -> int:
 
 
 class _Launch:
-    """Grid and settings: four bytes a lane and row."""
+    """Grid and settings: four bytes per lane and row."""
 
     def __init__(self, x: Tensor, weight: Tensor) -> None:
         batch, tokens, channels = x.shape

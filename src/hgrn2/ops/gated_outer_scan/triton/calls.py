@@ -1,7 +1,7 @@
 """From tensors to kernel launches, for raw HGRN2 projections and for given (q, k, v, log f) alike.
 
-forward   walk (chunk states) → read_out
-backward  walk (chunk states again) and walk (gradients that arrive at them) → gradient → sum of dγ parts
+forward   scan_chunks (chunk states) → output
+backward  scan_chunks (chunk states again) and scan_chunks (gradients that arrive at them) → gradient → sum of dγ parts
 """
 
 # pyright: reportCallIssue=false, reportArgumentType=false
@@ -16,9 +16,9 @@ from torch import Tensor
 
 from hgrn2.ops.gated_outer_scan.triton.gates import NONE, SIGMOID, SILU
 from hgrn2.ops.gated_outer_scan.triton.gradient import gradient
-from hgrn2.ops.gated_outer_scan.triton.output import read_out
+from hgrn2.ops.gated_outer_scan.triton.output import output_kernel
 from hgrn2.ops.gated_outer_scan.triton.plan import CHUNK, Pieces, Plan, interpreted, plan_call, whole
-from hgrn2.ops.gated_outer_scan.triton.states import join, walk
+from hgrn2.ops.gated_outer_scan.triton.states import join, scan_chunks
 
 SCRATCH = 1 << 28
 """Bytes of chunk states at a time."""
@@ -36,7 +36,7 @@ class Scan:
     k: Tensor | None
     """None for raw projections, whose key is the gate's complement."""
     v: Tensor
-    bound: Tensor | None
+    lower_bound: Tensor | None
     """γ [H*K] float32."""
     state: Tensor | None
     """[N,H,K,V], contiguous."""
@@ -56,11 +56,11 @@ class Scan:
 
     @property
     def quick(self) -> bool:
-        """Whether bounds shorten the scores. They cost float32 up to 64 epsilons, so it keeps to halving.
+        """Whether lower bounds shorten the scores. They cost float32 up to 64 epsilons, so it keeps to halving.
 
         The interpreter knows no bfloat16 products: there float32 stands for it, so that tests see every kernel.
         """
-        return self.bound is not None and (self.plan.dtype != torch.float32 or interpreted())
+        return self.lower_bound is not None and (self.plan.dtype != torch.float32 or interpreted())
 
     def common(self) -> dict[str, Any]:
         """Compile-time arguments of every kernel but `join`."""
@@ -68,7 +68,7 @@ class Scan:
             "K": self.plan.keys,
             "V": self.plan.values,
             "RAW": self.raw,
-            "BOUND": self.bound is not None,
+            "LOWER_BOUND": self.lower_bound is not None,
             "PACKED": self.plan.packed,
             "REVERSE": self.reverse,
             "WORK": self.work,
@@ -97,7 +97,7 @@ class Scan:
 
 
 def scan(
-    q: Tensor, f: Tensor, k: Tensor | None, v: Tensor, bound: Tensor | None, state: Tensor | None,
+    q: Tensor, f: Tensor, k: Tensor | None, v: Tensor, lower_bound: Tensor | None, state: Tensor | None,
     cu_seqlens: Tensor | None, *, heads: int, reverse: bool, input_activation: str = "none",
     output_activation: str = "none", scale: float,
 ) -> Scan:  # fmt: skip
@@ -105,7 +105,7 @@ def scan(
     batch, tokens = q.shape[:2]
     offsets = None if cu_seqlens is None else cu_seqlens.to(q.device).contiguous()
     plan = plan_call(batch, tokens, heads, q.shape[2] // heads, v.shape[2] // heads, offsets, v)
-    bound = None if bound is None else bound.float().contiguous()
+    lower_bound = None if lower_bound is None else lower_bound.float().contiguous()
     state = None if state is None else state.contiguous()
     named = {"input_activation": input_activation, "output_activation": output_activation}
     return Scan(
@@ -114,7 +114,7 @@ def scan(
         rows(f),
         None if k is None else rows(k),
         rows(v),
-        bound,
+        lower_bound,
         state,
         reverse,
         **named,
@@ -151,10 +151,10 @@ def _forward(call: Scan, o: Tensor, final: Tensor) -> None:
     states = chunk_states(call, None, final)
     if not chunks.count:
         return
-    settings, (keys, values) = plan.launch("read_out"), plan.tiles("read_out")
+    settings, (keys, values) = plan.launch("output"), plan.tiles("output")
     k = call.f if call.k is None else call.k
-    read_out[(chunks.count * plan.heads * -(-plan.values // values),)](
-        call.q, call.f, k, call.v, call.bound, states, o, plan.offsets, chunks.owner, chunks.first,
+    output_kernel[(chunks.count * plan.heads * -(-plan.values // values),)](
+        call.q, call.f, k, call.v, call.lower_bound, states, o, plan.offsets, chunks.owner, chunks.first,
         plan.tokens, chunks.each, plan.sequences, plan.heads,
         stride(call.q), stride(call.f), stride(k), stride(call.v), call.scale,
         **call.common(), **call.activations(), KEYS=keys, VALUES=values,
@@ -170,7 +170,7 @@ class Gradients:
     f: Tensor
     k: Tensor | None
     v: Tensor
-    bound: Tensor | None
+    lower_bound: Tensor | None
     state: Tensor
 
     def part(self, sequences: slice) -> "Gradients":
@@ -185,17 +185,17 @@ def backward(call: Scan, grad_o: Tensor, grad_state: Tensor) -> Gradients:
     dq, df, dv = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (call.q, call.f, call.v))
     dk = None if call.k is None else torch.empty_like(call.k, memory_format=torch.contiguous_format)
     total = Gradients(dq, df, dk, dv, None, call.new_states(call.plan.sequences))
-    d_bound: Tensor | None = None
+    d_lower_bound: Tensor | None = None
     with on(dq.device):
         for part in turns(call, 2):
             whole_call = call.plan.packed
             found = total if whole_call else total.part(part)
             arriving = grad_state if whole_call else grad_state[part]
             more = _backward(call.part(part), grad_o[part], arriving, found)
-            d_bound = more if d_bound is None or more is None else d_bound + more
-    if d_bound is None and call.bound is not None:
-        d_bound = torch.zeros_like(call.bound)
-    return replace(total, bound=d_bound)
+            d_lower_bound = more if d_lower_bound is None or more is None else d_lower_bound + more
+    if d_lower_bound is None and call.lower_bound is not None:
+        d_lower_bound = torch.zeros_like(call.lower_bound)
+    return replace(total, lower_bound=d_lower_bound)
 
 
 def _backward(call: Scan, grad_o: Tensor, grad_state: Tensor, found: Gradients) -> Tensor | None:
@@ -203,17 +203,18 @@ def _backward(call: Scan, grad_o: Tensor, grad_state: Tensor, found: Gradients) 
     plan, chunks = call.plan, call.plan.chunks
     states = chunk_states(call, None, None)
     grads = chunk_states(call, (grad_o, grad_state), found.state)
-    if call.bound is None:
+    if call.lower_bound is None:
         parts = None
     else:  # of packed documents fewer chunks may be used than there is room for
-        new = call.bound.new_zeros if plan.packed else call.bound.new_empty
+        new = call.lower_bound.new_zeros if plan.packed else call.lower_bound.new_empty
         parts = new((chunks.count, plan.heads * plan.keys))
     if chunks.count:
         settings = plan.launch("gradient")
         keys, values = plan.tiles("gradient")[0], max(16, triton.next_power_of_2(plan.values))
         k = call.f if call.k is None else call.k
         gradient[(chunks.count * plan.heads,)](
-            call.q, call.f, k, call.v, call.bound, grad_o, states, grads, found.q, found.f, found.k, found.v, parts,
+            call.q, call.f, k, call.v, call.lower_bound, grad_o, states, grads, found.q, found.f, found.k, found.v,
+            parts,
             plan.offsets, chunks.owner, chunks.first, plan.tokens, chunks.each, plan.sequences, plan.heads,
             stride(call.q), stride(call.f), stride(k), stride(call.v), stride(grad_o), call.scale,
             **call.common(), **call.activations(), KEYS=keys, VALUES=values,
@@ -250,14 +251,14 @@ def chunk_states(call: Scan, incoming: tuple[Tensor, Tensor] | None, final: Tens
     start = call.state if incoming is None else incoming[1]
     segments = plan.segments(plan.heads * _tiles(plan))
     if segments is None:
-        _walk(call, incoming, whole(plan), -(-plan.tokens // CHUNK), start=start, states=states, final=final)
+        _scan_chunks(call, incoming, whole(plan), -(-plan.tokens // CHUNK), start=start, states=states, final=final)
         return states
     span, pieces = segments
     local, starts = call.new_states(pieces.count), call.new_states(pieces.count)
     decays = local.new_empty((pieces.count, plan.heads, plan.keys))
-    _walk(call, incoming, pieces, span, final=local, decays=decays)
+    _scan_chunks(call, incoming, pieces, span, final=local, decays=decays)
     _join(call, incoming is not None, pieces, local, decays, start, starts, final)
-    _walk(call, incoming, pieces, span, start=starts, states=states)
+    _scan_chunks(call, incoming, pieces, span, start=starts, states=states)
     return states
 
 
@@ -266,7 +267,7 @@ def _tiles(plan: Plan) -> int:
     return -(-plan.keys // keys) * -(-plan.values // values)
 
 
-def _walk(
+def _scan_chunks(
     call: Scan, incoming: tuple[Tensor, Tensor] | None, pieces: Pieces, span: int, *, start: Tensor | None = None,
     states: Tensor | None = None, final: Tensor | None = None, decays: Tensor | None = None,
 ) -> None:  # fmt: skip
@@ -278,8 +279,8 @@ def _walk(
         left, right, activation = call.f if call.k is None else call.k, call.v, call.input_activation
     else:
         left, right, activation = call.q, incoming[0], call.output_activation
-    walk[(pieces.count * plan.heads * _tiles(plan),)](
-        call.f, left, right, call.bound, start, states, final, decays, plan.offsets, pieces.owner, pieces.first,
+    scan_chunks[(pieces.count * plan.heads * _tiles(plan),)](
+        call.f, left, right, call.lower_bound, start, states, final, decays, plan.offsets, pieces.owner, pieces.first,
         plan.chunks.first, plan.tokens, pieces.each, plan.chunks.each, span, plan.sequences, plan.heads,
         stride(call.f), stride(left), stride(right), call.scale,
         **call.common(), KEYS=keys, VALUES=values, GRAD=incoming is not None,

@@ -17,9 +17,9 @@ import triton.language as tl
 
 CHUNK = tl.constexpr(64)
 """Tokens of a chunk."""
-ONE_PRODUCT_BOUND = tl.constexpr(0.3)
+ONE_PRODUCT_LOWER_BOUND = tl.constexpr(0.3)
 """From this γ on scores of a chunk are one product: its quotients of decays are at most 0.3^-64 = e^77, which fits."""
-BLOCK_BOUND = tl.constexpr(0.008)
+BLOCK_LOWER_BOUND = tl.constexpr(0.008)
 """From this γ on scores of 16 tokens are one product: 0.008^-16 = e^77."""
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2_HIGH = tl.constexpr(0.693145751953125)  # few digits: products with small whole numbers are exact in float32
@@ -80,13 +80,13 @@ def log2_gate(key, forget, EXACT: tl.constexpr):
 
 
 @triton.jit
-def raw_gates(x, gamma, EXACT: tl.constexpr):
+def raw_gates(x, lower_bound, EXACT: tl.constexpr):
     """From logits [K,C] and γ [K]: σ(x), σ(-x), key (1-γ)σ(-x), forget gate, its log2. x = +inf gives k = 0, f = 1."""
     small = decaying(x, EXACT)
     up = reciprocal(1.0 + small)
     down = small * up
-    key = (1.0 - gamma)[:, None] * down
-    forget = gamma[:, None] + (1.0 - gamma)[:, None] * up
+    key = (1.0 - lower_bound)[:, None] * down
+    forget = lower_bound[:, None] + (1.0 - lower_bound)[:, None] * up
     return up, down, key, forget, log2_gate(key, forget, EXACT)
 
 
@@ -176,11 +176,12 @@ def logits(x):
 
 
 @triton.jit
-def split_of(bound, head, K: tl.constexpr):
-    """log2 of the tokens whose scores are one product, from the bounds γ of a head alone: 6 (a chunk), 4, or 0."""
+def split_of(lower_bound_ptr, head, K: tl.constexpr):
+    """log2 of the tokens whose scores are one product, from the lower bounds γ of a head alone: 6 (a chunk), 4, or
+    0."""
     channel = tl.arange(0, triton.next_power_of_2(K))
-    least = tl.min(tl.load(bound + head * K + channel, mask=channel < K, other=1.0), 0)
-    return tl.where(least >= ONE_PRODUCT_BOUND, 6, tl.where(least >= BLOCK_BOUND, 4, 0))
+    least = tl.min(tl.load(lower_bound_ptr + head * K + channel, mask=channel < K, other=1.0), 0)
+    return tl.where(least >= ONE_PRODUCT_LOWER_BOUND, 6, tl.where(least >= BLOCK_LOWER_BOUND, 4, 0))
 
 
 @triton.jit

@@ -95,13 +95,14 @@ def load_query(
 
 @triton.jit
 def chunk_gradient(
-    q, f, k, v, bound, grad_o, states, grads, dq, df, dk, dv, d_bound, origin, length, index, head, heads,
+    q, f, k, v, lower_bound_ptr, grad_o, states, grads, dq, df, dk, dv, d_lower_bound, origin, length, index, head,
+    heads,
     q_stride, f_stride, k_stride, v_stride, o_stride, scale,
     K: tl.constexpr, V: tl.constexpr, KEYS: tl.constexpr, VALUES: tl.constexpr, RAW: tl.constexpr,
-    BOUND: tl.constexpr, ACT_IN: tl.constexpr, ACT_OUT: tl.constexpr, REVERSE: tl.constexpr, WORK: tl.constexpr,
+    LOWER_BOUND: tl.constexpr, ACT_IN: tl.constexpr, ACT_OUT: tl.constexpr, REVERSE: tl.constexpr, WORK: tl.constexpr,
     PRECISION: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
-    """All gradients of one chunk and head; walks the K-tiles."""
+    """All gradients of one chunk and head; loops over the K-tiles."""
     EXACT: tl.constexpr = WORK == tl.float32
     WHOLE: tl.constexpr = K % KEYS == 0
     V_WHOLE: tl.constexpr = V == VALUES
@@ -121,11 +122,11 @@ def chunk_gradient(
     for k0 in range(0, K, KEYS):
         channel, width = head * K + k0, K - k0
         x = load_keys(f, origin, f_stride, channel, length, width, float("inf") if RAW else 0.0, KEYS, WHOLE, REVERSE)
-        gamma = tl.zeros([KEYS], tl.float32)
-        if BOUND:
-            gamma = load_channels(bound, channel, width, 0.0, KEYS)
+        lower_bound = tl.zeros([KEYS], tl.float32)
+        if LOWER_BOUND:
+            lower_bound = load_channels(lower_bound_ptr, channel, width, 0.0, KEYS)
         if RAW:
-            up, down, key, forget, log = raw_gates(x.to(tl.float32), gamma, EXACT)
+            up, down, key, forget, log = raw_gates(x.to(tl.float32), lower_bound, EXACT)
         else:
             log = LOG2E * tl.maximum(x.to(tl.float32), SMALLEST_LOG_GATE)
             key = load_keys(k, origin, k_stride, channel, length, width, 0.0, KEYS, WHOLE, REVERSE).to(tl.float32)
@@ -188,13 +189,13 @@ def chunk_gradient(
         # 3: through the gates
         if RAW:
             x = load_keys(f, origin, f_stride, channel, length, width, float("inf"), KEYS, WHOLE, REVERSE)
-            up, down, key, forget, log = raw_gates(logits(x), gamma, EXACT)
+            up, down, key, forget, log = raw_gates(logits(x), lower_bound, EXACT)
             both = down * (dl * reciprocal(forget) - d_key)
-            dx = (1.0 - gamma)[:, None] * up * both
+            dx = (1.0 - lower_bound)[:, None] * up * both
             store_rows(df, tl.trans(dx), origin, heads * K, channel, length, width, WHOLE, REVERSE)
-            if BOUND:
+            if LOWER_BOUND:
                 each = k0 + tl.arange(0, KEYS)
-                tl.store(d_bound + index * K + each, tl.sum(both, 1), mask=each < K)
+                tl.store(d_lower_bound + index * K + each, tl.sum(both, 1), mask=each < K)
         else:
             store_rows(df, tl.trans(dl), origin, heads * K, channel, length, width, WHOLE, REVERSE)
             store_rows(dk, tl.trans(d_key), origin, heads * K, channel, length, width, WHOLE, REVERSE)
@@ -211,13 +212,13 @@ def chunk_gradient(
 
 @triton.jit(do_not_specialize=["tokens", "chunks", "sequences"])
 def gradient(
-    q, f, k, v, bound, grad_o, states, grads, dq, df, dk, dv, d_bound, offsets, owner, first,
+    q, f, k, v, lower_bound_ptr, grad_o, states, grads, dq, df, dk, dv, d_lower_bound, offsets, owner, first,
     tokens, chunks, sequences, heads, q_stride, f_stride, k_stride, v_stride, o_stride, scale,
     K: tl.constexpr, V: tl.constexpr, KEYS: tl.constexpr, VALUES: tl.constexpr, RAW: tl.constexpr,
-    BOUND: tl.constexpr, QUICK: tl.constexpr, ACT_IN: tl.constexpr, ACT_OUT: tl.constexpr, PACKED: tl.constexpr,
+    LOWER_BOUND: tl.constexpr, QUICK: tl.constexpr, ACT_IN: tl.constexpr, ACT_OUT: tl.constexpr, PACKED: tl.constexpr,
     REVERSE: tl.constexpr, WORK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """One program: a chunk and a head, all of V. QUICK: bounds choose how scores are split.
+    """One program: a chunk and a head, all of V. QUICK: lower bounds choose how scores are split.
 
     states: S at each chunk's start; grads: G arriving after it. d_bound [chunks, H*K] takes each chunk's part of dγ.
     """
@@ -234,16 +235,20 @@ def gradient(
     index = piece.to(tl.int64) * heads + head
     split = 0
     if QUICK:
-        split = split_of(bound, head, K)
+        split = split_of(lower_bound_ptr, head, K)
     if split == 6:
         chunk_gradient(
-            q, f, k, v, bound, grad_o, states, grads, dq, df, dk, dv, d_bound, origin, length, index, head, heads,
-            q_stride, f_stride, k_stride, v_stride, o_stride, scale, K, V, KEYS, VALUES, RAW, BOUND, ACT_IN, ACT_OUT,
+            q, f, k, v, lower_bound_ptr, grad_o, states, grads, dq, df, dk, dv, d_lower_bound, origin, length, index,
+            head, heads,
+            q_stride, f_stride, k_stride, v_stride, o_stride, scale, K, V, KEYS, VALUES, RAW, LOWER_BOUND, ACT_IN,
+            ACT_OUT,
             REVERSE, WORK, PRECISION, 6,
         )  # fmt: skip
     else:
         chunk_gradient(
-            q, f, k, v, bound, grad_o, states, grads, dq, df, dk, dv, d_bound, origin, length, index, head, heads,
-            q_stride, f_stride, k_stride, v_stride, o_stride, scale, K, V, KEYS, VALUES, RAW, BOUND, ACT_IN, ACT_OUT,
+            q, f, k, v, lower_bound_ptr, grad_o, states, grads, dq, df, dk, dv, d_lower_bound, origin, length, index,
+            head, heads,
+            q_stride, f_stride, k_stride, v_stride, o_stride, scale, K, V, KEYS, VALUES, RAW, LOWER_BOUND, ACT_IN,
+            ACT_OUT,
             REVERSE, WORK, PRECISION, 0,
         )  # fmt: skip

@@ -21,14 +21,14 @@ from typing import Any
 
 from hgrn2.errors import UserError
 
-PASSES = ("states", "join", "read_out", "gradient", "step")
-"""walk of the chunk states (both directions), join of segments, forward read-out, backward of a chunk, one token."""
+PASSES = ("states", "join", "output", "gradient", "step")
+"""scan of the chunk states (both directions), join of segments, output of a chunk, backward of a chunk, one token."""
 TABLE = Path(__file__).with_name("launch.json")
 PRECISIONS = ("ieee", "tf32x3")
 MISCOMPILED = 32
-"""Triton 3.6 compiles `read_out` wrongly for 16-bit inputs and tiles of this many channels: with given keys the output
-was off by more than its own size on an H100, with states and gradients right, and right with the same channels in a
-tile of 64 whose surplus is masked. Tiles of 16 are right as they are."""
+"""Triton 3.6 compiles `output_kernel` wrongly for 16-bit inputs and tiles of this many channels: with given keys the
+output was off by more than its own size on an H100, with states and gradients right, and right with the same channels
+in a tile of 64 whose surplus is masked. Tiles of 16 are right as they are."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def _padded(n: int) -> int:
 
 def avoided(op_pass: str, dtype: str) -> int:
     """A tile that must not be used for a pass and dtype, see `MISCOMPILED`; 0 where there is none."""
-    return MISCOMPILED if op_pass == "read_out" and dtype != "float32" else 0
+    return MISCOMPILED if op_pass == "output" and dtype != "float32" else 0
 
 
 def launch(op_pass: str, arch: str, n: int, dtype: str) -> Launch:
@@ -88,7 +88,7 @@ def default(op_pass: str, n: int, dtype: str) -> Launch:
     wide = dtype == "float32"
     if op_pass == "gradient":
         return Launch(num_warps=8 if n >= 64 else 4, keys=32 if wide else 64 if n > 128 else 128, values=256)
-    if op_pass == "read_out":
+    if op_pass == "output":
         return Launch(num_warps=8 if n >= 64 else 4, keys=64 if wide else 128, values=64 if wide else 128)
     if op_pass == "states":
         return Launch(num_warps=4, num_stages=1 if wide else 2, keys=64, values=64 if wide else 128)
@@ -108,7 +108,7 @@ def candidates(op_pass: str, n: int, dtype: str) -> Iterator[Launch]:
     keys = [first.keys] if op_pass == "step" else tiles
     values = [first.values] if op_pass == "gradient" else tiles
     precisions = PRECISIONS if dtype == "float32" and op_pass not in ("step", "join") else (first.precision,)
-    stages = (1, 2, 3) if op_pass in ("states", "read_out", "gradient") else (1,)
+    stages = (1, 2, 3) if op_pass in ("states", "output", "gradient") else (1,)
     for k, v, warps, stage, precision in product(keys, values, (2, 4, 8), stages, precisions):
         other = Launch(warps, stage, k, v, precision)
         if other != first:

@@ -1,7 +1,8 @@
 """The forward's second pass, parallel over all chunks: o = (q ⊙ pb) S + P v with exact scores P for every gate.
 
-By SPLIT: with the smallest bound of a head from 0.3 on the scores of a chunk are one product (6); from 0.008 on those
-of 16 tokens are, and halving joins them (4); otherwise halving does all (0). Bounds are on the GPU, so is the choice.
+By SPLIT: with the smallest lower bound of a head from 0.3 on the scores of a chunk are one product (6); from 0.008 on
+those of 16 tokens are, and halving joins them (4); otherwise halving does all (0). Lower bounds are on the GPU, so is
+the choice.
 """
 
 # Conditions on compile-time constants stay apart from others, and a tuple is unpacked into names of one type each.
@@ -66,9 +67,10 @@ def halving_scores(q, k, log, SPLIT: tl.constexpr, WORK: tl.constexpr, PRECISION
 
 @triton.jit
 def chunk_output(
-    q, f, k, v, bound, states, o, origin, length, index, head, v0, heads, q_stride, f_stride, k_stride, v_stride, scale,
+    q, f, k, v, lower_bound_ptr, states, o, origin, length, index, head, v0, heads, q_stride, f_stride, k_stride,
+    v_stride, scale,
     K: tl.constexpr, V: tl.constexpr, KEYS: tl.constexpr, VALUES: tl.constexpr, RAW: tl.constexpr,
-    BOUND: tl.constexpr, ACT_IN: tl.constexpr, ACT_OUT: tl.constexpr, REVERSE: tl.constexpr, WORK: tl.constexpr,
+    LOWER_BOUND: tl.constexpr, ACT_IN: tl.constexpr, ACT_OUT: tl.constexpr, REVERSE: tl.constexpr, WORK: tl.constexpr,
     PRECISION: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
     """o of one chunk and head, and of the tile of V from v0 on."""
@@ -84,11 +86,11 @@ def chunk_output(
         x = load_keys(f, origin, f_stride, channel, length, width, float("inf") if RAW else 0.0, KEYS, WHOLE, REVERSE)
         query = load_keys(q, origin, q_stride, channel, length, width, 0.0, KEYS, WHOLE, REVERSE).to(tl.float32)
         query = scale * activate(query, ACT_OUT, EXACT)
-        gamma = tl.zeros([KEYS], tl.float32)
-        if BOUND:
-            gamma = load_channels(bound, channel, width, 0.0, KEYS)
+        lower_bound = tl.zeros([KEYS], tl.float32)
+        if LOWER_BOUND:
+            lower_bound = load_channels(lower_bound_ptr, channel, width, 0.0, KEYS)
         if RAW:
-            up, down, key, forget, log = raw_gates(x.to(tl.float32), gamma, EXACT)
+            up, down, key, forget, log = raw_gates(x.to(tl.float32), lower_bound, EXACT)
         else:
             log = LOG2E * tl.maximum(x.to(tl.float32), SMALLEST_LOG_GATE)
             key = load_keys(k, origin, k_stride, channel, length, width, 0.0, KEYS, WHOLE, REVERSE).to(tl.float32)
@@ -115,14 +117,14 @@ def chunk_output(
 
 
 @triton.jit(do_not_specialize=["tokens", "chunks", "sequences"])
-def read_out(
-    q, f, k, v, bound, states, o, offsets, owner, first, tokens, chunks, sequences, heads,
+def output_kernel(
+    q, f, k, v, lower_bound_ptr, states, o, offsets, owner, first, tokens, chunks, sequences, heads,
     q_stride, f_stride, k_stride, v_stride, scale,
     K: tl.constexpr, V: tl.constexpr, KEYS: tl.constexpr, VALUES: tl.constexpr, RAW: tl.constexpr,
-    BOUND: tl.constexpr, QUICK: tl.constexpr, ACT_IN: tl.constexpr, ACT_OUT: tl.constexpr, PACKED: tl.constexpr,
+    LOWER_BOUND: tl.constexpr, QUICK: tl.constexpr, ACT_IN: tl.constexpr, ACT_OUT: tl.constexpr, PACKED: tl.constexpr,
     REVERSE: tl.constexpr, WORK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """One program: o of a chunk, a head and a tile of V. QUICK: bounds choose how scores are split."""
+    """One program: o of a chunk, a head and a tile of V. QUICK: lower bounds choose how scores are split."""
     v_tiles: tl.constexpr = (V + VALUES - 1) // VALUES
     v0 = (tl.program_id(0) % v_tiles) * VALUES
     head = (tl.program_id(0) // v_tiles) % heads
@@ -138,19 +140,22 @@ def read_out(
     index = piece.to(tl.int64) * heads + head
     split = 0
     if QUICK:
-        split = split_of(bound, head, K)
+        split = split_of(lower_bound_ptr, head, K)
     if split == 6:
         chunk_output(
-            q, f, k, v, bound, states, o, origin, length, index, head, v0, heads, q_stride, f_stride, k_stride,
-            v_stride, scale, K, V, KEYS, VALUES, RAW, BOUND, ACT_IN, ACT_OUT, REVERSE, WORK, PRECISION, 6,
+            q, f, k, v, lower_bound_ptr, states, o, origin, length, index, head, v0, heads, q_stride, f_stride,
+            k_stride,
+            v_stride, scale, K, V, KEYS, VALUES, RAW, LOWER_BOUND, ACT_IN, ACT_OUT, REVERSE, WORK, PRECISION, 6,
         )  # fmt: skip
     elif split == 4:
         chunk_output(
-            q, f, k, v, bound, states, o, origin, length, index, head, v0, heads, q_stride, f_stride, k_stride,
-            v_stride, scale, K, V, KEYS, VALUES, RAW, BOUND, ACT_IN, ACT_OUT, REVERSE, WORK, PRECISION, 4,
+            q, f, k, v, lower_bound_ptr, states, o, origin, length, index, head, v0, heads, q_stride, f_stride,
+            k_stride,
+            v_stride, scale, K, V, KEYS, VALUES, RAW, LOWER_BOUND, ACT_IN, ACT_OUT, REVERSE, WORK, PRECISION, 4,
         )  # fmt: skip
     else:
         chunk_output(
-            q, f, k, v, bound, states, o, origin, length, index, head, v0, heads, q_stride, f_stride, k_stride,
-            v_stride, scale, K, V, KEYS, VALUES, RAW, BOUND, ACT_IN, ACT_OUT, REVERSE, WORK, PRECISION, 0,
+            q, f, k, v, lower_bound_ptr, states, o, origin, length, index, head, v0, heads, q_stride, f_stride,
+            k_stride,
+            v_stride, scale, K, V, KEYS, VALUES, RAW, LOWER_BOUND, ACT_IN, ACT_OUT, REVERSE, WORK, PRECISION, 0,
         )  # fmt: skip

@@ -16,7 +16,7 @@ from hgrn2.ops.gated_outer_scan.triton.launch_table import Launch, avoided, laun
 
 CHUNK = int(_CHUNK.value)
 PROGRAMS_PER_PROCESSOR = 4
-"""Walks are cut into segments where whole sequences give fewer programs than this."""
+"""Scans are cut into segments where whole sequences give fewer programs than this."""
 LEAST_SEGMENT = 8
 """Chunks; shorter segments would spend more on joining than they gain."""
 

@@ -1,12 +1,12 @@
-"""Kernels that walk chunks with a tile of the state in registers, and the scan that joins segments of long sequences.
+"""Kernels that scan chunks with a tile of the state in registers, and the scan that joins segments of long sequences.
 
 Forward, and with GRAD the gradient that arrives at the state, from the last chunk to the first:
 
     S ← Diag(tot) S + (k ⊙ w)ᵀ v          G ← Diag(tot) G + (q ⊙ pb)ᵀ do
 
 Each K-tile is independent of the others, so a program holds [KEYS, VALUES] of one head. Where sequences and heads alone
-are too few for the processor, sequences are cut into segments: `walk` gives each segment's decay and local state,
-`join` turns them into start states, and a second `walk` writes the chunk states.
+are too few for the processor, sequences are cut into segments: `scan_chunks` gives each segment's decay and local
+state, `join` turns them into start states, and a second `scan_chunks` writes the chunk states.
 """
 
 # Conditions on compile-time constants stay apart from others, and a tuple is unpacked into names of one type each.
@@ -35,11 +35,11 @@ from hgrn2.ops.gated_outer_scan.triton.gates import (
 
 
 @triton.jit(do_not_specialize=["tokens", "pieces", "chunks", "span", "sequences"])
-def walk(
-    f, left, right, bound, start, states, final, decays, offsets, owner, first, first_chunk,
+def scan_chunks(
+    f, left, right, lower_bound_ptr, start, states, final, decays, offsets, owner, first, first_chunk,
     tokens, pieces, chunks, span, sequences, heads, f_stride, left_stride, right_stride, scale,
     K: tl.constexpr, V: tl.constexpr, KEYS: tl.constexpr, VALUES: tl.constexpr, RAW: tl.constexpr,
-    GRAD: tl.constexpr, BOUND: tl.constexpr, ACT: tl.constexpr, START: tl.constexpr, STATES: tl.constexpr,
+    GRAD: tl.constexpr, LOWER_BOUND: tl.constexpr, ACT: tl.constexpr, START: tl.constexpr, STATES: tl.constexpr,
     FINAL: tl.constexpr, DECAYS: tl.constexpr, PACKED: tl.constexpr, REVERSE: tl.constexpr, WORK: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -72,9 +72,9 @@ def walk(
         picks = token[:, None] <= token[None, :]
     else:
         picks = token[:, None] > token[None, :]
-    gamma = tl.zeros([KEYS], tl.float32)
-    if BOUND:
-        gamma = load_channels(bound, head * K + k0, K - k0, 0.0, KEYS)
+    lower_bound = tl.zeros([KEYS], tl.float32)
+    if LOWER_BOUND:
+        lower_bound = load_channels(lower_bound_ptr, head * K + k0, K - k0, 0.0, KEYS)
     state = tl.zeros([KEYS, VALUES], tl.float32)
     total_decay = tl.zeros([KEYS], tl.float32)
     if START:
@@ -94,7 +94,7 @@ def walk(
         x = load_keys(f, origin, f_stride, channel, length, width, float("inf") if RAW else 0.0, KEYS, WHOLE, REVERSE)
         y = load_rows(right, origin, right_stride, head * V + v0, length, V - v0, 0.0, VALUES, V % VALUES == 0, REVERSE)
         if RAW:
-            up, down, key, forget, log = raw_gates(x.to(tl.float32), gamma, EXACT)
+            up, down, key, forget, log = raw_gates(x.to(tl.float32), lower_bound, EXACT)
         else:
             log = LOG2E * tl.maximum(x.to(tl.float32), SMALLEST_LOG_GATE)
         if GRAD or not RAW:

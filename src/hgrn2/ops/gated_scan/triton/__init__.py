@@ -33,7 +33,7 @@ def forward(
     x: Tensor, f: Tensor, state: Tensor | None, cu_seqlens: Tensor | None, reverse: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(h in x's dtype, final state, carries); arguments as in `hgrn2.ops.gated_scan`."""
-    from hgrn2.ops.gated_scan.triton.forward_kernels import summarise, walk
+    from hgrn2.ops.gated_scan.triton.forward_kernels import scan, summarise
 
     work = work_dtype(x.dtype)
     x, f = _channels_last(x), _channels_last(f)
@@ -51,7 +51,7 @@ def forward(
             call.run(summarise, pieces.segments - 1, *inputs, call.first, *call.summaries, strides=strides, state=True)
         outputs = (_reals(h), _reals(carries), _reals(final))
         call.run(
-            walk, pieces.segments, *inputs, call.first, call.last, *call.summaries, *outputs, strides=strides,
+            scan, pieces.segments, *inputs, call.first, call.last, *call.summaries, *outputs, strides=strides,
             state=True,
         )  # fmt: skip
     return h, final, carries
@@ -62,7 +62,7 @@ def backward(
     grad_state: Tensor, reverse: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """(dx, df, gradient of the initial state in the working dtype)."""
-    from hgrn2.ops.gated_scan.triton.backward_kernels import summarise_back, walk_back
+    from hgrn2.ops.gated_scan.triton.backward_kernels import scan_back, summarise_back
 
     work = work_dtype(x.dtype)
     x, f, grad_h = _channels_last(x), _channels_last(f), _channels_last(grad_h)
@@ -82,7 +82,7 @@ def backward(
                 summarise_back, pieces.segments - 1, _reals(f), *incoming, call.last, *call.summaries, strides=strides
             )
         call.run(
-            walk_back, pieces.segments, _reals(x), _reals(f), call.state, *incoming, call.first, call.last,
+            scan_back, pieces.segments, _reals(x), _reals(f), call.state, *incoming, call.first, call.last,
             *call.summaries, _reals(carries), _reals(dx), _reals(df), _reals(d_state),
             strides=(*_strides(x), *strides), state=True,
         )  # fmt: skip

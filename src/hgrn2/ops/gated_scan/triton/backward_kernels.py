@@ -71,7 +71,7 @@ def summarise_back(
 
 
 @triton.jit(do_not_specialize=COUNTS)
-def walk_back(
+def scan_back(
     x, f, state, grad, grad_state, first, last, products, sums, carries, dx, df, d_state,
     tokens, length, segments, blocks, reals, first_row, direction,
     x_batch, x_token, f_batch, f_token, g_batch, g_token,

@@ -1,4 +1,4 @@
-"""The forward kernels: what each segment of a sequence does to a state, and the walk that writes h.
+"""The forward kernels: what each segment of a sequence does to a state, and the scan that writes h.
 
 `summarise` is needed only where there are too few channels to fill a GPU with one program for each: the sequence is cut
 into segments, and a segment takes any state h to (product of its gates) · h + (its scan from zero).
@@ -64,7 +64,7 @@ def summarise(
 
 
 @triton.jit(do_not_specialize=COUNTS)
-def walk(
+def scan(
     x, f, state, first, last, products, sums, h, carries, final, tokens, length, segments, blocks, reals, first_row,
     direction, x_batch, x_token, f_batch, f_token,
     STATE: tl.constexpr, PACKED: tl.constexpr, COMPLEX: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,

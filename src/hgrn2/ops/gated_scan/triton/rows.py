@@ -1,8 +1,9 @@
 """Pieces that the kernels of this folder share: rows of channels in registers, complex numbers as pairs, documents.
 
 A program owns one warp's width of channels and holds ROWS tokens of them at a time. All rows are loaded before the
-first one is used: one program then has kilobytes on their way from memory, which is what a bandwidth-bound walk needs,
-and the recurrence itself runs from registers. A row of complex numbers is a row of (re, im) pairs of twice the width.
+first one is used: one program then has kilobytes on their way from memory, which is what a bandwidth-limited scan
+needs, and the recurrence itself runs from registers. A row of complex numbers is a row of (re, im) pairs of twice the
+width.
 """
 
 # Triton's annotations know neither loops that it unrolls nor what it takes for a constant.

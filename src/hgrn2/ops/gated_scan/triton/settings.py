@@ -24,7 +24,7 @@ class Settings:
     width: int
     """Reals of a program; a complex number is two."""
     enough: float = 1.75
-    """Programs per multiprocessor from which one walk over whole sequences serves."""
+    """Programs per multiprocessor from which one scan over whole sequences serves."""
     fill: int = 8
     """Programs per multiprocessor that segments are cut for, where there are fewer."""
 
@@ -37,8 +37,8 @@ class Settings:
             raise UserError("enough and fill must be positive")
 
 
-# Four bytes a lane and row (eight for double precision, a complex number in one lane), and as many rows as the backward
-# keeps in registers without spilling.
+# Four bytes per lane and row (eight for double precision, a complex number in one lane), and as many rows as the
+# backward keeps in registers without spilling.
 _BY_DTYPE = {
     torch.bfloat16: Settings(rows=32, width=64),
     torch.float16: Settings(rows=32, width=64),

@@ -1,4 +1,4 @@
-"""The HGRN2 core on Triton kernels: gates, tied key, scan and read-out from the raw projections, fused.
+"""The HGRN2 core on Triton kernels: gates, tied key, scan and output from the raw projections, fused.
 
 The kernels are those of `gated_outer_scan.triton`, which compute the gates from projections when asked to; nothing of
 the size [B,T,H*K] in float32 touches device memory.
@@ -27,8 +27,9 @@ def backward(
     grad_o: Tensor, grad_state: Tensor, *, heads: int, reverse: bool, input_activation: str, output_activation: str,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor]:  # fmt: skip
-    """Gradients of q, f, i in their dtypes, of γ [H*K] (None without a bound) and the initial state in float32."""
+    """Gradients of q, f, i in their dtypes, of γ [H*K] (None without a lower bound) and the initial state in
+    float32."""
     options = {"input_activation": input_activation, "output_activation": output_activation, "scale": scale}
     call = calls.scan(q, f, None, i, lower_bound, state, cu_seqlens, heads=heads, reverse=reverse, **options)
     g = calls.backward(call, grad_o, grad_state)
-    return g.q, g.f, g.v, g.bound, g.state
+    return g.q, g.f, g.v, g.lower_bound, g.state

@@ -1,4 +1,4 @@
-"""One token of the HGRN2 core in one kernel: gates, update of the state in place, read-out; float32 arithmetic."""
+"""One token of the HGRN2 core in one kernel: gates, update of the state in place, output; float32 arithmetic."""
 
 # Pyright takes the language's constants for objects of its own.
 # pyright: reportArgumentType=false, reportPossiblyUnboundVariable=false, reportCallIssue=false
@@ -17,11 +17,11 @@ from hgrn2.ops.gated_outer_scan.triton.plan import architecture
 
 @triton.jit(do_not_specialize=["scale"])
 def step_kernel(
-    q, f, i, bound, state, slots, o, heads, q_stride, f_stride, i_stride, scale,
-    K: tl.constexpr, V: tl.constexpr, KEYS: tl.constexpr, VALUES: tl.constexpr, BOUND: tl.constexpr,
+    q, f, i, lower_bound_ptr, state, slots, o, heads, q_stride, f_stride, i_stride, scale,
+    K: tl.constexpr, V: tl.constexpr, KEYS: tl.constexpr, VALUES: tl.constexpr, LOWER_BOUND: tl.constexpr,
     SLOTS: tl.constexpr, ACT_IN: tl.constexpr, ACT_OUT: tl.constexpr,
 ):  # fmt: skip
-    """One program: a sequence, a head and a tile of V; all of K, so the read-out is one sum."""
+    """One program: a sequence, a head and a tile of V; all of K, so the output is one sum."""
     v_tiles: tl.constexpr = (V + VALUES - 1) // VALUES
     v0 = (tl.program_id(0) % v_tiles) * VALUES
     head = (tl.program_id(0) // v_tiles) % heads
@@ -30,13 +30,13 @@ def step_kernel(
     x = tl.load(f + row * f_stride + head * K + k, mask=k < K, other=float("inf")).to(tl.float32)
     query = tl.load(q + row * q_stride + head * K + k, mask=k < K, other=0.0).to(tl.float32)
     value = tl.load(i + row * i_stride + head * V + v, mask=v < V, other=0.0).to(tl.float32)
-    gamma = tl.zeros([KEYS], tl.float32)
-    if BOUND:
-        gamma = tl.load(bound + head * K + k, mask=k < K, other=0.0)
+    lower_bound = tl.zeros([KEYS], tl.float32)
+    if LOWER_BOUND:
+        lower_bound = tl.load(lower_bound_ptr + head * K + k, mask=k < K, other=0.0)
     small = decaying(x, True)
     up = 1.0 / (1.0 + small)
-    key = (1.0 - gamma) * small * up
-    forget = gamma + (1.0 - gamma) * up
+    key = (1.0 - lower_bound) * small * up
+    forget = lower_bound + (1.0 - lower_bound) * up
     place = row
     if SLOTS:
         place = tl.load(slots + row).to(tl.int64)
@@ -64,15 +64,16 @@ def step(
     rows = state.contiguous()
     keys, values = state.shape[2:]
     q, f, i = (x if x.stride(1) == 1 else x.contiguous() for x in (q, f, i))
-    bound = None if lower_bound is None else lower_bound.float().contiguous()
+    lower_bound = None if lower_bound is None else lower_bound.float().contiguous()
     o = torch.empty_like(i, memory_format=torch.contiguous_format)
     settings = launch("step", architecture(state.device), max(keys, values), str(state.dtype).removeprefix("torch."))
     tile = settings.tiles(16, values)[1]
     if q.shape[0]:
         with on(o.device):
             step_kernel[(q.shape[0] * heads * -(-values // tile),)](
-                q, f, i, bound, rows, slots, o, heads, q.stride(0), f.stride(0), i.stride(0), float(scale),
-                K=keys, V=values, KEYS=max(16, triton.next_power_of_2(keys)), VALUES=tile, BOUND=bound is not None,
+                q, f, i, lower_bound, rows, slots, o, heads, q.stride(0), f.stride(0), i.stride(0), float(scale),
+                K=keys, V=values, KEYS=max(16, triton.next_power_of_2(keys)), VALUES=tile,
+                LOWER_BOUND=lower_bound is not None,
                 SLOTS=slots is not None, ACT_IN=ACTIVATIONS[input_activation], ACT_OUT=ACTIVATIONS[output_activation],
                 num_warps=settings.num_warps,
             )  # fmt: skip

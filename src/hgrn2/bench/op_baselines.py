@@ -1,4 +1,4 @@
-"""The peers of the operators: PyTorch's causal attention, and flash-linear-attention's HGRN2.
+"""The baselines of the operators: PyTorch's causal attention, and flash-linear-attention's HGRN2.
 
 They are not held to our tolerances, only to computing what they stand for: PEER_FACTOR times as far off is let pass,
 and how far off they are is part of their rows.
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid, scaled_dot_product_attention
 
-from hgrn2.bench.calls import Contender, differentiable
+from hgrn2.bench.calls import Implementation, differentiable
 from hgrn2.bench.problems import Setting, cut, dtype_of, two_heads
 from hgrn2.bench.settings import parse_shape
 from hgrn2.errors import UserError
@@ -21,12 +21,12 @@ from hgrn2.testing.compare import Finding, relative_error
 from hgrn2.testing.evaluation import Results
 from hgrn2.testing.large import Expected, compare, expect
 
-PEER_FACTOR = 20.0
-ATTENTION_TOKENS = 1024  # of the check of attention: its float64 scores need T x T numbers a head
+BASELINE_FACTOR = 20.0
+ATTENTION_TOKENS = 1024  # of the check of attention: its float64 scores need T x T numbers per head
 ATTENTION_EPSILONS = 4.0  # of the dtype, float32 at least that of TF32's ten bits: it may be what the library takes
 
 
-def sdpa(setting: Setting) -> Contender:
+def sdpa(setting: Setting) -> Implementation:
     """Causal attention with as many heads of the same size, no projections on either side."""
     batch, tokens, width, head = parse_shape(setting.shape)
     generator = torch.Generator(setting.device).manual_seed(0)
@@ -40,7 +40,7 @@ def sdpa(setting: Setting) -> Contender:
         few = {name: x.detach()[:2, :2, :ATTENTION_TOKENS].requires_grad_() for name, x in tensors.items()}
         return _attention_findings(few, draws[3][:2, :2, :ATTENTION_TOKENS])
 
-    return Contender(subject="sdpa", backend="torch", forward=forward, both=both, check=check)
+    return Implementation(subject="sdpa", backend="torch", forward=forward, both=both, check=check)
 
 
 def _attention(given: Mapping[str, Tensor]) -> Tensor:
@@ -79,12 +79,12 @@ class Fla:
         self._swish: Callable[[Tensor], Tensor] = swish
         self._chunk_gla: Callable[..., tuple[Tensor, Any]] = chunk_gla
 
-    def core(self, problem: Problem, expected: Callable[[], Expected], heads: int) -> Contender:
-        """From projections and bound; without a bound where γ is 0 everywhere, as in the layer."""
+    def core(self, problem: Problem, expected: Callable[[], Expected], heads: int) -> Implementation:
+        """From projections and lower bound; without a lower bound where γ is 0 everywhere, as in the layer."""
         given = {name: problem.tensors[name] for name in ("q", "f", "i")}
-        bound = problem.tensors["lower_bound"]
-        if bound is not None and bool(bound.any()):
-            given["lower_bound"] = bound
+        lower_bound = problem.tensors["lower_bound"]
+        if lower_bound is not None and bool(lower_bound.any()):
+            given["lower_bound"] = lower_bound
         leaves = {name: x.detach().clone().requires_grad_() for name, x in given.items() if x is not None}
 
         def run(tensors: Mapping[str, Tensor]) -> Tensor:
@@ -94,11 +94,11 @@ class Fla:
         scale = (problem.grad_output.shape[2] // heads) ** -0.5
 
         def check() -> list[Finding]:
-            return compare(expected(), _unscaled(cut(results(), heads), scale), PEER_FACTOR)
+            return compare(expected(), _unscaled(cut(results(), heads), scale), BASELINE_FACTOR)
 
-        return Contender(subject="fla", backend="core", forward=forward, both=both, check=check)
+        return Implementation(subject="fla", backend="core", forward=forward, both=both, check=check)
 
-    def kernel(self, problem: Problem, heads: int) -> Contender:
+    def kernel(self, problem: Problem, heads: int) -> Implementation:
         """`chunk_gla` alone, on what the core gives it."""
         given = {name: x for name, x in problem.tensors.items() if x is not None}
         with torch.no_grad():
@@ -116,15 +116,15 @@ class Fla:
                 problem.grad_state,
             )
             scale = grad_output.shape[-1] ** -0.5
-            return compare(expect(two_heads(whole, heads)), _unscaled(cut(results(), heads), scale), PEER_FACTOR)
+            return compare(expect(two_heads(whole, heads)), _unscaled(cut(results(), heads), scale), BASELINE_FACTOR)
 
-        return Contender(subject="fla", backend="kernel", forward=forward, both=both, check=check)
+        return Implementation(subject="fla", backend="kernel", forward=forward, both=both, check=check)
 
     def _prepared(self, tensors: Mapping[str, Tensor], heads: int) -> dict[str, Tensor]:
         log_f = logsigmoid(tensors["f"])
-        bound = tensors.get("lower_bound")
-        if bound is not None and (bound.requires_grad or bool(bound.any())):
-            log_f = torch.logaddexp(bound.log(), torch.log1p(-bound) + log_f)
+        lower_bound = tensors.get("lower_bound")
+        if lower_bound is not None and (lower_bound.requires_grad or bool(lower_bound.any())):
+            log_f = torch.logaddexp(lower_bound.log(), torch.log1p(-lower_bound) + log_f)
         key = (1 - log_f.exp()).to(tensors["i"])
         made = {"q": self._swish(tensors["q"]), "k": key, "v": tensors["i"], "log_f": log_f}
         return {name: x.unflatten(-1, (heads, -1)) for name, x in made.items()}

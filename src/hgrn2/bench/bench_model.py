@@ -27,7 +27,7 @@ class Setup:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Subject:
+class BenchModel:
     """A language model with random weights, and how it is called."""
 
     name: str

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from hgrn2.files import read_json, write_json
-from hgrn2.reproduce.plan import Cell, Plan, Run
+from hgrn2.reproduce.plan import Plan, Run, RunSpec
 from hgrn2.reproduce.published import RECIPES, RESULTS
 from hgrn2.reproduce.recall_settings import hardest
 from hgrn2.rows import Row, measurement
@@ -30,7 +30,7 @@ class Job:
     """A run with everything that its process must know."""
 
     plan: Plan
-    cell: Cell
+    spec: RunSpec
     place: Path
     """Its run folder."""
     data: str = ""
@@ -43,7 +43,7 @@ class Job:
 
     def settings(self) -> Run:
         """The run's settings, with what its data decides."""
-        run = self.plan.run_of(self.cell, self.data)
+        run = self.plan.run_of(self.spec, self.data)
         if isinstance(run, MQARRun):
             return run
         from hgrn2.tasks.classify.run import fit_to_data
@@ -94,8 +94,8 @@ def row_of(job: Job, run: Run, summary: dict[str, Any]) -> Row:
     """What the run came to, beside what was published."""
     from hgrn2.models.saved import usable_device
 
-    cell, seconds = job.cell, summary["train_seconds"] + summary["eval_seconds"]
-    published = RESULTS.get(cell.task, {}).get(cell.model)
+    spec, seconds = job.spec, summary["train_seconds"] + summary["eval_seconds"]
+    published = RESULTS.get(spec.task, {}).get(spec.model)
     details = {
         "published_per_cent": published.per_cent if published else None,
         "published_source": published.source if published else None,
@@ -111,8 +111,8 @@ def row_of(job: Job, run: Run, summary: dict[str, Any]) -> Row:
         value, more = _recall(run, summary)
     else:
         value, more = _classified(job, run, summary)
-    case = {"table": cell.table, "task": cell.task, "size": cell.size, "n": cell.n, "seed": cell.seed}
-    return measurement(BENCH, case, cell.model, "torch", [value], "share right", details | more)
+    case = {"table": spec.table, "task": spec.task, "size": spec.size, "n": spec.n, "seed": spec.seed}
+    return measurement(BENCH, case, spec.model, "torch", [value], "accuracy", details | more)
 
 
 def _classified(job: Job, run: ClassifyRun, summary: dict[str, Any]) -> tuple[float, dict[str, Any]]:
@@ -120,7 +120,7 @@ def _classified(job: Job, run: ClassifyRun, summary: dict[str, Any]) -> tuple[fl
     test, valid = held_out[run.data.test_split], held_out[run.data.valid_split]
     more = {
         "valid": valid["accuracy"], "examples": test["examples"], "epochs": summary["epochs"],
-        "data": job.difference, "differs": differing(job.cell, run, summary["epochs"]), "changed": changed(job, run),
+        "data": job.difference, "differs": differing(job.spec, run, summary["epochs"]), "changed": changed(job, run),
     }  # fmt: skip
     return test["accuracy"], more
 
@@ -135,9 +135,9 @@ def _recall(run: MQARRun, summary: dict[str, Any]) -> tuple[float, dict[str, Any
     return by_segment[f"{ranked.length}x{ranked.pairs}"], more
 
 
-def differing(cell: Cell, run: ClassifyRun, epochs: float) -> str:
+def differing(spec: RunSpec, run: ClassifyRun, epochs: float) -> str:
     """What is not as in HGRN2's published script, ours first; empty where nothing was published."""
-    recipe = RECIPES.get(cell.task)
+    recipe = RECIPES.get(spec.task)
     if recipe is None:
         return ""
     config: Any = run.model
@@ -166,8 +166,8 @@ def differing(cell: Cell, run: ClassifyRun, epochs: float) -> str:
 
 def changed(job: Job, run: ClassifyRun) -> str:
     """What was set otherwise than in the table's own recipe; how long it was, its seed and its records left out."""
-    cell = job.cell
-    base = _flat(to_dict(Plan(table=job.plan.table, size=job.plan.size).run_of(replace(cell, seed=run.train.seed))))
+    spec = job.spec
+    base = _flat(to_dict(Plan(table=job.plan.table, size=job.plan.size).run_of(replace(spec, seed=run.train.seed))))
     return ", ".join(f"{name}={value}" for name, value in _flat(to_dict(run)).items()
                      if name not in NO_CHANGE and base.get(name) != value)  # fmt: skip
 

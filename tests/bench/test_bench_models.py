@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from hgrn2.bench.baselines import cache_bytes, llama_glu_width, mamba_layers
+from hgrn2.bench.models import build
 from hgrn2.bench.settings import Size
-from hgrn2.bench.subjects import build
 from hgrn2.errors import UserError
 from hgrn2.models.modes import reading
 

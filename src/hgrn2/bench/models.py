@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from hgrn2.bench import baselines, fla_model
+from hgrn2.bench.bench_model import BenchModel, Setup
 from hgrn2.bench.settings import Size
-from hgrn2.bench.subject import Setup, Subject
 from hgrn2.errors import UserError
 from hgrn2.generate.config import SamplingConfig
 from hgrn2.generate.steps import Steps
@@ -23,8 +23,8 @@ SEGMENT_BATCH = 32_768
 """Of all sequences together."""
 
 
-def build(name: str, size: Size, seed: int, *, layers: int | None = None, setup: Setup | None = None) -> Subject:
-    """A subject by name, its weights drawn from `seed`; `layers` in place of the number that makes the sizes equal."""
+def build(name: str, size: Size, seed: int, *, layers: int | None = None, setup: Setup | None = None) -> BenchModel:
+    """A model by name, its weights drawn from `seed`; `layers` in place of the number that makes the sizes equal."""
     setup = setup or Setup()
     makers = {
         "hgrn2": hgrn2,
@@ -35,26 +35,26 @@ def build(name: str, size: Size, seed: int, *, layers: int | None = None, setup:
         "fla": fla_model.fla,
     }
     torch.manual_seed(seed)
-    subject = makers[name](size, layers, setup)
+    measured = makers[name](size, layers, setup)
     if layers is None:
-        size.check(name, subject.parameters)
+        size.check(name, measured.parameters)
     if setup.compile == "blocks":
-        for block in subject.blocks:
+        for block in measured.blocks:
             block.compile(dynamic=False, fullgraph=name == "hgrn2")
     elif setup.compile == "model":
-        return replace(subject, loss=torch.compile(subject.loss, dynamic=False))
-    return subject
+        return replace(measured, loss=torch.compile(measured.loss, dynamic=False))
+    return measured
 
 
 def check_available(names: Sequence[str]) -> None:
-    """A `UserError` where a subject needs a library that is missing, before minutes are spent on the others."""
+    """A `UserError` where a model needs a library that is missing, before minutes are spent on the others."""
     if any(name.endswith(("-hf", "-static")) for name in names):
         baselines.transformers()
     if "fla" in names:
         fla_model.required()
 
 
-def hgrn2(size: Size, layers: int | None = None, setup: Setup | None = None) -> Subject:
+def hgrn2(size: Size, layers: int | None = None, setup: Setup | None = None) -> BenchModel:
     """HGRN2, decoding call by call; its state is updated in place."""
     setup = setup or Setup()
     config = replace(size.config(), layers=layers or size.layers)
@@ -88,7 +88,7 @@ def hgrn2(size: Size, layers: int | None = None, setup: Setup | None = None) -> 
     scan, one = (
         backends.choose(setup.device, op=op, dtype=setup.dtype, keys=n, values=n) for op in ("hgru2", "hgru2_step")
     )
-    return Subject(
+    return BenchModel(
         name="hgrn2",
         backend=scan.backend,
         step_backend=one.backend,
@@ -104,11 +104,11 @@ def hgrn2(size: Size, layers: int | None = None, setup: Setup | None = None) -> 
     )
 
 
-def hgrn2_graph(size: Size, layers: int | None = None, setup: Setup | None = None) -> Subject:
+def hgrn2_graph(size: Size, layers: int | None = None, setup: Setup | None = None) -> BenchModel:
     """HGRN2, decoding over fixed buffers: on a GPU one captured graph, elsewhere the same code call by call."""
     setup = setup or Setup()
-    subject = hgrn2(size, layers, setup)
-    model = subject.model
+    measured = hgrn2(size, layers, setup)
+    model = measured.model
     if not isinstance(model, LanguageModel):
         raise UserError("hgrn2-graph decodes with a LanguageModel")
 
@@ -122,4 +122,4 @@ def hgrn2_graph(size: Size, layers: int | None = None, setup: Setup | None = Non
             compile=setup.compile_steps,
         )
 
-    return replace(subject, name="hgrn2-graph", steps=steps)
+    return replace(measured, name="hgrn2-graph", steps=steps)

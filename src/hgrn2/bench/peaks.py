@@ -17,7 +17,7 @@ ROUNDS = 5
 
 
 @dataclass(frozen=True)
-class Ceilings:
+class Peaks:
     """Rates of this GPU."""
 
     copied: float
@@ -34,11 +34,11 @@ class Ceilings:
         }
 
 
-def measure_ceilings(
+def measure_peaks(
     record: Callable[[Row], None], progress: Progress, conditions: dict[str, Any], size: int = COPIED_BYTES
-) -> Ceilings:
+) -> Peaks:
     """Measure and record both rates; random numbers, as zeros can be quicker."""
-    progress("ceilings of this GPU", 0, 1)
+    progress("measured peaks of this GPU", 0, 1)
     source = torch.randn(size // 2, dtype=torch.bfloat16, device="cuda")
     target = torch.empty_like(source)
     copied = _rates(lambda: target.copy_(source), 2 * size)
@@ -49,12 +49,12 @@ def measure_ceilings(
     case = {"what": f"bfloat16 matrix product of {SIDE} x {SIDE}", "bytes": None}
     row = measurement("ceilings", case, "torch", "torch", rates, "TFLOP/s", conditions)
     record(row)
-    progress("ceilings of this GPU", 1, 1)
-    return Ceilings(1e9 * sorted(copied)[len(copied) // 2])
+    progress("measured peaks of this GPU", 1, 1)
+    return Peaks(1e9 * sorted(copied)[len(copied) // 2])
 
 
 def _rates(call: Callable[[], object], work: int) -> list[float]:
-    """Work in billions a second, once a round."""
+    """Work in billions per second, once a round."""
     sample = Events(call)
     sample()  # warms up
     return [work / sample() / 1e9 for _ in range(ROUNDS)]
