@@ -10,6 +10,7 @@ import pytest
 from hgrn2 import rows as record
 from hgrn2.errors import UserError
 from hgrn2.rows import Row, append, measurement, prepare_folder, read_folder, read_rows
+from hgrn2.settings import to_dict
 
 
 @pytest.fixture
@@ -97,3 +98,20 @@ def test_bad_places_are_refused(tmp_path: Path) -> None:
         read_folder(tmp_path / "missing")
     with pytest.raises(UserError, match="does not exist"):
         read_rows(tmp_path / "missing.jsonl")
+
+
+def test_rows_of_earlier_versions_are_read_in_todays_words(row: Row, tmp_path: Path) -> None:
+    new = [
+        replace(row, unit="accuracy"),
+        replace(row, unit="nats/token"),
+        replace(row, bench="peaks"),
+        replace(row, subject="sequential"),
+    ]
+    words = {"accuracy": "share right", "nats/token": "nats a token", "peaks": "ceilings", "sequential": "walk"}
+    written = [json.dumps(to_dict(each)) for each in new]
+    for now, before in words.items():
+        written = [line.replace(f'"{now}"', f'"{before}"') for line in written]
+    path = tmp_path / "old.jsonl"
+    path.write_text("\n".join(written) + "\n")
+    assert all(before in path.read_text() for before in words.values())
+    assert read_rows(path) == new

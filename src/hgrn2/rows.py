@@ -4,7 +4,7 @@ import json
 import os
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,19 +13,24 @@ from hgrn2.environment import environment
 from hgrn2.files import parse_json, read_text
 from hgrn2.settings import from_dict, refuse, to_dict
 
+OLD_UNITS = {"share right": "accuracy", "nats a token": "nats/token"}
+OLD_BENCHES = {"ceilings": "peaks"}
+OLD_SUBJECTS = {"walk": "sequential"}
+"""Words of rows written before, and those that stand for them now."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """A measurement of one subject in one case."""
+    """A measurement of one model or implementation in one case."""
 
     bench: str
     """ops, train, decode: also the name of the file."""
     case: dict[str, Any]
-    """What was measured: shapes, sizes, options. The same for every subject that is compared."""
+    """Shapes, sizes, options. The same for everything that is compared."""
     subject: str
-    """Who: hgrn2, llama-hf, mamba-hf, sdpa, …"""
+    """What was measured: hgrn2, or a baseline such as llama-hf, mamba-hf, sdpa."""
     backend: str
-    """On which code path: native, chunked, reference, torch."""
+    """Its backend: native, chunked, reference, torch."""
     value: float
     """The median, which tables show."""
     unit: str
@@ -105,15 +110,30 @@ def append(folder: Path, row: Row) -> Path:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The measurements in a file, oldest first; objects that do not name a bench belong to others and are left out."""
+    """The measurements in a file, oldest first; objects without `bench` belong to others and are left out."""
     rows = []
     for number, line in enumerate(read_text(path).splitlines(), 1):
         if not line.strip():
             continue
         values = parse_json(line, f"{path}, line {number}")
         if isinstance(values, dict) and "bench" in values:
-            rows.append(from_dict(Row, values, f"{path}, line {number}"))
+            rows.append(row_from(values, f"{path}, line {number}"))
     return rows
+
+
+def row_from(values: Mapping[str, Any], where: str) -> Row:
+    """The row of a JSON object, in today's words also where an earlier version wrote it.
+
+    Raises:
+        UserError: no row; `where` says what was read.
+    """
+    row = from_dict(Row, dict(values), where)
+    return replace(
+        row,
+        bench=OLD_BENCHES.get(row.bench, row.bench),
+        subject=OLD_SUBJECTS.get(row.subject, row.subject),
+        unit=OLD_UNITS.get(row.unit, row.unit),
+    )
 
 
 def read_folder(folder: Path) -> list[Row]:

@@ -42,12 +42,12 @@ def measure_peaks(
     source = torch.randn(size // 2, dtype=torch.bfloat16, device="cuda")
     target = torch.empty_like(source)
     copied = _rates(lambda: target.copy_(source), 2 * size)
-    record(measurement("ceilings", {"what": "copy", "bytes": size}, "torch", "torch", copied, "GB/s", conditions))
+    record(measurement("peaks", {"what": "copy", "bytes": size}, "torch", "torch", copied, "GB/s", conditions))
     a, b = source[: 2 * SIDE * SIDE].view(2, SIDE, SIDE)
     product = target[: SIDE * SIDE].view(SIDE, SIDE)
     rates = [x / 1e3 for x in _rates(lambda: torch.mm(a, b, out=product), 2 * SIDE**3)]
     case = {"what": f"bfloat16 matrix product of {SIDE} x {SIDE}", "bytes": None}
-    row = measurement("ceilings", case, "torch", "torch", rates, "TFLOP/s", conditions)
+    row = measurement("peaks", case, "torch", "torch", rates, "TFLOP/s", conditions)
     record(row)
     progress("measured peaks of this GPU", 1, 1)
     return Peaks(1e9 * sorted(copied)[len(copied) // 2])

@@ -10,7 +10,7 @@ from hgrn2 import console
 from hgrn2.rows import Row
 
 TITLES = {
-    "ceilings": "Measured peaks of the machine",
+    "peaks": "Measured peaks of the machine",
     "ops": "Operators",
     "sweep": "Cost of the operators against length",
     "train": "Training steps",
@@ -34,12 +34,12 @@ What one command measures takes turns in one process; `relative` is a number div
 case."""
 NOTES = {
     "ops": """\
-Nobody has a row whose results miss the float64 reference; `largest error` is the relative error of the result that is
-furthest off. On a GPU, times are between events with the L2 cache overwritten before every call; `floor ms` is the time
-of reading every input and writing every result once at the measured copy rate, `times floor` how many of them a call
-takes, `gb s` those bytes per second; `extra` is memory at the peak beyond inputs, outputs and gradients; `host ms` is how
-long the processor needs to start a call. `fla, core` is what its HGRN2 layer does from the three projections to the
-norm, `fla, kernel` its `chunk_gla` alone. `first fwd+bwd` is the first call of all, kernels being built.""",
+A result outside its tolerance of the float64 reference gets no row; `largest error` is the relative error of the result
+that is furthest off. On a GPU, times are between events with the L2 cache overwritten before every call; `floor ms` is
+the time of reading every input and writing every result once at the measured copy rate, `times floor` how many of them
+a call takes, `gb s` those bytes per second; `extra` is memory at the peak beyond inputs, outputs and gradients; `host
+ms` is how long the processor needs to start a call. `fla, core` is what its HGRN2 layer does from the three projections
+to the norm, `fla, kernel` its `chunk_gla` alone. `first fwd+bwd` is the first call of all, kernels being built.""",
     "sweep": "As many tokens in all at every length.",
 }
 
@@ -53,7 +53,7 @@ class Table:
     shared: str
     """What all rows have in common."""
     cases: tuple[str, ...]
-    """Names of the leading columns, with the model as the last of them: who and what."""
+    """Names of the leading columns, with the implementation as the last of them."""
     speeds: tuple[str, ...]
     """Names of the columns of the measurement."""
     details: tuple[str, ...]
@@ -62,7 +62,7 @@ class Table:
 
 
 def tables(rows: Iterable[Row]) -> list[Table]:
-    """One table a bench and machine. Of the same measurement taken twice on one machine the later one counts."""
+    """One table per bench and machine. Of the same measurement taken twice on one machine the later one counts."""
     groups: dict[tuple[str, str], dict[str, Row]] = {}
     for row in (row for row in rows if row.bench not in ELSEWHERE):
         identity = _identity(row.case, row.subject, row.backend, row.unit)
@@ -133,7 +133,7 @@ def _table(bench: str, machine: str, rows: list[Row]) -> Table:
         title=TITLES.get(bench, bench),
         machine=f"{machine}; {_when(rows)}",
         shared=", ".join(shared),
-        cases=(*map(_spoken, cases), "subject"),
+        cases=(*map(_spoken, cases), "implementation"),
         speeds=(units[0] if len(units) == 1 else "median", "20–80 %", "repeats", "relative"),
         details=tuple(map(_spoken, details)),
         lines=tuple(lines),
@@ -141,7 +141,7 @@ def _table(bench: str, machine: str, rows: list[Row]) -> Table:
 
 
 def name_of(row: Row) -> str:
-    """Who, and on which code path where there are several."""
+    """The implementation, and its backend where there are several."""
     return row.subject if row.backend == "torch" else f"{row.subject}, {row.backend}"
 
 
@@ -200,7 +200,7 @@ def _spoken(name: str) -> str:
 
 
 def _shown(name: str, value: Any) -> str:
-    """A case or detail as people read it; `*_bytes` in MiB."""
+    """A case or detail as text; `*_bytes` in MiB."""
     if value is None:
         return "–"
     if isinstance(value, bool):

@@ -8,8 +8,8 @@ from hgrn2.files import read_json, write_json
 from hgrn2.reproduce.plan import Plan, Run, RunSpec
 from hgrn2.reproduce.published import RECIPES, RESULTS
 from hgrn2.reproduce.recall_settings import hardest
-from hgrn2.rows import Row, measurement
-from hgrn2.settings import from_dict, to_dict
+from hgrn2.rows import Row, measurement, row_from
+from hgrn2.settings import to_dict
 from hgrn2.tasks.classify.config import ClassifyRun
 from hgrn2.tasks.mqar.config import MQARRun
 from hgrn2.train.same_run import refuse_different
@@ -65,7 +65,7 @@ def finished(job: Job) -> Row | None:
     parts = ("model", "data", "optim")
     asked, held = ({name: one.get(name) for name in parts} for one in (wanted, found))
     refuse_different(job.place, asked, held, "a finished run", "or another --out")
-    return from_dict(Row, read_json(path), str(path))
+    return row_from(read_json(path, dict), str(path))
 
 
 def execute(job: Job, *, quiet: bool) -> Row | None:

@@ -8,8 +8,8 @@ from typing import Any
 from hgrn2.files import holds_nothing, owned, read_json, write_json
 from hgrn2.progress import Progress, silent
 from hgrn2.reproduce.recall_settings import MQARStudy, RunSpec, hardest
-from hgrn2.rows import Row, measurement
-from hgrn2.settings import from_dict, refuse, to_dict
+from hgrn2.rows import Row, measurement, row_from
+from hgrn2.settings import refuse, to_dict
 from hgrn2.tasks.mqar.config import MQARRun, segment
 from hgrn2.tasks.mqar.run import train_mqar
 from hgrn2.train.same_run import refuse_different
@@ -71,7 +71,7 @@ def _run(
 
 def finished(folder: Path) -> list[Row]:
     """The rows of all runs that a sweep's folder holds, in the order of their names."""
-    return [from_dict(Row, read_json(path), str(path)) for path in sorted(folder.glob(f"cells/*/{ROW}"))]
+    return [row_from(read_json(path, dict), str(path)) for path in sorted(folder.glob(f"cells/*/{ROW}"))]
 
 
 def best(rows: list[Row]) -> list[Point]:

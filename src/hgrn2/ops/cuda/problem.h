@@ -12,7 +12,7 @@ struct Item {  // a run of tokens of one sequence, read from one end to the othe
 struct Problem {
     const u16 *q, *f, *i, *grad_o;      // rows of channels, one per token
     i64 q_row, f_row, i_row, o_row;     // elements from row to row; o_row is grad_o's
-    const float* lower_bound;                 // γ [channels] or null
+    const float* lower_bound;        // γ [channels] or null
     const float* state;                 // [sequences, heads, K, V] or null
     const float* grad_state;            // gradient of the final state, or null
     u16 *o, *dq, *df, *di;              // [tokens, channels]

@@ -12,7 +12,7 @@ enum { NONE = 0, SILU = 1, SIGMOID = 2 };
 struct Problem {
     const void *q, *f, *i, *grad_o;  // rows of channels, one per token, in bfloat16, or float32 where WIDE
     i64 q_row, f_row, i_row, o_row;  // elements from row to row; o_row is grad_o's
-    const float* lower_bound;              // γ [channels] or null
+    const float* lower_bound;        // γ [channels] or null
     const float* state;              // [sequences, heads, K, V] or null
     const float* grad_state;         // gradient of the final state, or null
     void *o, *dq, *df, *di;          // [tokens, channels], dtype as the inputs
