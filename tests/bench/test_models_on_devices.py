@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from hgrn2.bench import attempt as attempts
-from hgrn2.bench import decode, recorded, train
+from hgrn2.bench import decode, train
 from hgrn2.bench.attempt import attempt, matrix_rate
 from hgrn2.bench.bench_model import Setup
 from hgrn2.bench.models import build
@@ -227,18 +227,6 @@ def test_an_attempt_ends_when_its_time_is_over(monkeypatch: pytest.MonkeyPatch) 
 def test_the_rate_of_a_matrix_product(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(attempts.SIDE, "cpu", 32)
     assert matrix_rate(torch.device("cpu"), torch.float32) > 0
-
-
-def test_recorded_speeds_stand_beside_the_same_step_only() -> None:
-    same = TrainBench(device="cuda", preset="374m", tokens=32_768, lengths=(2048,))
-    found = recorded.beside(same, 2048)
-    assert found["recorded_fla_tokens_per_s"] == recorded.TRAINING["374m", 32_768]["recorded_fla_tokens_per_s"]
-    assert "H100" in found["recorded_on"]
-    assert recorded.beside(same, 4096) == {}
-    assert recorded.beside(TrainBench(preset="374m", tokens=32_768, lengths=(2048,)), 2048) == {}
-    other = TrainBench(device="cuda", preset="374m", dtype="float32", tokens=32_768, lengths=(2048,))
-    assert recorded.beside(other, 2048) == {}
-    assert recorded.beside(TrainBench(device="cuda", tokens=32_768, lengths=(2048,)), 2048) == {}
 
 
 def test_without_fla_one_line_says_how_to_get_it(baselines: None, monkeypatch: pytest.MonkeyPatch) -> None:

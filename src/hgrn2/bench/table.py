@@ -118,7 +118,7 @@ def _drawn(table: Table, columns: slice, title: str, caption: str) -> console.Co
 
 def _table(bench: str, machine: str, rows: list[Row]) -> Table:
     same_case, cases = _split([row.case for row in rows])
-    same_details, details = _split([row.details for row in rows])
+    same_details, details = _split([_own(row.details) for row in rows])
     units = sorted({row.unit for row in rows})
     groups: dict[str, list[Row]] = {}
     for row in rows:
@@ -138,6 +138,11 @@ def _table(bench: str, machine: str, rows: list[Row]) -> Table:
         details=tuple(map(_spoken, details)),
         lines=tuple(lines),
     )
+
+
+def _own(details: dict[str, Any]) -> dict[str, Any]:
+    """Without what earlier versions cited of other people's runs: a table compares what one run measured."""
+    return {name: value for name, value in details.items() if not name.startswith("recorded_")}
 
 
 def name_of(row: Row) -> str:

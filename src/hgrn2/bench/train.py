@@ -12,7 +12,6 @@ from hgrn2.bench.attempt import attempt, matrix_rate, peak_bytes, reset_peak, sy
 from hgrn2.bench.baselines import mamba_layers
 from hgrn2.bench.bench_model import BenchModel, Setup
 from hgrn2.bench.models import build, check_available
-from hgrn2.bench.recorded import beside
 from hgrn2.bench.settings import TrainBench
 from hgrn2.bench.timing import Sample, interleave, prepare_process
 from hgrn2.errors import UserError
@@ -56,7 +55,7 @@ class _Run:
         if measured.flops is not None:
             made.details["mfu"] = round(measured.flops(length) * made.median / self.rate, 4)
             made.details["matmul_tflop_s"] = round(self.rate / 1e12, 2)
-        made.details.update(self.conditions | (beside(bench, length) if name == "hgrn2" else {}))
+        made.details.update(self.conditions)
         self.record(made)
 
 

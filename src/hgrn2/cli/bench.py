@@ -1,4 +1,4 @@
-"""`hgrn2 bench ops | train | decode | onnx | table`: speed on this machine, beside others, as rows in results/."""
+"""`hgrn2 bench ops | train | decode | onnx | table`: speed on this machine, beside baselines, as rows in results/."""
 
 import sys
 from collections.abc import Callable
@@ -10,7 +10,7 @@ import tyro
 
 from hgrn2 import console
 from hgrn2.bench.onnx_settings import OnnxBench
-from hgrn2.bench.settings import DecodeBench, OpsBench, TrainBench
+from hgrn2.bench.settings import DecodeBench, Decoded, OpsBench, TrainBench, Trained
 from hgrn2.cli.progress import progress_shown
 from hgrn2.progress import Progress
 
@@ -26,10 +26,11 @@ flat = tyro.conf.configure(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsO
 class BenchOps(OpsBench):
     """Time every operator on every backend of this machine, forward and with its backward, beside its baselines.
 
-    Everybody is first held to the float64 reference; who is wrong is left out, and the exit code is 1.
+    Every result is first compared with the float64 reference; what is outside its tolerance gets no row, and the exit
+    code is 1.
 
     Example: hgrn2 bench ops --ops hgru2 --shapes 8x512x256x64
-    On a GPU: hgrn2 bench ops --device cuda --ops hgru2 --against sdpa,fla
+    Example: hgrn2 bench ops --device cuda --ops hgru2 --against sdpa,fla
     """
 
     out: Folder = Path("results")
@@ -42,7 +43,7 @@ class BenchOps(OpsBench):
     """Where --tune writes; rows about other GPUs, head sizes and dtypes stay."""
 
     def run(self) -> int:
-        """Returns the exit code: 0, or 1 where somebody is wrong."""
+        """Returns the exit code: 0, or 1 where a result is wrong."""
         if self.tune:
             return _tune(self, self.table)
         from hgrn2.bench import ops
@@ -52,7 +53,7 @@ class BenchOps(OpsBench):
         for line in wrong:
             print(line, file=sys.stderr)
         if wrong:
-            print("hgrn2: whoever is named above was not recorded", file=sys.stderr)
+            print("hgrn2: what is named above was not recorded", file=sys.stderr)
         return 1 if wrong else 0
 
 
@@ -61,14 +62,18 @@ class BenchOps(OpsBench):
 class BenchTrain(TrainBench):
     """Training tokens/s of HGRN2 beside transformers' Llama (SDPA) and Mamba of the same number of parameters.
 
-    A step is forward, backward and AdamW in one precision on random tokens. All models take turns in one process, and
-    for all alike the allocator keeps freed memory. A Mamba too slow for --max-seconds is estimated from 1 and 2 layers.
-    mfu is the share of the rate of a large matrix product, measured in the same run.
+    A step is forward, backward and AdamW in one precision on random tokens. The models take turns in one process, with
+    the same --compile, and the allocator keeps freed memory for all of them. A Mamba too slow for --max-seconds is
+    estimated from 1 and 2 layers. mfu is the share of the matrix product rate measured in the same run.
 
     Example: hgrn2 bench train --lengths 512 2048 --tokens 4096
-    On a GPU: hgrn2 bench train --device cuda --preset 374m --tokens 32768 --lengths 2048 --against sdpa
+    Example: hgrn2 bench train --device cuda --preset 374m --tokens 32768 --lengths 2048 --against sdpa --compile blocks
     """
 
+    models: Annotated[tuple[Trained, ...], tyro.conf.arg(aliases=["--subjects"])] = TrainBench.models
+    """Which models."""
+    model_seconds: Annotated[float, tyro.conf.arg(aliases=["--subject-seconds"])] = TrainBench.model_seconds
+    """On a GPU: the time limit of one model, compiling and tuning included."""
     out: Folder = Path("results")
     """The folder whose train.jsonl gets the rows."""
     json: bool = False
@@ -92,9 +97,13 @@ class BenchDecode(DecodeBench):
     beforehand, hgrn2-graph is hgrn2 over fixed buffers, on a GPU as a CUDA graph.
 
     Example: hgrn2 bench decode --contexts 128 8192
-    On a GPU: hgrn2 bench decode --device cuda --preset 1.36b --models hgrn2-graph --contexts 2048 --batches 1 256
+    Example: hgrn2 bench decode --device cuda --preset 1.36b --models hgrn2-graph --contexts 2048 --batches 1 256
     """
 
+    models: Annotated[tuple[Decoded, ...], tyro.conf.arg(aliases=["--subjects"])] = DecodeBench.models
+    """Which models. hgrn2-graph replays its step as a CUDA graph (on a CPU: the same buffers, call by call)."""
+    model_seconds: Annotated[float, tyro.conf.arg(aliases=["--subject-seconds"])] = DecodeBench.model_seconds
+    """On a GPU: the time limit of one model, compiling and tuning included."""
     out: Folder = Path("results")
     """The folder whose decode.jsonl gets the rows."""
     json: bool = False
@@ -150,7 +159,7 @@ class BenchTable:
     """
 
     results: Folder = Path("results")
-    """The folder with the rows, one .jsonl a bench."""
+    """The folder with the rows, one .jsonl file per benchmark."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: print it)")] = None
     """The Markdown file to write; it is replaced."""
 
