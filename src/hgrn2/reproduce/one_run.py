@@ -9,7 +9,7 @@ from hgrn2.reproduce.plan import Plan, Run, RunSpec
 from hgrn2.reproduce.published import RECIPES, RESULTS
 from hgrn2.reproduce.recall_settings import hardest
 from hgrn2.rows import Row, measurement, row_from
-from hgrn2.settings import to_dict
+from hgrn2.settings import from_dict, to_dict
 from hgrn2.tasks.classify.config import ClassifyRun
 from hgrn2.tasks.mqar.config import MQARRun
 from hgrn2.train.same_run import refuse_different
