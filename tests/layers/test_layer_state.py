@@ -24,12 +24,15 @@ CONFIGS = {
     "hgru1": MixerConfig(kind="hgru1"),
     "hgru1_real": MixerConfig(kind="hgru1_real"),
     "gla": MixerConfig(kind="gla", head_size=4),
+    "mamba with conv": MixerConfig(kind="mamba", state_size=3, conv_width=4),
+    "mamba2 with conv": MixerConfig(kind="mamba2", head_size=4, state_size=6, groups=2, conv_width=3),
     "attention": MixerConfig(kind="attention", head_size=4),
     "attention with conv": MixerConfig(kind="attention", head_size=4, conv_width=4),
     "attention with window": MixerConfig(kind="attention", head_size=4, window=4),
 }
 NUMBERS = {
     "hgru2": 8 * 4, "hgru2 with conv": 8 * 4 + 3 * 24, "hgru1": 2 * 8, "hgru1_real": 8, "gla": 8 * 4,
+    "mamba with conv": 16 * 3 + 3 * 16, "mamba2 with conv": 16 * 6 + 2 * (16 + 2 * 2 * 6),
     "attention": 0, "attention with conv": 3 * 24, "attention with window": 0,
 }  # fmt: skip
 

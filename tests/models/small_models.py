@@ -27,6 +27,14 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "mixer": MixerConfig(kind="gla", head_size=8, key_size=4, conv_width=3, norm="head_rms"),
         "lower_bound": "none",
     },
+    "mamba": {"mixer": MixerConfig(kind="mamba", state_size=3, conv_width=4), "glu_width": 0, "lower_bound": "none"},
+    "mamba with a GLU": {"mixer": MixerConfig(kind="mamba", expand=1, bias=True), "lower_bound": "none"},
+    "mamba2": {
+        "mixer": MixerConfig(kind="mamba2", head_size=8, state_size=5, groups=2, conv_width=4, bias=True),
+        "glu_width": 0,
+        "lower_bound": "none",
+        "tie_embeddings": True,
+    },
     "attention with normed keys": {
         "mixer": MixerConfig(kind="attention", head_size=8, qk_norm=True),
         "lower_bound": "none",

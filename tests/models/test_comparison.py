@@ -1,11 +1,13 @@
 """Architectures to be compared: equal in size, each in its published form, and found by name."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from hgrn2.errors import UserError
 from hgrn2.models.comparison import COMPARED, COMPARED_SIZES, comparison_config, comparison_names
-from hgrn2.models.count import parameters
+from hgrn2.models.count import parameters, state_bytes
 from hgrn2.models.language import LanguageModel
 from hgrn2.models.presets import preset
 from hgrn2.settings import from_dict, to_dict
@@ -46,3 +48,18 @@ def test_names_are_presets() -> None:
         preset("compare-45m/lama")
     with pytest.raises(UserError, match=r"there is no size '50m'.* \(choose from small, 45m, 125m, 350m\)"):
         comparison_config("hgrn2", "50m")
+
+
+def test_the_page_says_how_large_they_are() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "mixers.md").read_text(encoding="utf-8")
+    lines = text[text.index("| architecture |") :].split("\n\n")[0].splitlines()[2:]
+    found = {}
+    for line in lines:
+        name, *cells = (cell.strip() for cell in line.split("|")[1:-1])
+        found[name.strip("`")] = cells
+    assert list(found) == list(COMPARED)
+    for architecture, cells in found.items():
+        configs = [comparison_config(architecture, size) for size in COMPARED_SIZES]
+        assert cells[:-1] == [f"{parameters(config).total / 1e6:.2f}" for config in configs]
+        pilot = configs[1]
+        assert cells[-1] == ("grows" if pilot.grows else f"{state_bytes(pilot) / 4e3:,.0f}")

@@ -40,6 +40,8 @@ HYBRID = tuple(re.findall(r"^hgrn2 train lm small .*--set (.+)$", PAGE, re.MULTI
 TRAINED = {
     "hgru1": ("model.mixer.kind=hgru1",),
     "gla": ("model.mixer.kind=gla",),
+    "mamba": ("model.mixer.kind=mamba", "model.glu_width=0"),
+    "mamba2": ("model.mixer.kind=mamba2",),
     "attention": ("model.mixer.kind=attention",),
     "hybrid": (*HYBRID, "model.layers=4", "model.other.window=8"),
 }

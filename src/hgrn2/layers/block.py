@@ -1,4 +1,5 @@
-"""The pre-norm residual pair: x += mixer(norm x); x += GLU(norm x). The only residual code."""
+"""The pre-norm residual pair: x += mixer(norm x); x += GLU(norm x), the second not in every model. The only residual
+code."""
 
 from collections.abc import Callable
 from importlib import import_module
@@ -35,8 +36,8 @@ class Block(nn.Module):
         self.recompute_glu = False
         self.mixer_norm = Norm(norm, width, norm_eps)
         self.mixer = token_mixer(width, mixer)
-        self.glu_norm = Norm(norm, width, norm_eps)
-        self.glu = GLU(width, glu_width, glu_activation, bias=glu_bias)
+        self.glu_norm = Norm(norm, width, norm_eps) if glu_width else None
+        self.glu = GLU(width, glu_width, glu_activation, bias=glu_bias) if glu_width else None
         self.dropout = Dropout(dropout)
         self.drop_path = DropPath(drop_path)
 
@@ -60,6 +61,8 @@ class Block(nn.Module):
             inplace=inplace, **two_d,
         )  # fmt: skip
         x = x + self.drop_path(self.dropout(mixed))
+        if self.glu is None:
+            return x, state
         if self.recompute_glu and torch.is_grad_enabled():
             return x + recomputed(self._channels, x, keep, random=self.random), state
         return x + self._channels(x, keep), state
@@ -70,6 +73,8 @@ class Block(nn.Module):
         return self.dropout.p > 0 or self.drop_path.rate > 0
 
     def _channels(self, x: Tensor, keep: Tensor | None) -> Tensor:
+        assert self.glu is not None
+        assert self.glu_norm is not None
         return self.drop_path(self.dropout(self.glu(self.glu_norm(x, keep))))
 
 

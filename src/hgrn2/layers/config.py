@@ -23,12 +23,23 @@ class MixerConfig:
 
     kind: MixerKind = "hgru2"
     """hgru2: matrix state by outer product; hgru1: complex vector state; hgru1_real: real vector state; gla: matrix
-    state with a key of its own; attention: softmax over all keys (those so far, or with direction bidirectional those
-    of the whole sequence). The last two have no lower bounds."""
+    state with a key of its own; mamba: vector state of several numbers per channel; mamba2: matrix state with one gate
+    a head; attention: softmax over all keys (those so far, or with direction bidirectional those of the whole
+    sequence). The HGRN kinds alone have lower bounds."""
     head_size: int = 128
     """n, the state expansion of hgru2: keys and values of one head. hgru1 has no heads and ignores it."""
     key_size: int = 0
     """gla only: key channels of one head, where values have head_size; 0: as many. The published models have half."""
+    expand: int = 2
+    """mamba and mamba2: E = expand · D channels inside."""
+    state_size: int = 0
+    """mamba: numbers of the state of one channel; mamba2: channels of a key; 0: 16 and 128, as published."""
+    groups: int = 1
+    """mamba2 only: groups of heads that share keys and queries; the norm is then that of each group."""
+    step_min: float = 1e-3
+    """mamba and mamba2: the least step size of a channel at the start."""
+    step_max: float = 0.1
+    """The largest."""
     input_activation: InputActivation = "none"
     """On i_t. none: paper figure, language models; silu: the hgru2 modules for images and long range, and HGRN1."""
     output_activation: OutputActivation = "silu"
@@ -82,6 +93,13 @@ class MixerConfig:
             f"head_size is {self.head_size}; rotary positions of attention need an even one",
         )
         refuse(self.key_size < 0, f"key_size is {self.key_size}; use 0 or at least 1")
+        for name in ("expand", "groups"):
+            refuse(getattr(self, name) < 1, f"{name} is {getattr(self, name)}; it must be at least 1")
+        refuse(self.state_size < 0, f"state_size is {self.state_size}; use 0 or at least 1")
+        refuse(
+            not 0 < self.step_min <= self.step_max,
+            f"step_min {self.step_min:g} and step_max {self.step_max:g} must be above 0 and in that order",
+        )
         refuse(self.window < 0, f"window is {self.window}; use 0 or at least 1")
         refuse(self.norm == "batch", "norm batch is offered between blocks, not inside the mixer")
         self._check_direction()

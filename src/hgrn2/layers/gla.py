@@ -108,9 +108,9 @@ class GLA(nn.Module):
 
     def terms(self, x: Tensor, lower_bound: Tensor | None) -> Terms:
         """The recurrence over x [B,T,D] as a sum over tokens, of sequences that start at x."""
-        mixed = self.in_proj(x)[..., : 3 * self.width]
+        mixed = self.in_proj(x)[..., : sum(self.projections[:3])]
         mixed, _ = self.operators.short_conv(mixed, self.conv, None, None, None, output_state=False)
         work = work_dtype(mixed.dtype)
-        q, k, v = mixed.to(work).chunk(3, -1)
+        q, k, v = mixed.to(work).split(self.projections[:3], -1)
         parts = (self.scale * q, k, v, self.log_forget(x, None))
         return Terms(*(part.unflatten(-1, (self.heads, -1)) for part in parts))

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-MixerKind = Literal["hgru2", "hgru1", "hgru1_real", "gla", "attention"]
+MixerKind = Literal["hgru2", "hgru1", "hgru1_real", "gla", "mamba", "mamba2", "attention"]
 Direction = Literal["causal", "bidirectional", "parallel_2d", "series_2d"]
 GATE_RANK = 16
 """Width between the two matrices of gla's forget gate, as published."""
@@ -41,6 +41,8 @@ class Kind:
     """Directions that are offered."""
     grows: bool = False
     """The state holds every token that was read, and grows with the text."""
+    alone: bool = False
+    """Blocks may consist of it alone, without a gated linear unit, as published."""
     narrow_states: bool = True
     """States may be kept in bfloat16 while tokens are generated."""
     tokens: str = "D n"
@@ -68,12 +70,54 @@ def key_width(width: int, mixer: Any) -> int:
     return width // mixer.head_size * (mixer.key_size or mixer.head_size)
 
 
+def inner_width(width: int, mixer: Any) -> int:
+    """E, the channels inside of mamba and mamba2."""
+    return width * mixer.expand
+
+
+def states_of(mixer: Any) -> int:
+    """N of mamba and mamba2."""
+    return mixer.state_size or {"mamba": 16, "mamba2": 128}[mixer.kind]
+
+
+def step_rank(width: int) -> int:
+    """Width between the two matrices of mamba's step sizes, as published: D / 16."""
+    return -(-width // 16)
+
+
+def _mamba_matrices(width: int, mixer: Any) -> int:
+    inner, rank = inner_width(width, mixer), step_rank(width)
+    return inner * (3 * width + rank + 2 * states_of(mixer) + rank)
+
+
+def _mamba_vectors(width: int, mixer: Any) -> int:
+    """Biases of the steps, rates of decay, the way past the state, biases of the convolution."""
+    return inner_width(width, mixer) * (2 + states_of(mixer) + (mixer.conv_width > 0))
+
+
+def _mamba2_in(width: int, mixer: Any) -> int:
+    return inner_width(width, mixer) + _mamba2_convolved(width, mixer) + _mamba2_heads(width, mixer)
+
+
+def _mamba2_convolved(width: int, mixer: Any) -> int:
+    return inner_width(width, mixer) + 2 * mixer.groups * states_of(mixer)
+
+
+def _mamba2_heads(width: int, mixer: Any) -> int:
+    return inner_width(width, mixer) // mixer.head_size
+
+
+def _mamba2_vectors(width: int, mixer: Any) -> int:
+    taps = _mamba2_convolved(width, mixer) if mixer.conv_width else 0
+    return 3 * _mamba2_heads(width, mixer) + taps
+
+
 OPTIONAL: dict[str, object] = {
     "conv_width": 0, "input_activation": "none", "scale_scores": False, "output_gate": "none",
     "rotary": True, "qk_norm": False, "window": 0, "key_size": 0, "separate_scans": False,
-    "local_width": 0,
+    "local_width": 0, "expand": 2, "state_size": 0, "groups": 1, "step_min": 1e-3, "step_max": 0.1,
 }  # fmt: skip
-"""Settings that not every kind has, and the values that leave them out."""
+"""Settings that not every kind has, and the values that they must have elsewhere."""
 _SCANS = ("separate_scans", "local_width")
 
 KINDS: dict[MixerKind, Kind] = {
@@ -105,6 +149,25 @@ KINDS: dict[MixerKind, Kind] = {
         convolved=lambda width, mixer: width + 2 * key_width(width, mixer),
         state=lambda width, mixer, tokens: width * (mixer.key_size or mixer.head_size),
         scan=lambda width, mixer, tokens: 5 * width * (mixer.key_size or mixer.head_size),
+    ),
+    "mamba": Kind(
+        meaning="Mamba: vector state of N numbers per channel, selective", made_by="hgrn2.layers.mamba:Mamba",
+        offers=("conv_width", "expand", "state_size", "step_min", "step_max"), heads=False, bounds=False, gates=True,
+        norm=False, directions=("causal",), alone=True, narrow_states=False, tokens="E N",
+        matrices=_mamba_matrices, biases=lambda width, mixer: 2 * inner_width(width, mixer) + width,
+        vectors=_mamba_vectors, convolved=inner_width,
+        state=lambda width, mixer, tokens: inner_width(width, mixer) * states_of(mixer),
+        scan=lambda width, mixer, tokens: 5 * inner_width(width, mixer) * states_of(mixer),
+    ),
+    "mamba2": Kind(
+        meaning="Mamba-2: matrix state, one gate a head, keys that heads share", made_by="hgrn2.layers.mamba2:Mamba2",
+        offers=("conv_width", "expand", "state_size", "groups", "step_min", "step_max"), heads=True, bounds=False,
+        gates=True, norm=True, directions=("causal",), alone=True, tokens="E N",
+        matrices=lambda width, mixer: width * (_mamba2_in(width, mixer) + inner_width(width, mixer)),
+        biases=lambda width, mixer: _mamba2_in(width, mixer) + width, vectors=_mamba2_vectors, normed=inner_width,
+        convolved=_mamba2_convolved,
+        state=lambda width, mixer, tokens: inner_width(width, mixer) * states_of(mixer),
+        scan=lambda width, mixer, tokens: 5 * inner_width(width, mixer) * states_of(mixer),
     ),
     "attention": Kind(
         meaning="softmax attention over the keys so far, or over the whole sequence",

@@ -20,7 +20,8 @@ class Mixer(Protocol):
         ...
 
     def start(self) -> None:
-        """Give parameters that are no matrix, bias or norm their starting values, in place, without gradients."""
+        """Give parameters of the mixer's own kind (taps, phases, rates, steps) their starting values, in place, without
+        gradients; matrices, biases and norms have theirs by then."""
         ...
 
     def zeros(self, batch: int, device: Any = None, dtype: torch.dtype = torch.float32) -> Any:
@@ -48,5 +49,5 @@ class Mixer(Protocol):
         ...
 
     def log_forget(self, x: Tensor, lower_bound: Tensor | None) -> Tensor | None:
-        """ln f [B,T,D] of the forget gates, float32, of sequences that start at x; None for kinds without gates."""
+        """ln f [B,T,·] of every forget gate, float32, of sequences that start at x; None for kinds without gates."""
         ...

@@ -61,9 +61,9 @@ class LayerState:
     """A state whose size does not depend on how many tokens were read."""
 
     recurrent: Tensor
-    """[B,H,K,V] float32 (hgru2, gla), [B,D] float32 (hgru1_real) or complex64 (hgru1)."""
+    """[B,H,K,V] float32 (hgru2, gla, mamba2), [B,E,N] (mamba), [B,D] (hgru1_real) or complex64 (hgru1)."""
     conv: Tensor | None = None
-    """The last W-1 inputs of the short convolution [B,W-1,3D], oldest first; None without one."""
+    """The last W-1 inputs of the short convolution [B,W-1,channels], oldest first; None without one."""
 
     @property
     def batch(self) -> int:

@@ -8,10 +8,13 @@ is the mixer, in the form in which it was published:
     llama            attention with rotary positions, heads of 64 (32) (arXiv 2302.13971)
     gla              keys half as wide as values, 4 D²; values of 256 and keys of 128 a head (64 and 32), which at a
                      width of 1024 are the published four heads, and give a state of HGRN2's size (arXiv 2312.06635)
+    mamba, mamba2    blocks without a GLU, about twice as many, twice as wide inside, a convolution of 4; states of 16
+                     numbers a channel, and keys of 128 with values of 64 a head (64 and 32), as published, sizes 125m
+                     and 350m with the published width and depth (arXiv 2312.00752, 2405.21060)
     hgrn2-attention  hgrn2 with every fourth layer attention
     hgrn2-window     the same, and attention looks 512 tokens back
 
-All of them have a GLU with SiLU of the same width behind each mixer.
+All others have a GLU with SiLU of the same width behind each mixer.
 """
 
 from collections.abc import Callable
@@ -26,6 +29,8 @@ WINDOW = 512
 """Tokens that attention of hgrn2-window sees."""
 _SHAPES = {"small": (128, 4, 360), "45m": (512, 8, 1408), "125m": (768, 12, 2240), "350m": (1024, 24, 2944)}
 """Width, layers and width of the GLU."""
+_ALONE = {"small": 7, "45m": 15, "125m": 24, "350m": 48}
+"""Layers of models without a GLU."""
 COMPARED_SIZES = tuple(_SHAPES)
 """`small` is for minutes on a CPU."""
 
@@ -53,11 +58,23 @@ def _gla(small: bool) -> dict[str, Any]:
     return {"mixer": MixerConfig(kind="gla", head_size=values, key_size=keys, **options), "lower_bound": "none"}
 
 
+def _mamba(small: bool) -> dict[str, Any]:
+    return {"mixer": MixerConfig(kind="mamba", conv_width=4), "glu_width": 0, "lower_bound": "none"}
+
+
+def _mamba2(small: bool) -> dict[str, Any]:
+    head, states = (32, 64) if small else (64, 128)
+    mixer = MixerConfig(kind="mamba2", head_size=head, state_size=states, conv_width=4)
+    return {"mixer": mixer, "glu_width": 0, "lower_bound": "none"}
+
+
 _ARCHITECTURES: dict[str, Callable[[bool], dict[str, Any]]] = {
     "hgrn2": _hgrn2,
     "hgrn1": _hgrn1,
     "llama": _llama,
     "gla": _gla,
+    "mamba": _mamba,
+    "mamba2": _mamba2,
     "hgrn2-attention": lambda small: _hybrid(small, 0),
     "hgrn2-window": lambda small: _hybrid(small, WINDOW),
 }
@@ -81,6 +98,7 @@ def comparison_config(architecture: str, size: str, vocab_size: int = GPT2_VOCAB
             raise unknown(what, value, known)
     width, layers, glu_width = _SHAPES[size]
     options: dict[str, Any] = {"glu_width": glu_width} | _ARCHITECTURES[architecture](size == "small")
+    layers = layers if options["glu_width"] else _ALONE[size]
     return ModelConfig(vocab_size=vocab_size, width=width, layers=layers, tie_embeddings=True, **options)
 
 

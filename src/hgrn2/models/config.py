@@ -59,7 +59,7 @@ class StackConfig:
     """Settings of the second kind in pattern, with the names that mixer has (other.head_size=64); what is not given is
     as in mixer, as far as that kind has it."""
     glu_width: int
-    """Hidden width of the gated linear unit."""
+    """Hidden width of the gated linear unit; 0: there is none, as in mamba and mamba2, which alone may do without."""
     glu_activation: GLUActivation = "silu"
     """silu: flash-linear-attention; none (a plain product): HGRN1 and the hgru2 language model."""
     glu_bias: bool = False
@@ -79,14 +79,21 @@ class StackConfig:
     init: InitConfig = field(default_factory=InitConfig)
 
     def __post_init__(self) -> None:
-        for name in ("width", "layers", "glu_width"):
+        for name in ("width", "layers"):
             refuse(getattr(self, name) < 1, f"{name} is {getattr(self, name)}; it must be at least 1")
+        alone = all(KINDS[kind].alone for kind in self.kinds)
+        refuse(self.glu_width < (0 if alone else 1), f"glu_width is {self.glu_width}; it must be at least "
+               f"{'0' if alone else '1'} beside {self.named_kinds}")  # fmt: skip
         self._check_pattern()
         for mixer in self.kinds.values():
             refuse(
                 KINDS[mixer.kind].heads and self.width % mixer.head_size != 0,
                 f"width {self.width} does not divide into heads of head_size {mixer.head_size}"
                 f"{'' if mixer is self.mixer else ' (other)'}",
+            )
+            heads = self.width * mixer.expand // mixer.head_size
+            refuse(
+                heads % mixer.groups != 0, f"{heads} heads of {mixer.kind} do not divide into groups of {mixer.groups}"
             )
             refuse(
                 self.init.memory > 0 and mixer.kind.startswith("hgru") and not mixer.bias,

@@ -53,7 +53,7 @@ def parameters(config: StackConfig) -> ParameterCount:
         bounds=0 if config.lower_bound == "none" else bounded * width,
         final_norm=before if not isinstance(config, ClassifierConfig) or config.head_norm == "tokens" else 0,
         mixers=config.layers * before + sum(n * _mixer(width, mixer) for mixer, n in config.mixer_counts),
-        glus=config.layers * (before + glu),
+        glus=config.layers * (before + glu) if hidden else 0,
     )
 
 
@@ -70,6 +70,7 @@ def flops_per_token(config: ModelConfig, *, training: bool, tokens: int = 0) -> 
         hgru2, gla   5 D n    each of the D n numbers of the state (gla: D k): decay 1, k ⊗ i and its sum 2, output 2
         hgru1_real   3 D      f h, (1-f) c and their sum
         hgru1       10 D      the same with complex h and c: f e^{iθ} h 6, (1-f) c 2, sum 2
+        mamba, 2     5 E N    the same of the E N numbers of their states
         attention    4 D S    scores and their weighted sum over the S = `tokens` it sees, at most its window
 
     The convolution of width W costs 2 W a channel. Biases, norms, gates and activations, all O(D), are left out.

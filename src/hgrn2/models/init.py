@@ -1,11 +1,13 @@
 """All initial weights, with their sources.
 
 normal        every matrix normal(0, std), std 0.02: hgru2-pytorch's language model and flash-linear-attention.
-scaled_normal the same, projections that write to the residual stream divided by sqrt(2 L): GPT-2's rule.
+scaled_normal the same, projections that write to the residual stream divided by the root of their number (2 L; L in
+              models without gated linear units): GPT-2's rule.
 
 Learned positions are normal(0, std). Biases start at 0, norm weights at 1, bound parameters at 1 (hgru2, xmixers; any
 constant gives the same softmax, so layer l starts bounded by l/L), biases of forget gates as `memory` says, HGRN1's
-phases at 10000^(-2j/D) (hgru-pytorch), convolutions uniform within 1/sqrt(W) as PyTorch's own Conv1d.
+phases at 10000^(-2j/D) (hgru-pytorch), Mamba's steps and rates of decay as published, convolutions uniform within
+1/sqrt(W) as PyTorch's own Conv1d.
 """
 
 import math
@@ -43,8 +45,9 @@ def initialise(model: nn.Module, config: InitConfig) -> None:
     blocks = [module for module in model.modules() if isinstance(module, Block)]
     for block in blocks:
         block.mixer.start()
-        if config.kind == "scaled_normal":
-            for writer in (block.mixer.out_proj, block.glu.out_proj):
-                writer.weight /= math.sqrt(2 * len(blocks))
+    if config.kind == "scaled_normal":
+        writers = [part.out_proj for block in blocks for part in (block.mixer, block.glu) if part is not None]
+        for writer in writers:
+            writer.weight /= math.sqrt(len(writers))
     if config.memory:
         open_gates(model, config.memory)

@@ -133,7 +133,7 @@ def representable(config: ModelConfig) -> None:
     mixer, second = config.mixer, config.mixer.kind == "hgru2"
     given = {
         "mixer.kind hgru1 (complex states)": mixer.kind == "hgru1",
-        f"mixer.kind {mixer.kind} as HGRN2": mixer.kind in ("gla", "attention"),
+        f"mixer.kind {mixer.kind} as HGRN2": not mixer.kind.startswith("hgru"),
         f"pattern {','.join(config.pattern)}": len(config.kinds) > 1,
         "mixer.bias": mixer.bias,
         "glu_bias": config.glu_bias,
