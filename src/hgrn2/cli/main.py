@@ -49,7 +49,10 @@ VERBS: dict[str, tuple[str, dict[str, str]]] = {
             "to-hf": "convert:ToHf",
         },
     ),
-    "export": ("models for other engines, which need no PyTorch", {"onnx": "export:ExportOnnx"}),
+    "export": (
+        "models for other engines, which need no PyTorch",
+        {"onnx": "export:ExportOnnx", "web": "export_web:ExportWeb"},
+    ),
     "bench": (
         "measure speed on this machine, side by side with others",
         {

@@ -103,10 +103,14 @@ class Graph:
         side.append(self.onnx.helper.make_tensor_value_info(name, kind, shape))
         return name
 
-    def save(self, path: Path, producer: str, version: str) -> None:
-        """Check the graph and write it; its weights are in their file already."""
+    def save(self, path: Path, producer: str, version: str, opset: int = OPSET) -> None:
+        """Check the graph and write it; its weights are in their file already.
+
+        `opset` is the one that the file states. Below OPSET it is a stamp for a runtime that refuses newer ones though
+        it knows every operator in the graph, and onnx's own check is left to that runtime.
+        """
         helper = self.onnx.helper
-        opsets = [helper.make_opsetid("", OPSET)]
+        opsets = [helper.make_opsetid("", opset)]
         if any(node.domain == MICROSOFT for node in self.nodes):
             opsets.append(helper.make_opsetid(MICROSOFT, 1))
         graph = helper.make_graph(self.nodes, producer, self.inputs, self.outputs, list(self.constants.values()))
@@ -115,7 +119,8 @@ class Graph:
             producer_name=producer, producer_version=version,
         )  # fmt: skip
         path.write_bytes(model.SerializeToString())
-        self.onnx.checker.check_model(str(path))
+        if opset == OPSET:
+            self.onnx.checker.check_model(str(path))
 
     def _unique(self, name: str) -> str:
         count = self._used[name] = self._used.get(name, 0) + 1

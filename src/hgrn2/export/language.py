@@ -2,8 +2,9 @@
 
     tokens [B,T], past.N.recurrent [B,H,K,V], past.N.conv [B,W-1,3D]  ->  logits [B,T',V], present.N.*
 
-One graph reads prompts and makes steps: B and T are free. The logits are those of the last `logits_to_keep` positions,
-0 being all of them, so that a prompt over a large vocabulary does not cost T x V numbers.
+One graph reads prompts and makes steps: B and T are free. With `gates` there are outputs gates.N [B,H] besides: ln f
+summed over the tokens of the call, mean over the channels of a head. The logits are those of the last `logits_to_keep`
+positions, 0 being all of them, so that a prompt over a large vocabulary does not cost T x V numbers.
 """
 
 import math
@@ -80,8 +81,9 @@ def state_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def language_graph(
-    model: LanguageModel, matrices: Matrices, file: WeightFile, *, byte_products: bool, standard: bool = True
-) -> Graph:
+    model: LanguageModel, matrices: Matrices, file: WeightFile, *, byte_products: bool, standard: bool = True,
+    gates: bool = False,
+) -> Graph:  # fmt: skip
     """The graph; its large weights are appended to `file`.
 
     Args:
@@ -90,15 +92,18 @@ def language_graph(
         file: where weights go.
         byte_products: quantised products round the activations to 8 bits.
         standard: the recurrence is the operator of the standard, not onnxruntime's of the same name and meaning.
+        gates: what the forget gates did is an output, too.
     """
     level = BYTE_PRODUCTS if byte_products else FLOAT_PRODUCTS
-    return _Builder(model, matrices, Graph(file), level, "" if standard else MICROSOFT).build()
+    return _Builder(model, matrices, Graph(file), level, "" if standard else MICROSOFT, gates).build()
 
 
 class _Builder:
-    def __init__(self, model: LanguageModel, matrices: Matrices, graph: Graph, level: int, domain: str = "") -> None:
+    def __init__(
+        self, model: LanguageModel, matrices: Matrices, graph: Graph, level: int, domain: str, gates: bool
+    ) -> None:
         self.model, self.config, self.matrices = model, model.config, matrices
-        self.graph, self.level, self.domain = graph, level, domain
+        self.graph, self.level, self.domain, self.gates = graph, level, domain, gates
 
     def build(self) -> Graph:
         g, vocabulary = self.graph, self.config.vocab_size
@@ -183,6 +188,8 @@ class _Builder:
         i, o, f = (f"{place}.{name}" for name in "iof")
         g.add("Split", [x], f"{place}.split", outputs=[i, o, f], axis=-1, num_outputs=3)
         key, decay = self._gates(f, lower_bound, place)
+        if self.gates:
+            self._gate_output(decay, mixer.heads, n)
         query = self._activation(o, settings.output_activation, f"{place}.o")
         value = self._activation(i, settings.input_activation, f"{place}.i")
         y = g.add(
@@ -215,6 +222,14 @@ class _Builder:
         missing = g.add("Sub", [g.constant(1.0), w], f"{place}.f.missing")
         quotient = g.add("Div", [g.add("Log", [w], f"{place}.f.log"), missing], f"{place}.f.quotient")
         return key, g.add("Mul", [key, quotient], f"{place}.decay")
+
+    def _gate_output(self, decay: str, heads: int, n: int) -> None:
+        """ln f [B,T,D] -> gates.N [B,H], summed over the tokens, mean over the channels of each head."""
+        g, place = self.graph, f"gates.{n}"
+        total = g.add("ReduceSum", [decay, self._whole([1])], f"{place}.total", keepdims=0)
+        heads_of = g.add("Reshape", [total, self._whole([0, heads, -1])], f"{place}.heads")
+        g.add("ReduceMean", [heads_of, self._whole([2])], f"{place}.mean", outputs=[place], keepdims=0)
+        g.declare(g.outputs, place, np.float32, ("batch", heads))
 
     def _convolution(self, x: str, taps: Tensor, n: int) -> str:
         """Shifted copies times their taps: a depthwise Conv of this layout would transpose twice and is slower."""

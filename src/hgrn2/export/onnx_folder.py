@@ -6,6 +6,7 @@ tokenizer/         as `Tokenizer.save` writes it, where the model has one
 manifest.json      settings, inputs and outputs, versions, what the checks found, bytes and sha256 of each file
 """
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -75,13 +76,7 @@ def write(
     check_supported(loaded.model.config)
     corpus = None if text is None else cost.open_text(text.path, text.split, loaded)
     with reported(out), atomic_folder(out) as folder:
-        progress(STAGES[0], 0, len(STAGES))
-        matrices = Matrices.of(loaded.model, config)
-        progress(STAGES[1], 1, len(STAGES))
-        _write_graphs(folder, loaded.model, matrices, config)
-        progress(STAGES[2], 2, len(STAGES))
-        checks, rounding = _check(folder, loaded.model, matrices, config)
-        (folder / EXACT).unlink(missing_ok=True)
+        checks, rounding = checked_graph(folder, loaded.model, config, lambda n: progress(STAGES[n], n, len(STAGES)))
         found = None
         if text is not None and corpus is not None:
             progress(STAGES[3], 3, len(STAGES))
@@ -97,15 +92,41 @@ def write(
     return export
 
 
-def _write_graphs(folder: Path, model: LanguageModel, matrices: Matrices, config: OnnxConfig) -> None:
+def checked_graph(
+    folder: Path, model: LanguageModel, config: OnnxConfig, tell: Callable[[int], None], *,
+    opset: int = OPSET, gates: bool = False,
+) -> tuple[list[Check], list[Check]]:  # fmt: skip
+    """Write graph and weights into a folder and hold them to the float64 model: (checks, those of rounded activations).
+
+    Args:
+        tell: told the number of the stage that begins.
+        opset: see `Graph.save`.
+        gates: see `language_graph`.
+
+    Raises:
+        UserError: the graph misses the reference.
+    """
+    tell(0)
+    matrices = Matrices.of(model, config)
+    tell(1)
+    _write_graphs(folder, model, matrices, config, opset, gates)
+    tell(2)
+    checks = _check(folder, model, matrices, config)
+    (folder / EXACT).unlink(missing_ok=True)
+    return checks
+
+
+def _write_graphs(
+    folder: Path, model: LanguageModel, matrices: Matrices, config: OnnxConfig, opset: int, gates: bool
+) -> None:
     with open(folder / WEIGHTS, "wb", buffering=0) as stream:
         file = WeightFile(stream, WEIGHTS)
-        rounds, standard = config.rounds_activations, config.standard
-        graphs = {GRAPH: language_graph(model, matrices, file, byte_products=rounds, standard=standard)}
-        if rounds:
-            graphs[EXACT] = language_graph(model, matrices, file, byte_products=False, standard=standard)
+        options = {"standard": config.standard, "gates": gates}
+        graphs = {GRAPH: language_graph(model, matrices, file, byte_products=config.rounds_activations, **options)}
+        if config.rounds_activations:
+            graphs[EXACT] = language_graph(model, matrices, file, byte_products=False, **options)
     for name, graph in graphs.items():
-        graph.save(folder / name, "hgrn2", __version__)
+        graph.save(folder / name, "hgrn2", __version__, opset)
 
 
 def _check(

@@ -36,7 +36,8 @@ class Session:
         inputs = {value.name: value for value in self.session.get_inputs()}
         refuse("tokens" not in inputs, f"{path} is not a graph of hgrn2 export onnx")
         self.shapes = {name: value.shape[1:] for name, value in inputs.items() if name.startswith("past.")}
-        self.outputs = [value.name for value in self.session.get_outputs()]
+        named = [value.name for value in self.session.get_outputs()]
+        self.outputs = ["logits", *(name for name in named if name.startswith("present."))]
 
     def zeros(self, batch: int) -> dict[str, np.ndarray]:
         """The states before the first token, by the names of the inputs."""
