@@ -26,7 +26,7 @@ from hgrn2.train.best import BestWeights
 from hgrn2.train.checkpoint import Checkpoint
 from hgrn2.train.config import Run
 from hgrn2.train.graphs import StepGraphs
-from hgrn2.train.guard import LossGuard, check_tensors
+from hgrn2.train.guard import Diverged, LossGuard, check_tensors
 from hgrn2.train.metrics import MetricsWriter
 from hgrn2.train.optim import Optimizers
 from hgrn2.train.schedule import lr_share
@@ -177,7 +177,7 @@ class Trainer:
             self.model.train()
 
     def _check_good(self) -> None:
-        """Raise `UserError` where the step just taken left anything that is not finite: the loss before its update,
+        """Raise `Diverged` where the step just taken left anything that is not finite: the loss before its update,
         weights and optimiser states after it, or the loss that these weights have on the data of the next step."""
         if self._now is None:
             return
@@ -186,10 +186,10 @@ class Trainer:
         check_tensors(self.step, self.model.state_dict(), self.optimizers.tensors(), last_good)
         with self._reading():
             loss = float(self.task.loss(self.model, self.task.batch(self.step, 0, self.run.train.accumulate)))
-        refuse(
-            not math.isfinite(loss),
-            f"the loss after the update of step {self.step} is {loss}; {last_good}; try a lower learning rate",
-        )
+        if not math.isfinite(loss):
+            raise Diverged(
+                f"the loss after the update of step {self.step} is {loss}; {last_good}; try a lower learning rate"
+            )
 
     @torch.no_grad()
     def _hand_over(self) -> None:

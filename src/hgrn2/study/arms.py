@@ -1,0 +1,167 @@
+"""Who is compared in each study, and the whole settings of a run; no torch here."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+from hgrn2.errors import UserError, unknown
+from hgrn2.layers.config import KINDS
+from hgrn2.models.comparison import COMPARED, comparison_config
+from hgrn2.models.config import ModelConfig
+from hgrn2.settings import refuse, with_overrides
+from hgrn2.study.protocol import Arm, Case, OptimizerName, Study
+from hgrn2.train.config import DataConfig, OptimConfig, RunConfig, TrainConfig
+
+OURS = "hgrn2"
+CONV_WIDTH = 4
+HEAD_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+LENGTHS = 16
+"""The study of lengths reads texts of so many times the training length."""
+PADDED = 64
+"""Large vocabularies are padded to a multiple: matrix products on GPUs are faster so. Nothing has these ids."""
+RECORDS = 200
+"""Points of a loss curve."""
+CHECKPOINTS = 1000
+"""Steps between checkpoints of long runs."""
+
+ABLATIONS: dict[str, tuple[str, ...]] = {
+    "hgrn2": (),
+    "no-bound": ("lower_bound=none",),
+    "exclusive-bound": ("lower_bound=exclusive",),
+    "sigmoid-output": ("mixer.output_activation=sigmoid",),
+    "no-output-activation": ("mixer.output_activation=none",),
+    "silu-input": ("mixer.input_activation=silu",),
+    "scaled-scores": ("mixer.scale_scores=true",),
+    "conv": (f"mixer.conv_width={CONV_WIDTH}",),
+    "head-norm": ("mixer.norm=head_rms",),
+    "layer-norm": ("mixer.norm=layer", "norm=layer"),
+    "norm-without-weights": ("mixer.norm=simple_rms", "norm=simple_rms"),
+    "glu-without-activation": ("glu_activation=none",),
+    "open-gates": ("mixer.bias=true", "init.memory=32"),
+    "zero-outputs": ("init.zero_outputs=true",),
+}
+"""What is changed of HGRN2, one thing at a time."""
+NOT_SETTINGS = {
+    "fixed-bound": "bounds are learned or left out",
+    "untied-key": "hgru2 ties the key to its gate; gla is the mixer with a key of its own",
+}
+"""Ablations of the paper's kind that no setting offers, and why."""
+
+
+def arms(study: Study, models: Sequence[str] = (), optimizers: Sequence[OptimizerName] = ()) -> list[Arm]:
+    """The sides of a study.
+
+    Args:
+        study: which one, and at which size.
+        models: subjects by name; none named: all of the study.
+        optimizers: none named: AdamW for all, in the comparison of architectures also Muon for the published forms.
+
+    Raises:
+        UserError: an unknown model, or one that the size cannot have, with the reason.
+    """
+    known = subjects(study)
+    for name in models:
+        if study.study == "ablation" and name in NOT_SETTINGS:
+            raise UserError(f"{name} is not offered: {NOT_SETTINGS[name]}")
+        if study.study == "expansion" and name not in known:
+            _refuse_head_size(name, study)
+        if name not in known:
+            raise unknown("model of this study", name, known)
+    chosen = {name: known[name] for name in models or known}
+    refuse(len(chosen) < len(models), "--models: a model is repeated")
+    found = [replace(arm, optimizer=optimizer) for optimizer in optimizers or ("adamw",) for arm in chosen.values()]
+    if study.study == "compare" and not optimizers and not models:
+        found += [replace(arm, optimizer="muon") for arm in chosen.values() if not arm.set]
+    for arm in found:
+        model_of(study, arm)
+    return found
+
+
+def subjects(study: Study) -> dict[str, Arm]:
+    """Every subject that a study has at its size, by name."""
+    if study.study == "compare":
+        return {arm.subject: arm for name in COMPARED for arm in _with_and_without_convolution(study, name)}
+    if study.study == "length":
+        return {name: Arm(subject=name, architecture=name) for name in COMPARED}
+    if study.study == "expansion":
+        width = comparison_config(OURS, study.size).width
+        return {
+            f"n{n}": Arm(subject=f"n{n}", architecture=OURS, set=(f"mixer.head_size={n}",))
+            for n in HEAD_SIZES if width % n == 0
+        }  # fmt: skip
+    found = {name: Arm(subject=name, architecture=OURS, set=changes) for name, changes in ABLATIONS.items()}
+    return {name: arm for name, arm in found.items() if not refused(study, arm)}
+
+
+def not_offered(study: Study) -> dict[str, str]:
+    """Ablations that the settings do not allow, and why."""
+    if study.study != "ablation":
+        return {}
+    made = {name: refused(study, Arm(subject=name, architecture=OURS, set=set_)) for name, set_ in ABLATIONS.items()}
+    return {name: why for name, why in made.items() if why} | NOT_SETTINGS
+
+
+def refused(study: Study, arm: Arm) -> str:
+    """Why a model cannot be made with an arm's settings; empty where it can."""
+    try:
+        model_of(study, arm)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def model_of(study: Study, arm: Arm, vocab_size: int = 256) -> ModelConfig:
+    """The model of an arm."""
+    return with_overrides(comparison_config(arm.architecture, study.size, vocab_size), arm.set)
+
+
+def run_of(study: Study, case: Case, *, vocab_size: int, precision: str, on_gpu: bool) -> RunConfig:
+    """The whole settings of a run.
+
+    Args:
+        vocab_size: that of the data; large ones are padded.
+        precision: float32 or bfloat16.
+        on_gpu: blocks are compiled there.
+    """
+    steps, compiled = case.tokens // study.tokens_per_step, on_gpu
+    train = TrainConfig(
+        steps=steps, sequence_length=study.length, batch_size=study.tokens_per_step // study.length,
+        precision="bfloat16" if precision == "bfloat16" else "float32", compile_blocks=compiled,
+        log_every=max(1, steps // RECORDS), eval_every=0, eval_tokens=2**40,
+        save_every=CHECKPOINTS if steps > 2 * CHECKPOINTS else 0, keep=1, seed=case.seed,
+    )  # fmt: skip
+    optim = OptimConfig(
+        optimizer=case.arm.optimizer, lr=case.lr, matrix_lr=case.lr, schedule="cosine", final_lr_ratio=0.1,
+        warmup_steps=study.warmup_steps, weight_decay=0.1, beta1=0.9, beta2=0.95, clip=1.0,
+    )  # fmt: skip
+    run = RunConfig(
+        model=model_of(study, case.arm, padded(vocab_size)), train=train, optim=optim,
+        data=DataConfig(source=study.source, reset_at_documents=study.reset_at_documents),
+    )  # fmt: skip
+    return with_overrides(run, study.set)
+
+
+def padded(vocab_size: int) -> int:
+    """The model's vocabulary for so many ids."""
+    return vocab_size if vocab_size < 1024 else math.ceil(vocab_size / PADDED) * PADDED
+
+
+def _with_and_without_convolution(study: Study, name: str) -> list[Arm]:
+    """An architecture as published and, where it is recurrent and a short convolution can be added or left out, so."""
+    arm = Arm(subject=name, architecture=name)
+    config = comparison_config(name, study.size)
+    if config.grows or config.pattern:
+        return [arm]
+    published = config.mixer.conv_width
+    other = replace(
+        arm, subject=f"{name}-noconv" if published else f"{name}-conv",
+        set=(f"mixer.conv_width={0 if published else CONV_WIDTH}",),
+    )  # fmt: skip
+    return [arm] if refused(study, other) else [arm, other]
+
+
+def _refuse_head_size(name: str, study: Study) -> None:
+    """A head size that does not divide the width."""
+    width, n = comparison_config(OURS, study.size).width, name.removeprefix("n")
+    refuse(n.isdigit() and KINDS["hgru2"].heads and (n == "0" or width % int(n) != 0),
+           f"a head size of {n} does not divide the width {width} of size {study.size}")  # fmt: skip
