@@ -75,7 +75,18 @@ VERBS: dict[str, tuple[str, dict[str, str]]] = {
             "table": "reproduce:ReproduceTable",
         },
     ),
-    "study": ("a controlled comparison: rows, a table and a picture", {"mqar": "study:StudyMQAR"}),
+    "study": (
+        "a controlled comparison: rows, a table and a plot",
+        {
+            "compare": "study_language:StudyCompare",
+            "expansion": "study_language:StudyExpansion",
+            "ablation": "study_language:StudyAblation",
+            "length": "study_language:StudyLength",
+            "mqar": "study:StudyMQAR",
+            "collect": "study_language:StudyCollect",
+            "table": "study_language:StudyTable",
+        },
+    ),
     "settings": ("every name that --set takes, with type, default and meaning", {"": "settings:Settings"}),
     "doctor": ("hold every kernel to the float64 reference on this machine", {"": "doctor:Doctor"}),
 }

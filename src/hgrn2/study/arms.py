@@ -57,7 +57,7 @@ def arms(study: Study, models: Sequence[str] = (), optimizers: Sequence[Optimize
         optimizers: none named: AdamW for all, in the comparison of architectures also Muon for the published forms.
 
     Raises:
-        UserError: an unknown model, or one that the size cannot have, with the reason.
+        UserError: an unknown model, one that the size cannot have, or settings that do not fit, with the reason.
     """
     known = subjects(study)
     for name in models:
@@ -67,20 +67,25 @@ def arms(study: Study, models: Sequence[str] = (), optimizers: Sequence[Optimize
             _refuse_head_size(name, study)
         if name not in known:
             raise unknown("model of this study", name, known)
-    chosen = {name: known[name] for name in models or known}
+    chosen = {name: known[name] for name in models or _usual(known, study)}
     refuse(len(chosen) < len(models), "--models: a model is repeated")
     found = [replace(arm, optimizer=optimizer) for optimizer in optimizers or ("adamw",) for arm in chosen.values()]
     if study.study == "compare" and not optimizers and not models:
         found += [replace(arm, optimizer="muon") for arm in chosen.values() if not arm.set]
     for arm in found:
-        model_of(study, arm)
+        run_of(study, first_case(study, arm), vocab_size=256, precision="float32", on_gpu=False)
     return found
+
+
+def first_case(study: Study, arm: Arm) -> Case:
+    """A run of an arm, to look at its settings."""
+    return Case(arm=arm, lr=study.lrs[0], seed=study.all_seeds[0], tokens=study.sweep)
 
 
 def subjects(study: Study) -> dict[str, Arm]:
     """Every subject that a study has at its size, by name."""
     if study.study == "compare":
-        return {arm.subject: arm for name in COMPARED for arm in _with_and_without_convolution(study, name)}
+        return {arm.subject: arm for name in COMPARED for arm in _forms(study, name)}
     if study.study == "length":
         return {name: Arm(subject=name, architecture=name) for name in COMPARED}
     if study.study == "expansion":
@@ -99,6 +104,11 @@ def not_offered(study: Study) -> dict[str, str]:
         return {}
     made = {name: refused(study, Arm(subject=name, architecture=OURS, set=set_)) for name, set_ in ABLATIONS.items()}
     return {name: why for name, why in made.items() if why} | NOT_SETTINGS
+
+
+def _usual(known: dict[str, Arm], study: Study) -> list[str]:
+    """Those that are run where none is named: stacks of two kinds are not."""
+    return [name for name, arm in known.items() if not comparison_config(arm.architecture, study.size).pattern]
 
 
 def refused(study: Study, arm: Arm) -> str:
@@ -121,14 +131,16 @@ def run_of(study: Study, case: Case, *, vocab_size: int, precision: str, on_gpu:
     Args:
         vocab_size: that of the data; large ones are padded.
         precision: float32 or bfloat16.
-        on_gpu: blocks are compiled there.
+        on_gpu: blocks are compiled there, unless the study says otherwise.
     """
-    steps, compiled = case.tokens // study.tokens_per_step, on_gpu
+    steps = case.tokens // study.tokens_per_step
+    compiled = ("blocks" if on_gpu else "none") if study.compile == "auto" else study.compile
     train = TrainConfig(
         steps=steps, sequence_length=study.length, batch_size=study.tokens_per_step // study.length,
-        precision="bfloat16" if precision == "bfloat16" else "float32", compile_blocks=compiled,
-        log_every=max(1, steps // RECORDS), eval_every=0, eval_tokens=2**40,
-        save_every=CHECKPOINTS if steps > 2 * CHECKPOINTS else 0, keep=1, seed=case.seed,
+        precision="bfloat16" if precision == "bfloat16" else "float32", compile=compiled == "whole",
+        compile_blocks=compiled == "blocks", log_every=max(1, steps // RECORDS), eval_every=0,
+        eval_tokens=study.budget.held_out, save_every=CHECKPOINTS if steps > 2 * CHECKPOINTS else 0, keep=1,
+        seed=case.seed,
     )  # fmt: skip
     optim = OptimConfig(
         optimizer=case.arm.optimizer, lr=case.lr, matrix_lr=case.lr, schedule="cosine", final_lr_ratio=0.1,
@@ -146,12 +158,15 @@ def padded(vocab_size: int) -> int:
     return vocab_size if vocab_size < 1024 else math.ceil(vocab_size / PADDED) * PADDED
 
 
-def _with_and_without_convolution(study: Study, name: str) -> list[Arm]:
-    """An architecture as published and, where it is recurrent and a short convolution can be added or left out, so."""
+def _forms(study: Study, name: str) -> list[Arm]:
+    """An architecture as published; where it is recurrent and a short convolution can be added or left out, also so;
+    attention also with normed queries and keys."""
     arm = Arm(subject=name, architecture=name)
     config = comparison_config(name, study.size)
-    if config.grows or config.pattern:
+    if config.pattern:
         return [arm]
+    if config.grows:
+        return [arm, replace(arm, subject=f"{name}-qknorm", set=("mixer.qk_norm=true",))]
     published = config.mixer.conv_width
     other = replace(
         arm, subject=f"{name}-noconv" if published else f"{name}-conv",

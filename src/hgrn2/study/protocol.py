@@ -1,8 +1,8 @@
 """What the runs of a comparison have in common, as frozen values; no torch here.
 
 Every arm (a model and an optimiser) is trained at several learning rates on `sweep_tokens`, and the rates go on by
-factors of two until the best one is not at an edge. At that rate it is trained on `final_tokens` with every seed. A seed
-decides the first weights and the order of batches, so that all arms see the same tokens in the same order.
+factors of two until the best one is not at an edge. At that rate it is trained on `final_tokens` with every seed. A
+seed decides the first weights and the order of batches: all arms see the same tokens in the same order.
 """
 
 import math
@@ -17,6 +17,7 @@ StudyName = Literal["compare", "expansion", "ablation", "length"]
 SizeName = Literal["small", "45m", "125m", "350m"]
 OptimizerName = Literal["adamw", "muon"]
 Precision = Literal["auto", "float32", "bfloat16"]
+Compile = Literal["auto", "none", "blocks", "whole"]
 EXTENSIONS = 4
 """Rates are extended at most so often below the first ones, and as often above them."""
 
@@ -31,11 +32,13 @@ class Budget:
     final_tokens: int
     warmup_tokens: int
     seeds: tuple[int, ...]
+    held_out: int = 2**40
+    """Held-out tokens of a measurement, at most."""
 
 
 BUDGETS: dict[SizeName, Budget] = {
-    "small": Budget(sequence_length=128, batch_size=8, sweep_tokens=49_152, final_tokens=98_304,
-                    warmup_tokens=8_192, seeds=(0, 1)),
+    "small": Budget(sequence_length=128, batch_size=8, sweep_tokens=32_768, final_tokens=65_536,
+                    warmup_tokens=8_192, seeds=(0, 1), held_out=16_385),
     "45m": Budget(sequence_length=1024, batch_size=32, sweep_tokens=50_000_000, final_tokens=200_000_000,
                   warmup_tokens=3_276_800, seeds=(0, 1, 2)),
     "125m": Budget(sequence_length=1024, batch_size=64, sweep_tokens=100_000_000, final_tokens=500_000_000,
@@ -105,6 +108,8 @@ class Study:
     """States, and what attention sees, start anew at each document inside a sequence, in every arm alike."""
     precision: Precision = "auto"
     """auto: bfloat16 on a GPU, float32 on a CPU."""
+    compile: Compile = "auto"
+    """What torch.compile builds; auto: the blocks on a GPU, nothing on a CPU. Numbers may differ by rounding."""
     set: tuple[str, ...] = ()
     """Settings of all runs, as in hgrn2 train lm: optim.weight_decay=0.01."""
 
@@ -114,7 +119,9 @@ class Study:
             refuse(lr <= 0, f"--lrs has {lr:g}; rates are positive")
         for name in ("lrs", "seeds"):
             refuse(len({*getattr(self, name)}) < len(getattr(self, name)), f"--{name}: a value is repeated")
-        refuse(any(seed < 0 for seed in self.seeds), f"--seeds has {min(self.seeds, default=0)}; a seed is not negative")
+        refuse(
+            any(seed < 0 for seed in self.seeds), f"--seeds has {min(self.seeds, default=0)}; a seed is not negative"
+        )
         refuse(self.sweep_tokens < 0, f"--sweep-tokens is {self.sweep_tokens}; it must not be negative")
         refuse(self.final_tokens < -1, f"--final-tokens is {self.final_tokens}; it must not be negative")
         step, length = self.tokens_per_step, self.length
@@ -191,6 +198,7 @@ def bracketed(values: Mapping[float, float]) -> bool:
 
 def next_cases(study: Study, arm: Arm, losses: Mapping[tuple[float, int, int], float]) -> list[Case]:
     """What is to be run next of an arm: rates of the sweep, then at the best one every seed; none: it is complete.
+    A single rate is not swept.
 
     Args:
         losses: by (rate, seed, tokens), of the arm's finished runs.
@@ -198,11 +206,12 @@ def next_cases(study: Study, arm: Arm, losses: Mapping[tuple[float, int, int], f
     first = study.all_seeds[0]
     values = {lr: loss for (lr, seed, tokens), loss in losses.items() if (seed, tokens) == (first, study.sweep)}
     rates = next_rates(values, study.lrs)
-    if rates:
+    alone = len(study.lrs) == 1 and study.final > 0
+    if rates and not alone:
         return [Case(arm=arm, lr=lr, seed=first, tokens=study.sweep) for lr in rates]
     if not study.final:
         return []
-    case = Case(arm=arm, lr=best_rate(values), seed=first, tokens=study.final)
+    case = Case(arm=arm, lr=study.lrs[0] if alone else best_rate(values), seed=first, tokens=study.final)
     cases = [replace(case, seed=seed) for seed in study.all_seeds]
     return [case for case in cases if (case.lr, case.seed, case.tokens) not in losses]
 

@@ -27,6 +27,10 @@ State = Literal["complete", "out of time", "interrupted", "failed"]
 POLL_S = 1.0
 SPARE = 1.05
 """A run is begun where so many times its estimated seconds are left."""
+AROUND_S = {"cpu": 1.0, "cuda": 5.0}
+"""What a run takes beside its steps: making the model, measuring."""
+COMPILING_S = 40.0
+"""More in the first run of an arm on a GPU."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,7 @@ def run_study(
         place: data and device.
         rows: of earlier runs; those that belong to the study count as done.
         view: told every run and, before anything else happens, every new row.
-        jobs: arms at once, each in a process of its own; on several GPUs they take turns.
+        jobs: arms at once, each in a process of its own; several GPUs get them in turn.
         seconds: no run is begun that would not end in time, as far as that can be known; one that does not is stopped
             with a checkpoint.
     """
@@ -88,13 +92,14 @@ def run_study(
 
 def run_arm(study: Study, arm: Arm, place: Place, rows: Sequence[Row], view: View, seconds: float) -> Ended:
     """Every run that an arm still lacks, one after the other; what goes wrong with it must not stop the others."""
-    own = [row for row in rows if row.subject == arm.subject]
-    known = losses(own, place.common(study), arm)
+    known = losses(rows, place.common(study), arm)
+    own, others, begun = [row for row in rows if row.subject == arm.subject], rows, False
     try:
         while cases := next_cases(study, arm, known):
             case = cases[0]
-            if not _fits(case, own, place, seconds):
+            if not _fits(_needed(case, own or others, place.device.type, begun), place, seconds):
                 return Ended(arm, "out of time", f"{len(cases)} or more runs are left")
+            begun = True
             view.started(case)
             row = train_case(study, case, place)
             if row is None:
@@ -117,11 +122,18 @@ def speed(rows: Sequence[Row], device: str) -> float | None:
     return statistics.median(found) if found else None
 
 
-def _fits(case: Case, rows: Sequence[Row], place: Place, seconds: float) -> bool:
+def _needed(case: Case, rows: Sequence[Row], device: str, begun: bool) -> float:
+    """Seconds of a run, by the speed of earlier ones; 0 where there were none."""
+    rate = speed(rows, device)
+    if rate is None:
+        return 0.0
+    around = AROUND_S.get(device, 1.0) + (COMPILING_S if device == "cuda" and not begun else 0.0)
+    return SPARE * case.tokens / rate + around
+
+
+def _fits(needed: float, place: Place, seconds: float) -> bool:
     """Whether to begin a run now. One that is longer than the whole budget is begun, and goes on in a later call."""
     left = place.deadline - time.time()
-    rate = speed(rows, place.device.type)
-    needed = SPARE * case.tokens / rate if rate else 0.0
     return left > 0 and (needed <= left or needed > seconds)
 
 
@@ -174,8 +186,7 @@ def _start(
     # Spawned, not forked: a process that has started PyTorch's threads must not be forked.
     context = multiprocessing.get_context("spawn")
     answers, theirs = context.Pipe(duplex=False)
-    own = [row for row in rows if row.subject == arm.subject]
-    arguments = (study, arm, replace(place, quiet=True), own, seconds, jobs, visible, theirs)
+    arguments = (study, arm, replace(place, quiet=True), rows, seconds, jobs, visible, theirs)
     process = context.Process(target=_child, args=arguments, daemon=False)
     process.start()
     theirs.close()

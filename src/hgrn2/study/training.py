@@ -107,7 +107,9 @@ def train_case(study: Study, case: Case, place: Place) -> Row | None:
     """
     if place.device.type == "cpu":
         cpu.keep_freed_memory()
-    run = run_of(study, case, vocab_size=place.vocab_size, precision=place.precision, on_gpu=place.device.type == "cuda")
+    run = run_of(
+        study, case, vocab_size=place.vocab_size, precision=place.precision, on_gpu=place.device.type == "cuda"
+    )
     check_run(run.model, run.train, place.device, run.train.sequence_length)
     train, valid = open_corpora(run.data)
     task = LanguageTask(run, train, valid, place.device)
@@ -193,7 +195,6 @@ def _described(run: RunConfig, task: LanguageTask, place: Place) -> dict[str, An
         "layers": run.model.layers, "glu_width": run.model.glu_width, "head_size": mixer.head_size,
         "conv_width": mixer.conv_width, "state_bytes": state_bytes(run.model, tokens=run.train.sequence_length),
         "data": Path(run.data.source).name, "data_tokens": task.train.n_tokens,
-        "held_out_tokens": task.valid.n_tokens - 1, "vocab_size": task.train.vocab_size,
+        "held_out_tokens": min(task.valid.n_tokens, run.train.eval_tokens) - 1, "vocab_size": task.train.vocab_size,
         "epochs": round(task.epochs(run.train.steps), 3), "at_once": place.at_once, "device": place.device.type,
     }  # fmt: skip
-
