@@ -134,7 +134,7 @@ def test_runs_of_two_arms_differ_in_model_and_rate_alone() -> None:
     first, second = runs
     assert (first.train, first.optim, first.data) == (second.train, second.optim, second.data)
     assert first.model.mixer.kind != second.model.mixer.kind
-    assert first.model.vocab_size == second.model.vocab_size == 50_304
+    assert first.model.vocab_size == second.model.vocab_size == 50_257
     assert first.train.compile_blocks
     assert first.optim.weight_decay == 0.01
     assert (first.optim.warmup_steps, first.train.tokens_per_step) == (100, 32_768)

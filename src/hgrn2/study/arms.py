@@ -1,6 +1,5 @@
 """Who is compared in each study, and the whole settings of a run; no torch here."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -17,8 +16,6 @@ CONV_WIDTH = 4
 HEAD_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 LENGTHS = 16
 """The study of lengths reads texts of so many times the training length."""
-PADDED = 64
-"""Large vocabularies are padded to a multiple: matrix products on GPUs are faster so. Nothing has these ids."""
 RECORDS = 200
 """Points of a loss curve."""
 CHECKPOINTS = 1000
@@ -129,7 +126,7 @@ def run_of(study: Study, case: Case, *, vocab_size: int, precision: str, on_gpu:
     """The whole settings of a run.
 
     Args:
-        vocab_size: that of the data; large ones are padded.
+        vocab_size: that of the data.
         precision: float32 or bfloat16.
         on_gpu: blocks are compiled there, unless the study says otherwise.
     """
@@ -147,15 +144,10 @@ def run_of(study: Study, case: Case, *, vocab_size: int, precision: str, on_gpu:
         warmup_steps=study.warmup_steps, weight_decay=0.1, beta1=0.9, beta2=0.95, clip=1.0,
     )  # fmt: skip
     run = RunConfig(
-        model=model_of(study, case.arm, padded(vocab_size)), train=train, optim=optim,
+        model=model_of(study, case.arm, vocab_size), train=train, optim=optim,
         data=DataConfig(source=study.source, reset_at_documents=study.reset_at_documents),
     )  # fmt: skip
     return with_overrides(run, study.set)
-
-
-def padded(vocab_size: int) -> int:
-    """The model's vocabulary for so many ids."""
-    return vocab_size if vocab_size < 1024 else math.ceil(vocab_size / PADDED) * PADDED
 
 
 def _forms(study: Study, name: str) -> list[Arm]:

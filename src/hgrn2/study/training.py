@@ -5,7 +5,6 @@ import math
 import statistics
 import time
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +24,8 @@ from hgrn2.train.config import RunConfig
 from hgrn2.train.fitting import check_run
 from hgrn2.train.guard import Diverged
 from hgrn2.train.metrics import read_metrics
+from hgrn2.train.run import train_on
 from hgrn2.train.runs import prepare_folder
-from hgrn2.train.runs import train as train_to_end
-from hgrn2.train.same_run import refuse_other_run
 from hgrn2.train.trainer import Trainer
 
 CURVE = 64
@@ -135,13 +133,13 @@ def _train(
     study: Study, run: RunConfig, task: LanguageTask, folder: Path, place: Place
 ) -> tuple[float, dict[str, Any]] | None:
     """Held-out loss and what else was measured; a run that diverges counts as a guess among all ids."""
-    prepare_folder(folder, run, partial(refuse_other_run, folder, run), restart=False)
+    prepare_folder(folder, run, lambda saved: task.refuse_other(folder, saved), restart=False)
     torch.manual_seed(run.train.seed)
-    model = LanguageModel(run.model).to(place.device)
+    model = task.model()
     trainer = _Timed(run, task, model, folder)
     trainer.deadline = place.deadline
     try:
-        train_to_end(trainer, trainer.view(place.quiet))
+        train_on(trainer, place.quiet)
     except Diverged as error:
         return math.log(task.train.vocab_size), {"diverged": str(error), **_curve(folder)}
     if trainer.interrupted:

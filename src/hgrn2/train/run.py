@@ -112,7 +112,7 @@ def _train(run: Run, task: Task, folder: Path, restart: bool, quiet: bool) -> Ru
     )  # fmt: skip
     task.save_assets(folder)
     trainer = Trainer(run, task, _model(run, task), folder)
-    _train_on(trainer, quiet)
+    train_on(trainer, quiet)
     if trainer.interrupted:
         return RunResult(folder, True, trainer.step, {})
     outcome, summary = _measured(trainer)
@@ -128,7 +128,7 @@ def _model(run: Run, task: Task) -> Model:
     return model
 
 
-def _train_on(trainer: Trainer, quiet: bool) -> None:
+def train_on(trainer: Trainer, quiet: bool) -> None:
     """Go on from the newest whole checkpoint of the trainer's folder, if there is one, to the end or to Ctrl-C."""
     with trainer.view(quiet) as view:
         newest, problems = checkpoint.newest_whole(trainer.folder, trainer.model, trainer.needs)
