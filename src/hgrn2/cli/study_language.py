@@ -145,7 +145,7 @@ class LanguageStudy:
         found = groups(own, study.study)
         states = {one.state for one in ended}
         code = 130 if "interrupted" in states else 1 if "failed" in states else 0
-        pictures = [draw(group, self.out, f"{study.study}-{group.tokens}") for group in found]
+        plots = [draw(group, self.out, f"{study.study}-{group.tokens}") for group in found]
         if self.json:
             arms_ = [{"arm": one.arm.name, "state": one.state, "text": one.text} for one in ended]
             console.print_json({"arms": arms_, "best": [_best(group) for group in found]}, indent=None)
@@ -158,7 +158,7 @@ class LanguageStudy:
                 print(f"{one.arm.name}: {one.state}{': ' if one.text else ''}{one.text}")
         if unreached:
             print(f"not reached: {', '.join(arm.name for arm in unreached)}")
-        print(f"{self.results / 'study.jsonl'}{''.join(f', {path}' for path in pictures if path)}")
+        print(f"{self.results / 'study.jsonl'}{''.join(f', {path}' for path in plots if path)}")
         if states - {"complete"} or unreached:
             print("the same command goes on from there")
         return code

@@ -40,16 +40,16 @@ def section(group: Group, folder: Path | None, name: str) -> list[str]:
     packed = "states start anew at documents" if common["documents"] == "reset" else "documents packed without a mark"
     changes = ", ".join(["", *common["set"]])
     told = (
-        f"{common['batch'] * common['sequence']:,} tokens a step, {common['warmup']:,} steps of "
+        f"{common['batch'] * common['sequence']:,} tokens per step, {common['warmup']:,} steps of "
         f"warm-up, cosine to a tenth, weight decay 0.1, clipping at 1, {common['precision']}; {packed}{changes}. "
         f"Held out: {row.details['held_out_tokens']:,} tokens in windows of the training length. {_machines(group)}."
     )
-    picture = draw(group, folder, name) if folder is not None and _worth_drawing(group) else None
+    image = draw(group, folder, name) if folder is not None and _worth_drawing(group) else None
     return [
         f"### {title(group)}",
         told,
         markdown(group),
-        *([f"![loss curves, and loss against the learning rate]({picture.name})"] if picture else []),
+        *([f"![loss curves, and loss against the learning rate]({image.name})"] if image else []),
     ]
 
 
