@@ -24,7 +24,7 @@ from hgrn2.layers.terms import Terms
 from hgrn2.ops.backend import work_dtype
 from hgrn2.ops.hgru2.chunked import gates
 from hgrn2.ops.hgru2.elementwise import written
-from hgrn2.ops.hgru2.options import Inputs, ScanOptions
+from hgrn2.ops.options import Inputs, ScanOptions
 
 
 @torch.library.custom_op("hgrn2::hgru2_step_inplace", mutates_args=("state",))

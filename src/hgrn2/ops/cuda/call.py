@@ -12,6 +12,7 @@ from torch import Tensor
 from hgrn2.ops.cuda import plan as plans
 from hgrn2.ops.cuda.launch import Problem, launch
 from hgrn2.ops.cuda.plan import Plan
+from hgrn2.ops.options import Inputs, ScanOptions
 
 WIDTH = 128
 """Channels of a block of threads: one head of 128 or two of 64."""
@@ -25,33 +26,29 @@ SHARED = {
 """Bytes of shared memory: the END of each kernel's layout."""
 
 
-def forward(
-    q: Tensor, f: Tensor, i: Tensor, lower_bound: Tensor | None, state: Tensor | None, cu_seqlens: Tensor | None, *,
-    heads: int, reverse: bool, input_activation: str, output_activation: str, scale: float,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+def forward(x: Inputs, options: ScanOptions) -> tuple[Tensor, Tensor]:
     """(o [B,T,H*n] bfloat16, final state [N,H,n,n] float32); arguments as in `hgrn2.ops.hgru2`."""
-    call = _Call(q, f, i, lower_bound, state, cu_seqlens, heads, reverse, input_activation, output_activation, scale)
-    o = q.new_empty(call.q.shape)
-    final = q.new_empty(call.states, dtype=torch.float32)
+    call = _Call(x, options)
+    o = call.q.new_empty(call.q.shape)
+    final = call.q.new_empty(call.states, dtype=torch.float32)
     call.give(o=o, final_state=final)
     if call.plan.segmented:
         call.join_segments(_LOCAL)
     call.run("forward")
-    return call.real_channels(o).to(i.dtype), final[:, :heads].contiguous()
+    return call.real_channels(o).to(x.i.dtype), final[:, : options.heads].contiguous()
 
 
 def backward(
-    q: Tensor, f: Tensor, i: Tensor, lower_bound: Tensor | None, state: Tensor | None, cu_seqlens: Tensor | None,
-    grad_o: Tensor, grad_state: Tensor | None, *, heads: int, reverse: bool, input_activation: str,
-    output_activation: str, scale: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:  # fmt: skip
+    x: Inputs, grad_o: Tensor, grad_state: Tensor | None, options: ScanOptions
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
     """Gradients of q, f, i, and in float32 of lower_bound and the initial state (None where there is none)."""
-    call = _Call(q, f, i, lower_bound, state, cu_seqlens, heads, reverse, input_activation, output_activation, scale)
+    call = _Call(x, options)
     grad_o = call.rows(grad_o, "grad_o", "o_row")
     arriving = None if grad_state is None else call.padded_state(grad_state)
-    dq, df, di = (q.new_empty(call.q.shape) for _ in range(3))
-    d_state = None if state is None else q.new_empty(call.states, dtype=torch.float32)
-    d_lower_bound = q.new_zeros((call.plan.count, call.q.shape[2]), dtype=torch.float32)
+    q = call.q
+    dq, df, di = (q.new_empty(q.shape) for _ in range(3))
+    d_state = None if x.state is None else q.new_empty(call.states, dtype=torch.float32)
+    d_lower_bound = q.new_zeros((call.plan.count, q.shape[2]), dtype=torch.float32)
     chunks = q.new_empty((call.plan.chunks, call.heads, call.size * call.size), dtype=torch.bfloat16)
     call.give(grad_state=arriving, dq=dq, df=df, di=di, d_state=d_state, d_lower_bound=d_lower_bound, chunks=chunks)
     if call.plan.segmented:
@@ -60,19 +57,17 @@ def backward(
     if call.plan.segmented:
         call.join_segments(_ARRIVING)
     call.run("backward")
-    total = None if lower_bound is None else call.real_channels(d_lower_bound.sum(0))
-    dq, df, di = (call.real_channels(x).to(y.dtype) for x, y in ((dq, q), (df, f), (di, i)))
-    return dq, df, di, total, None if d_state is None else d_state[:, :heads].contiguous()
+    total = None if x.lower_bound is None else call.real_channels(d_lower_bound.sum(0))
+    dq, df, di = (call.real_channels(g).to(y.dtype) for g, y in zip((dq, df, di), x[:3], strict=True))
+    return dq, df, di, total, None if d_state is None else d_state[:, : options.heads].contiguous()
 
 
 class _Call:
     """One call's problem, and the tensors that must live as long as its kernels may run."""
 
-    def __init__(
-        self, q: Tensor, f: Tensor, i: Tensor, lower_bound: Tensor | None, state: Tensor | None,
-        cu_seqlens: Tensor | None,
-        heads: int, reverse: bool, input_activation: str, output_activation: str, scale: float,
-    ) -> None:  # fmt: skip
+    def __init__(self, given: Inputs, options: ScanOptions) -> None:
+        q, f, i, lower_bound, state, cu_seqlens = given
+        heads, reverse = options.heads, options.reverse
         self.size = q.shape[2] // heads
         self.heads = -(-heads * self.size // WIDTH) * WIDTH // self.size  # an odd number of heads of 64: one more
         self.missing = (self.heads - heads) * self.size
@@ -88,8 +83,9 @@ class _Call:
         lower_bound = None if lower_bound is None else self._padded(lower_bound.float()).contiguous()
         self.give(lower_bound=lower_bound, state=start, items=self.plan.items)
         p = self.problem
-        p.count, p.heads, p.reverse, p.scale = self.plan.count, self.heads, int(reverse), scale
-        p.input_activation, p.output_activation = _ACTIVATIONS[input_activation], _ACTIVATIONS[output_activation]
+        p.count, p.heads, p.reverse, p.scale = self.plan.count, self.heads, int(reverse), options.scale
+        p.input_activation = _ACTIVATIONS[options.input_activation]
+        p.output_activation = _ACTIVATIONS[options.output_activation]
 
     def _padded(self, x: Tensor) -> Tensor:
         return torch.nn.functional.pad(x, (0, self.missing)) if self.missing else x

@@ -13,6 +13,7 @@ from torch import Tensor
 from hgrn2.ops.cuda.launch import launch
 from hgrn2.ops.cuda.plan import fitting
 from hgrn2.ops.cuda.support import warps
+from hgrn2.ops.options import Inputs, ScanOptions
 from hgrn2.ops.sequences import offsets_of
 
 BLOCK = 32
@@ -41,39 +42,34 @@ def run(size: int) -> int:
     return 8 if size <= 8 else 4
 
 
-def forward(
-    q: Tensor, f: Tensor, i: Tensor, lower_bound: Tensor | None, state: Tensor | None, cu_seqlens: Tensor | None, *,
-    heads: int, reverse: bool, input_activation: str, output_activation: str, scale: float,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+def forward(x: Inputs, options: ScanOptions) -> tuple[Tensor, Tensor]:
     """(o [B,T,H*n] in i's dtype, final state [N,H,n,n] float32); arguments as in `hgrn2.ops.hgru2`."""
-    call = _Call(q, f, i, lower_bound, state, cu_seqlens, heads, reverse, input_activation, output_activation, scale)
-    o = call.like(q)
-    final = q.new_empty(call.states, dtype=torch.float32)
+    call = _Call(x, options)
+    o = call.like(x.q)
+    final = x.q.new_empty(call.states, dtype=torch.float32)
     call.give(o=o, final_state=final)
     call.launch("small_forward")
-    return o.to(i.dtype), final
+    return o.to(x.i.dtype), final
 
 
 def backward(
-    q: Tensor, f: Tensor, i: Tensor, lower_bound: Tensor | None, state: Tensor | None, cu_seqlens: Tensor | None,
-    grad_o: Tensor, grad_state: Tensor | None, *, heads: int, reverse: bool, input_activation: str,
-    output_activation: str, scale: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:  # fmt: skip
+    x: Inputs, grad_o: Tensor, grad_state: Tensor | None, options: ScanOptions
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
     """Gradients of q, f, i, and in float32 of lower_bound and the initial state (None where there is none)."""
-    call = _Call(q, f, i, lower_bound, state, cu_seqlens, heads, reverse, input_activation, output_activation, scale)
+    call = _Call(x, options)
     call.rows(grad_o, "grad_o", "o_row")
-    dq, df, di = call.like(q), call.like(f), call.like(i)
-    d_state = None if state is None else q.new_empty(call.states, dtype=torch.float32)
-    d_lower_bound = q.new_zeros(
-        (call.states[0], q.shape[2]), dtype=torch.float32
-    )  # an empty document leaves its row alone
+    dq, df, di = (call.like(y) for y in x[:3])
+    q, heads = x.q, options.heads
+    d_state = None if x.state is None else q.new_empty(call.states, dtype=torch.float32)
+    # zeros: an empty document leaves its row alone
+    d_lower_bound = q.new_zeros((call.states[0], q.shape[2]), dtype=torch.float32)
     lanes = -(-heads // (32 // call.size)) * 32 * call.size
     kept = q.new_empty((q.shape[0] * q.shape[1] // run(call.size) + call.states[0]) * lanes, dtype=torch.float32)
     arriving = None if grad_state is None else grad_state.float().contiguous()
     call.give(grad_state=arriving, dq=dq, df=df, di=di, d_state=d_state, d_lower_bound=d_lower_bound, kept=kept)
     call.launch("small_backward")
-    total = None if lower_bound is None else d_lower_bound.sum(0)
-    return dq.to(q.dtype), df.to(f.dtype), di.to(i.dtype), total, d_state
+    total = None if x.lower_bound is None else d_lower_bound.sum(0)
+    return dq.to(q.dtype), df.to(x.f.dtype), di.to(x.i.dtype), total, d_state
 
 
 def _offsets(cu_seqlens: Tensor, tokens: int, device: torch.device) -> Tensor:
@@ -86,27 +82,25 @@ def _offsets(cu_seqlens: Tensor, tokens: int, device: torch.device) -> Tensor:
 class _Call:
     """One call's problem, and the tensors that must live as long as its kernel may run."""
 
-    def __init__(
-        self, q: Tensor, f: Tensor, i: Tensor, lower_bound: Tensor | None, state: Tensor | None,
-        cu_seqlens: Tensor | None,
-        heads: int, reverse: bool, input_activation: str, output_activation: str, scale: float,
-    ) -> None:  # fmt: skip
-        self.size, self.device = q.shape[2] // heads, q.device
+    def __init__(self, given: Inputs, options: ScanOptions) -> None:
+        q, f, i, lower_bound, state, cu_seqlens = given
+        self.states = given.states(options.heads)
+        self.size, self.device = self.states[2], q.device
         narrow = all(x.dtype == torch.bfloat16 for x in (q, f, i))
         self.dtype = torch.bfloat16 if narrow else torch.float32
         self.problem, self.kept = SmallProblem(), []
         for x, name in ((q, "q"), (f, "f"), (i, "i")):
             self.rows(x, name, f"{name}_row")
-        sequences = q.shape[0] if cu_seqlens is None else cu_seqlens.numel() - 1
-        self.states = (sequences, heads, self.size, self.size)
         self.give(
             lower_bound=None if lower_bound is None else lower_bound.float().contiguous(),
             state=None if state is None else state.float().contiguous(),
             offsets=None if cu_seqlens is None else _offsets(cu_seqlens, q.shape[1], q.device),
         )
         p = self.problem
-        p.sequences, p.tokens, p.heads, p.reverse, p.scale = sequences, q.shape[1], heads, int(reverse), scale
-        p.input_activation, p.output_activation = _ACTIVATIONS[input_activation], _ACTIVATIONS[output_activation]
+        p.sequences, p.tokens, p.heads = self.states[0], q.shape[1], options.heads
+        p.reverse, p.scale = int(options.reverse), options.scale
+        p.input_activation = _ACTIVATIONS[options.input_activation]
+        p.output_activation = _ACTIVATIONS[options.output_activation]
 
     def like(self, x: Tensor) -> Tensor:
         """An empty tensor of x's shape in the dtype that the kernels write."""

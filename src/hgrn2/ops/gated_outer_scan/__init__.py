@@ -8,6 +8,7 @@ from hgrn2.ops.arguments import check_flags, check_scale, check_tensors
 from hgrn2.ops.backend import check_floating, choose, find, has_tangents, register
 from hgrn2.ops.gated_outer_scan import registration
 from hgrn2.ops.gated_outer_scan.backends import BACKENDS, CHUNKED
+from hgrn2.ops.options import OuterInputs, OuterOptions
 from hgrn2.ops.sequences import check_cu_seqlens
 
 register("gated_outer_scan", BACKENDS, step="gated_outer_step")
@@ -48,10 +49,8 @@ def gated_outer_scan(
         q.device, backend, op="gated_outer_scan", dtype=v.dtype, keys=q.shape[3], values=v.shape[3], forward_mode=dual
     ).backend
     chosen = find("gated_outer_scan", choice)
-    tensors, options = (q, k, v, log_f, state, cu_seqlens), (reverse, scale)
-    o, final = (
-        chosen.forward(*tensors, *options) if chosen.composed else registration.forward(*tensors, *options, choice)
-    )
+    tensors, options = OuterInputs(q, k, v, log_f, state, cu_seqlens), OuterOptions(reverse, scale)
+    o, final = chosen.forward(tensors, options) if chosen.composed else registration.forward(*tensors, *options, choice)
     return o, final if output_final_state else None
 
 

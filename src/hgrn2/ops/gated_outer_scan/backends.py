@@ -1,21 +1,19 @@
 """The backends of the general scan, in the order in which `auto` prefers them.
 
-`forward` takes (q, k, v, log_f, state, cu_seqlens, reverse, scale) and returns (o, final state); `backward` takes the
-two incoming gradients before the options, and returns gradients of q, k, v, log_f and the state.
+`forward` takes (OuterInputs, OuterOptions) and returns (o, final state); `backward` takes the two incoming gradients
+before the options, and returns gradients of q, k, v, log_f and the state.
 """
-
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from hgrn2.ops.backend import Backend, Reference, full_precision, work_dtype
+from hgrn2.ops.backend import Backend, Reference, full_precision
 from hgrn2.ops.gated_outer_scan import chunked, reference
 from hgrn2.ops.native.support import NativeBackend
-from hgrn2.ops.sequences import offsets_of, plan_chunks
+from hgrn2.ops.options import OuterInputs, OuterOptions, ScanOptions
+from hgrn2.ops.sequences import ChunkPlan, offsets_of, plan_chunks
 from hgrn2.ops.triton_support import TritonBackend
 
-Maybe = Tensor | None
 Gradients = tuple[Tensor, ...]
 
 
@@ -24,51 +22,45 @@ class Triton(TritonBackend):
 
     products = True
 
-    def forward(self, *tensors: Any) -> tuple[Tensor, Tensor]:
+    def forward(self, x: OuterInputs, options: OuterOptions) -> tuple[Tensor, Tensor]:
         from hgrn2.ops.gated_outer_scan import triton
 
-        *given, reverse, scale = tensors
-        return triton.forward(*given, reverse=reverse, scale=scale)
+        return triton.forward(x, options)
 
-    def backward(self, *tensors: Any) -> Gradients:
+    def backward(self, x: OuterInputs, grad_o: Tensor, grad_state: Tensor, options: OuterOptions) -> Gradients:
         from hgrn2.ops.gated_outer_scan import triton
 
-        *given, reverse, scale = tensors
-        return triton.backward(*given, reverse=reverse, scale=scale)
+        return triton.backward(x, grad_o, grad_state, options)
 
 
 class Native(NativeBackend):
     """C++."""
 
-    def forward(
-        self, q: Tensor, k: Tensor, v: Tensor, log_f: Tensor, state: Maybe, cu: Maybe, reverse: bool, scale: float
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, x: OuterInputs, options: OuterOptions) -> tuple[Tensor, Tensor]:
         from hgrn2.ops.native import outer
 
-        xq, xk, xv, xf = _rows(v.dtype, q, k, v, log_f)
-        offsets, start = offsets_of(cu, *q.shape[:2]), _start(state, v.dtype)
-        options = {"heads": q.shape[2], "reverse": reverse, "scale": scale}
-        o, final = outer.scan_forward(xq, xk, xv, xf, start, offsets, **options)
-        return o.reshape(v.shape).to(v.dtype), final
+        o, final = outer.scan_forward(self._rows(x), _whole(x, options))
+        return o.reshape(x.v.shape).to(x.v.dtype), final
 
-    def backward(
-        self, q: Tensor, k: Tensor, v: Tensor, log_f: Tensor, state: Maybe, cu: Maybe, grad_o: Tensor,
-        grad_state: Tensor, reverse: bool, scale: float,
-    ) -> Gradients:  # fmt: skip
+    def backward(self, x: OuterInputs, grad_o: Tensor, grad_state: Tensor, options: OuterOptions) -> Gradients:
         from hgrn2.ops.native import outer
 
-        xq, xk, xv, xf, do = _rows(v.dtype, q, k, v, log_f, grad_o)
-        offsets, start, ds = offsets_of(cu, *q.shape[:2]), _start(state, v.dtype), _start(grad_state, v.dtype)
-        options = {"heads": q.shape[2], "reverse": reverse, "scale": scale}
-        return outer.scan_backward(xq, xk, xv, xf, start, do, ds, offsets, **options)
+        do, ds = _flat(grad_o, x.work), grad_state.to(x.work).contiguous()
+        return outer.scan_backward(self._rows(x), do, ds, _whole(x, options))
+
+    def _rows(self, x: OuterInputs) -> OuterInputs:
+        """[tokens, channels] of all sequences, always with offsets."""
+        q, k, v, f = (_flat(y, x.work) for y in x[:4])
+        state = None if x.state is None else x.state.to(x.work).contiguous()
+        return OuterInputs(q, k, v, f, state, offsets_of(x.cu_seqlens, *x.q.shape[:2]))
 
 
-def _rows(dtype: torch.dtype, *tensors: Tensor) -> Any:
-    return [x.to(work_dtype(dtype)).flatten(0, 1).flatten(1).contiguous() for x in tensors]
+def _whole(x: OuterInputs, options: OuterOptions) -> ScanOptions:
+    return ScanOptions(x.q.shape[2], options.reverse, "none", "none", options.scale)
 
 
-def _start(state: Maybe, dtype: torch.dtype) -> Maybe:
-    return None if state is None else state.to(work_dtype(dtype)).contiguous()
+def _flat(x: Tensor, dtype: torch.dtype) -> Tensor:
+    return x.to(dtype).flatten(0, 1).flatten(1).contiguous()
 
 
 class Chunked(Backend):
@@ -76,30 +68,22 @@ class Chunked(Backend):
 
     name, plain = "chunked", True
 
-    def forward(
-        self, q: Tensor, k: Tensor, v: Tensor, log_f: Tensor, state: Maybe, cu: Maybe, reverse: bool, scale: float
-    ) -> tuple[Tensor, Tensor]:
-        plan, xq, *rest = self._arguments(q, k, v, log_f, state, cu, reverse)
-        with full_precision(q.device):
-            o, final = chunked.forward(plan, scale * xq, *rest, one_product=False)
-        return o.reshape(v.shape).to(v.dtype), final
+    def forward(self, x: OuterInputs, options: OuterOptions) -> tuple[Tensor, Tensor]:
+        with full_precision(x.q.device):
+            o, final = chunked.forward(*self._arguments(x, options), one_product=False)
+        return o.reshape(x.v.shape).to(x.v.dtype), final
 
-    def backward(
-        self, q: Tensor, k: Tensor, v: Tensor, log_f: Tensor, state: Maybe, cu: Maybe, grad_o: Tensor,
-        grad_state: Tensor, reverse: bool, scale: float,
-    ) -> Gradients:  # fmt: skip
-        plan, xq, xk, xv, xf, start = self._arguments(q, k, v, log_f, state, cu, reverse)
-        do, ds = (x.to(work_dtype(v.dtype)) for x in (grad_o.flatten(0, 1), grad_state))
-        with full_precision(q.device):
-            dq, *others = chunked.backward(plan, scale * xq, xk, xv, xf, start, do, ds.contiguous(), one_product=False)
-        return scale * dq, *others
+    def backward(self, x: OuterInputs, grad_o: Tensor, grad_state: Tensor, options: OuterOptions) -> Gradients:
+        do, ds = grad_o.flatten(0, 1).to(x.work), grad_state.to(x.work).contiguous()
+        with full_precision(x.q.device):
+            dq, *others = chunked.backward(*self._arguments(x, options), do, ds, one_product=False)
+        return options.scale * dq, *others
 
-    def _arguments(self, q, k, v, log_f, state, cu, reverse) -> Any:  # type: ignore[no-untyped-def]
-        work, offsets = work_dtype(v.dtype), offsets_of(cu, *q.shape[:2])
-        shape = (offsets.numel() - 1, q.shape[2], q.shape[3], v.shape[3])
-        start = v.new_zeros(shape, dtype=work) if state is None else state.to(work)
-        tokens = (x.to(work).flatten(0, 1) for x in (q, k, v, log_f))
-        return plan_chunks(offsets, chunked.CHUNK, reverse, q.device), *tokens, start
+    def _arguments(self, x: OuterInputs, options: OuterOptions) -> tuple[ChunkPlan, OuterInputs]:
+        plan = plan_chunks(offsets_of(x.cu_seqlens, *x.q.shape[:2]), chunked.CHUNK, options.reverse, x.q.device)
+        start = x.v.new_zeros(x.states(), dtype=x.work) if x.state is None else x.state.to(x.work)
+        q, k, v, f = (y.to(x.work).flatten(0, 1) for y in x[:4])
+        return plan, OuterInputs(options.scale * q, k, v, f, start)
 
     def step(self, q: Tensor, k: Tensor, v: Tensor, log_f: Tensor, state: Tensor, scale: float) -> Tensor:
         """One token; changes the state."""

@@ -18,6 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from hgrn2.ops.options import OuterInputs
 from hgrn2.ops.sequences import ChunkPlan
 
 CHUNK = 64
@@ -102,11 +103,10 @@ def _unsort(plan: ChunkPlan, x: Tensor) -> Tensor:
     return torch.empty_like(x).index_copy_(0, plan.order, x)
 
 
-def forward(
-    plan: ChunkPlan, q: Tensor, k: Tensor, v: Tensor, log_f: Tensor, state: Tensor, *, one_product: bool
-) -> tuple[Tensor, Tensor]:
+def forward(plan: ChunkPlan, given: OuterInputs, *, one_product: bool) -> tuple[Tensor, Tensor]:
     """q, k, log_f [B*T,H,K], v [B*T,H,V], state [N,H,K,V], all of one float dtype -> (o [B*T,H,V], state [N,H,K,V])."""
-    x = _lay_out(plan, q, k, v, log_f)
+    x, state = _lay_out(plan, *given[:4]), given.state
+    assert state is not None
     starts, final = _states(plan, x, state.index_select(0, plan.order))
     o = (x.q * x.pb) @ starts + (x.q * x.k).sum(-1, keepdim=True) * x.v
     if one_product:
@@ -119,19 +119,11 @@ def forward(
 
 
 def backward(
-    plan: ChunkPlan,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    log_f: Tensor,
-    state: Tensor,
-    grad_o: Tensor,
-    grad_state: Tensor,
-    *,
-    one_product: bool,
+    plan: ChunkPlan, given: OuterInputs, grad_o: Tensor, grad_state: Tensor, *, one_product: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of q, k, v, log_f and the initial state; chunk states are computed again, not kept."""
-    x = _lay_out(plan, q, k, v, log_f)
+    x, state = _lay_out(plan, *given[:4]), given.state
+    assert state is not None
     do = plan.gather(grad_o)
     starts, _ = _states(plan, x, state.index_select(0, plan.order))
     into = (x.q * x.pb).mT @ do

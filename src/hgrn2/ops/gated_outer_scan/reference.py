@@ -7,22 +7,22 @@ import torch
 from torch import Tensor
 
 from hgrn2.ops.backend import full_precision, work_dtype
+from hgrn2.ops.options import OuterInputs, OuterOptions
 from hgrn2.ops.sequences import documents
 
 
-def gated_outer_scan(
-    q: Tensor, k: Tensor, v: Tensor, log_f: Tensor, state: Tensor | None, cu_seqlens: Tensor | None,
-    reverse: bool, scale: float,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+def gated_outer_scan(x: OuterInputs, options: OuterOptions) -> tuple[Tensor, Tensor]:
     """Arguments and results of `hgrn2.ops.gated_outer_scan`; computes in the dtype of v."""
-    if cu_seqlens is None:
-        start = None if state is None else state.to(v.dtype, copy=True)
-        q, k, log_f = (x.to(v.dtype) for x in (q, k, log_f))
-        o, final = scan_with_gates(q, k, v, log_f.exp(), start, reverse=reverse, scale=scale)
+    q, k, v, log_f = x[:4]
+    if x.cu_seqlens is None:
+        start = None if x.state is None else x.state.to(v.dtype, copy=True)
+        q, k, log_f = (y.to(v.dtype) for y in (q, k, log_f))
+        o, final = scan_with_gates(q, k, v, log_f.exp(), start, reverse=options.reverse, scale=options.scale)
         return o, final.to(work_dtype(v.dtype))
     pieces = []
-    for cut, first in documents(cu_seqlens, q.shape[1], state):
-        pieces.append(gated_outer_scan(q[:, cut], k[:, cut], v[:, cut], log_f[:, cut], first, None, reverse, scale))
+    for cut, first in documents(x.cu_seqlens, q.shape[1], x.state):
+        q, k, v, log_f = (y[:, cut] for y in x[:4])
+        pieces.append(gated_outer_scan(OuterInputs(q, k, v, log_f, first), options))
     return torch.cat([o for o, _ in pieces], 1), torch.cat([s for _, s in pieces])
 
 

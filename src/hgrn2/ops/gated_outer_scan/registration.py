@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor
 
-from hgrn2.ops.backend import find, work_dtype
+from hgrn2.ops.backend import find
 from hgrn2.ops.operator import operator
+from hgrn2.ops.options import OuterInputs, OuterOptions
 
 
 @operator("gated_outer_scan")
@@ -13,14 +14,14 @@ def forward(
     reverse: bool, scale: float, backend: str,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """(o, final state); arguments as in `hgrn2.ops.gated_outer_scan`, every option resolved."""
-    return find("gated_outer_scan", backend).forward(q, k, v, log_f, state, cu_seqlens, reverse, scale)
+    x = OuterInputs(q, k, v, log_f, state, cu_seqlens)
+    return find("gated_outer_scan", backend).forward(x, OuterOptions(reverse, scale))
 
 
 @forward.register_fake
-def _(q, k, v, log_f, state, cu_seqlens, reverse, scale, backend):
-    sequences = q.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
-    shape = (sequences, q.shape[2], q.shape[3], v.shape[3])
-    return v.new_empty(v.shape), v.new_empty(shape, dtype=work_dtype(v.dtype))
+def _(*given):  # type: ignore[no-untyped-def]
+    x = OuterInputs(*given[:6])
+    return x.v.new_empty(x.v.shape), x.v.new_empty(x.states(), dtype=x.work)
 
 
 @operator("gated_outer_scan_backward")
@@ -29,16 +30,17 @@ def backward(
     grad_o: Tensor, grad_state: Tensor, reverse: bool, scale: float, backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of q, k, v, log_f and the initial state."""
-    tensors = (q, k, v, log_f, state, cu_seqlens, grad_o, grad_state)
-    grads = find("gated_outer_scan", backend).backward(*tensors, reverse, scale)
-    dq, dk, dv, dl = (g.reshape(x.shape).to(x.dtype) for g, x in zip(grads, tensors[:4], strict=False))
+    x = OuterInputs(q, k, v, log_f, state, cu_seqlens)
+    grads = find("gated_outer_scan", backend).backward(x, grad_o, grad_state, OuterOptions(reverse, scale))
+    dq, dk, dv, dl = (g.reshape(y.shape).to(y.dtype) for g, y in zip(grads, x[:4], strict=False))
     return dq, dk, dv, dl, grads[4] if state is None else grads[4].to(state.dtype)
 
 
 @backward.register_fake
-def _(q, k, v, log_f, state, cu_seqlens, grad_o, grad_state, reverse, scale, backend):
-    d_state = torch.empty_like(grad_state) if state is None else torch.empty_like(state)
-    return (*(x.new_empty(x.shape) for x in (q, k, v, log_f)), d_state)
+def _(*given):  # type: ignore[no-untyped-def]
+    x, grad_state = OuterInputs(*given[:6]), given[7]
+    d_state = torch.empty_like(grad_state if x.state is None else x.state)
+    return (*(y.new_empty(y.shape) for y in x[:4]), d_state)
 
 
 def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]

@@ -9,7 +9,7 @@ from hgrn2.ops.arguments import check_flags, check_ids, check_lower_bound, check
 from hgrn2.ops.backend import check_floating, choose, find, has_tangents, register, widest
 from hgrn2.ops.hgru2 import registration
 from hgrn2.ops.hgru2.backends import BACKENDS
-from hgrn2.ops.hgru2.options import Inputs, ScanOptions
+from hgrn2.ops.options import Inputs, ScanOptions
 from hgrn2.ops.sequences import check_cu_seqlens
 from hgrn2.settings import shown
 
@@ -129,7 +129,7 @@ def hgru2_step(
     assert step is not None
     with torch.no_grad():
         pool = state if inplace else state.clone()
-        return step(q, f, i, lower_bound, pool, slots, options), pool
+        return step(Inputs(q, f, i, lower_bound, pool), slots, options), pool
 
 
 def _check(

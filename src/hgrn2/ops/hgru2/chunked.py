@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hgrn2.ops.activations import activate, slope
 from hgrn2.ops.gated_outer_scan import chunked as outer
+from hgrn2.ops.options import Inputs, OuterInputs, ScanOptions
 from hgrn2.ops.sequences import ChunkPlan
 
 SMALLEST_LOGIT = -60.0  # log f is taken at max(x, -60): e^-60 vanishes beside any other term, even in float64
@@ -45,27 +46,26 @@ def one_product(lower_bound: Tensor | None) -> bool:
     )
 
 
-def forward(
-    plan: ChunkPlan, q: Tensor, f: Tensor, i: Tensor, lower_bound: Tensor | None, state: Tensor, *,
-    input_activation: str, output_activation: str, scale: float,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+def forward(plan: ChunkPlan, x: Inputs, options: ScanOptions) -> tuple[Tensor, Tensor]:
     """Raw q, f [B*T,H,K], i [B*T,H,V], γ [H,K], state [N,H,K,V], all of one float dtype -> (o [B*T,H,V], state)."""
-    g = gates(f, lower_bound)
-    query, value = scale * activate(q, output_activation), activate(i, input_activation)
-    return outer.forward(plan, query, g.key, value, g.log_forget, state, one_product=one_product(lower_bound))
+    _, given = _prepared(x, options)
+    return outer.forward(plan, given, one_product=one_product(x.lower_bound))
+
+
+def _prepared(x: Inputs, options: ScanOptions) -> tuple[Gates, OuterInputs]:
+    g = gates(x.f, x.lower_bound)
+    query = options.scale * activate(x.q, options.output_activation)
+    return g, OuterInputs(query, g.key, activate(x.i, options.input_activation), g.log_forget, x.state)
 
 
 def backward(
-    plan: ChunkPlan, q: Tensor, f: Tensor, i: Tensor, lower_bound: Tensor | None, state: Tensor, grad_o: Tensor,
-    grad_state: Tensor, *, input_activation: str, output_activation: str, scale: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor]:  # fmt: skip
+    plan: ChunkPlan, x: Inputs, grad_o: Tensor, grad_state: Tensor, options: ScanOptions
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor]:
     """Gradients of q, f, i, γ (None without a lower bound) and the initial state."""
-    g = gates(f, lower_bound)
-    query, value = scale * activate(q, output_activation), activate(i, input_activation)
-    dq, dk, dv, dl, d_state = outer.backward(
-        plan, query, g.key, value, g.log_forget, state, grad_o, grad_state, one_product=one_product(lower_bound)
-    )
+    lower_bound, (g, given) = x.lower_bound, _prepared(x, options)
+    dq, dk, dv, dl, d_state = outer.backward(plan, given, grad_o, grad_state, one_product=one_product(lower_bound))
     both = dl / g.forget - dk
     d_lower_bound = None if lower_bound is None else (g.down * both).sum(0)
     df = g.up * g.down * both if lower_bound is None else (1 - lower_bound) * g.up * g.down * both
-    return scale * dq * slope(q, output_activation), df, dv * slope(i, input_activation), d_lower_bound, d_state
+    dq = options.scale * dq * slope(x.q, options.output_activation)
+    return dq, df, dv * slope(x.i, options.input_activation), d_lower_bound, d_state

@@ -21,8 +21,8 @@ from torch import Tensor
 from hgrn2.ops.activations import activate
 from hgrn2.ops.backend import Backend, Call, full_precision
 from hgrn2.ops.gated_scan import gated_scan
-from hgrn2.ops.hgru2.options import Inputs, ScanOptions
 from hgrn2.ops.hgru2.reference import gates
+from hgrn2.ops.options import Inputs, ScanOptions
 
 UP_TO = {"cpu": 3, "cuda": 0}
 """The largest head for which this is quicker, by the kind of device; 1 on others."""

@@ -7,6 +7,7 @@ from torch.nn.functional import logsigmoid
 from hgrn2.ops.activations import activate
 from hgrn2.ops.backend import full_precision, work_dtype
 from hgrn2.ops.gated_outer_scan import reference as outer
+from hgrn2.ops.options import Inputs, ScanOptions
 from hgrn2.ops.sequences import documents
 
 
@@ -23,42 +24,37 @@ def gates(f: Tensor, lower_bound: Tensor | None) -> tuple[Tensor, Tensor]:
     return up + lower_bound * down, (1 - lower_bound) * down
 
 
-def hgru2(
-    q: Tensor, f: Tensor, i: Tensor, lower_bound: Tensor | None, state: Tensor | None, cu_seqlens: Tensor | None,
-    heads: int, reverse: bool, input_activation: str, output_activation: str, scale: float,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+def hgru2(x: Inputs, options: ScanOptions) -> tuple[Tensor, Tensor]:
     """Arguments and results of `hgrn2.ops.hgru2`; computes in the dtype of i (the float64 reference for float64
     inputs)."""
-    if cu_seqlens is not None:
+    if x.cu_seqlens is not None:
         pieces = []
-        options = (heads, reverse, input_activation, output_activation, scale)
-        for cut, first in documents(cu_seqlens, q.shape[1], state):
-            pieces.append(hgru2(q[:, cut], f[:, cut], i[:, cut], lower_bound, first, None, *options))
+        for cut, first in documents(x.cu_seqlens, x.q.shape[1], x.state):
+            q, f, i = (y[:, cut] for y in x[:3])
+            pieces.append(hgru2(Inputs(q, f, i, x.lower_bound, first), options))
         return torch.cat([o for o, _ in pieces], 1), torch.cat([s for _, s in pieces])
-    q, f = q.to(i.dtype), f.to(i.dtype)
-    forget, key = gates(f, lower_bound)
-    split = (-1, q.shape[2] // heads)
+    dtype, split = x.i.dtype, (-1, x.q.shape[2] // options.heads)
+    forget, key = gates(x.f.to(dtype), x.lower_bound)
     o, final = outer.scan_with_gates(
-        activate(q, output_activation).unflatten(-1, split),
+        activate(x.q.to(dtype), options.output_activation).unflatten(-1, split),
         key.unflatten(-1, split),
-        activate(i, input_activation).unflatten(-1, (heads, -1)),
+        activate(x.i, options.input_activation).unflatten(-1, (options.heads, -1)),
         forget.unflatten(-1, split),
-        None if state is None else state.to(i.dtype),
-        reverse=reverse,
-        scale=scale,
+        None if x.state is None else x.state.to(dtype),
+        reverse=options.reverse,
+        scale=options.scale,
     )
-    return o.flatten(2), final.to(work_dtype(i.dtype))
+    return o.flatten(2), final.to(work_dtype(dtype))
 
 
-def step(
-    q: Tensor, f: Tensor, i: Tensor, lower_bound: Tensor | None, state: Tensor, heads: int,
-    input_activation: str, output_activation: str, scale: float,
-) -> Tensor:  # fmt: skip
-    """One token in the state's dtype; updates `state` [B,H,K,V] in place and returns o [B,H*V] in i's dtype."""
-    forget, key = gates(f.to(state.dtype), lower_bound)
-    split = (heads, -1)
-    value = activate(i.to(state.dtype), input_activation).unflatten(-1, split).unsqueeze(-2)
-    query = activate(q.to(state.dtype), output_activation).unflatten(-1, split).unsqueeze(-2)
+def step(x: Inputs, options: ScanOptions) -> Tensor:
+    """One token in the state's dtype; updates the state [B,H,K,V] in place and returns o [B,H*V] in i's dtype."""
+    state, split = x.state, (options.heads, -1)
+    assert state is not None
+    q, f, i = (y.to(state.dtype) for y in x[:3])
+    forget, key = gates(f, x.lower_bound)
+    value = activate(i, options.input_activation).unflatten(-1, split).unsqueeze(-2)
+    query = activate(q, options.output_activation).unflatten(-1, split).unsqueeze(-2)
     state.mul_(forget.unflatten(-1, split).unsqueeze(-1)).add_(key.unflatten(-1, split).unsqueeze(-1) * value)
     with full_precision(state.device):
-        return (scale * (query @ state)).flatten(1).to(i.dtype)
+        return (options.scale * (query @ state)).flatten(1).to(x.i.dtype)

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from hgrn2.ops.backend import find
-from hgrn2.ops.hgru2.options import Inputs, ScanOptions
 from hgrn2.ops.operator import operator
+from hgrn2.ops.options import Inputs, ScanOptions
 
 
 @operator("hgru2")
@@ -23,9 +23,9 @@ def forward(
 
 
 @forward.register_fake
-def _(q, f, i, lower_bound, state, cu_seqlens, heads, reverse, input_activation, output_activation, scale, backend):
-    x = Inputs(q, f, i, lower_bound, state, cu_seqlens)
-    return i.new_empty(i.shape), i.new_empty(x.states(heads), dtype=x.work)
+def _(*given):  # type: ignore[no-untyped-def]
+    x, options = Inputs(*given[:6]), ScanOptions(*given[6:11])
+    return x.i.new_empty(x.i.shape), x.i.new_empty(x.states(options.heads), dtype=x.work)
 
 
 @operator("hgru2_backward")
@@ -54,11 +54,10 @@ def backward(
 
 
 @backward.register_fake
-def _(q, f, i, lower_bound, state, cu_seqlens, grad_o, grad_state, heads, reverse, input_activation, output_activation,
-      scale, backend):  # fmt: skip
-    d_lower_bound = i.new_empty(0) if lower_bound is None else torch.empty_like(lower_bound)
-    d_state = i.new_empty(0) if state is None else torch.empty_like(state)
-    return q.new_empty(q.shape), f.new_empty(f.shape), i.new_empty(i.shape), d_lower_bound, d_state
+def _(*given):  # type: ignore[no-untyped-def]
+    x = Inputs(*given[:6])
+    d_lower_bound, d_state = (x.i.new_empty(0) if y is None else torch.empty_like(y) for y in (x.lower_bound, x.state))
+    return *(y.new_empty(y.shape) for y in x[:3]), d_lower_bound, d_state
 
 
 def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from hgrn2.ops.native.build import library
+from hgrn2.ops.options import ScanOptions
 
 _NAMES = {torch.float32: "f32", torch.float64: "f64", torch.complex64: "c64", torch.complex128: "c128"}
 _ACTIVATIONS = {"none": 0, "silu": 1, "sigmoid": 2}
@@ -54,16 +55,17 @@ def rows(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x if x.stride(-1) == 1 or (x.shape[-1] == 1 and x.stride(0) >= 1) else x.contiguous()
 
 
-def problem(
-    docs: int, heads: int, q: Tensor, f: Tensor, k: Tensor | None, v: Tensor, *, raw: bool, reverse: bool, scale: float,
-    input_activation: str = "none", output_activation: str = "none",
-) -> _Problem:  # fmt: skip
-    """Shapes and options of one call; q, f, k, v are [tokens, channels] with contiguous rows."""
-    return _Problem(
-        docs, heads, q.shape[1] // heads, v.shape[1] // heads, int(raw), int(reverse),
-        _ACTIVATIONS[input_activation], _ACTIVATIONS[output_activation],
-        q.stride(0), f.stride(0), 0 if k is None else k.stride(0), v.stride(0), scale,
-    )  # fmt: skip
+def problem(docs: int, inputs: Sequence[Tensor | None], options: ScanOptions) -> _Problem:
+    """Shapes and options of one call; inputs q, f, k, v are [tokens, channels], rows contiguous; raw without a k."""
+    q, f, k, v = inputs[:4]
+    assert q is not None
+    assert f is not None
+    assert v is not None
+    heads, strides = options.heads, (0 if x is None else x.stride(0) for x in (q, f, k, v))
+    names = (options.input_activation, options.output_activation)
+    sizes = (docs, heads, q.shape[1] // heads, v.shape[1] // heads)
+    flags = (int(k is None), int(options.reverse), *(_ACTIVATIONS[name] for name in names))
+    return _Problem(*sizes, *flags, *strides, options.scale)
 
 
 def outer_forward(p: _Problem, offsets: Tensor, inputs: Sequence[Tensor | None], o: Tensor, final: Tensor) -> None:

@@ -19,6 +19,7 @@ from hgrn2.ops.gated_outer_scan.triton.gradient import gradient
 from hgrn2.ops.gated_outer_scan.triton.output import output_kernel
 from hgrn2.ops.gated_outer_scan.triton.plan import CHUNK, Pieces, Plan, interpreted, plan_call, whole
 from hgrn2.ops.gated_outer_scan.triton.states import join, scan_chunks
+from hgrn2.ops.options import Inputs, ScanOptions
 
 SCRATCH = 1 << 28
 """Bytes of chunk states at a time."""
@@ -40,10 +41,7 @@ class Scan:
     """γ [H*K] float32."""
     state: Tensor | None
     """[N,H,K,V], contiguous."""
-    reverse: bool
-    input_activation: str
-    output_activation: str
-    scale: float
+    options: ScanOptions
 
     @property
     def raw(self) -> bool:
@@ -70,13 +68,13 @@ class Scan:
             "RAW": self.raw,
             "LOWER_BOUND": self.lower_bound is not None,
             "PACKED": self.plan.packed,
-            "REVERSE": self.reverse,
+            "REVERSE": self.options.reverse,
             "WORK": self.work,
         }
 
     def activations(self) -> dict[str, Any]:
         """Compile-time arguments of the kernels that see both projections."""
-        names = {"ACT_IN": self.input_activation, "ACT_OUT": self.output_activation}
+        names = {"ACT_IN": self.options.input_activation, "ACT_OUT": self.options.output_activation}
         return {"QUICK": self.quick, **{key: ACTIVATIONS[name] for key, name in names.items()}}
 
     def part(self, sequences: slice) -> "Scan":
@@ -96,30 +94,19 @@ class Scan:
         return self.q.new_empty((count, self.plan.heads, self.plan.keys, self.plan.values), dtype=dtype)
 
 
-def scan(
-    q: Tensor, f: Tensor, k: Tensor | None, v: Tensor, lower_bound: Tensor | None, state: Tensor | None,
-    cu_seqlens: Tensor | None, *, heads: int, reverse: bool, input_activation: str = "none",
-    output_activation: str = "none", scale: float,
-) -> Scan:  # fmt: skip
-    """A call as the kernels want it; copies only what lies badly in memory."""
-    batch, tokens = q.shape[:2]
-    offsets = None if cu_seqlens is None else cu_seqlens.to(q.device).contiguous()
-    plan = plan_call(batch, tokens, heads, q.shape[2] // heads, v.shape[2] // heads, offsets, v)
-    lower_bound = None if lower_bound is None else lower_bound.float().contiguous()
-    state = None if state is None else state.contiguous()
-    named = {"input_activation": input_activation, "output_activation": output_activation}
-    return Scan(
-        plan,
-        rows(q),
-        rows(f),
-        None if k is None else rows(k),
-        rows(v),
-        lower_bound,
-        state,
-        reverse,
-        **named,
-        scale=float(scale),
-    )
+def scan(x: Inputs, options: ScanOptions, key: Tensor | None = None) -> Scan:
+    """A call as the kernels want it; copies only what lies badly in memory.
+
+    key: where keys are given, which are then no complements of gates, `x.f` is log f and `x.i` the values.
+    """
+    offsets = None if x.cu_seqlens is None else x.cu_seqlens.to(x.q.device).contiguous()
+    keys, values = x.states(options.heads)[2:]
+    plan = plan_call(*x.q.shape[:2], options.heads, keys, values, offsets, x.i)
+    lower_bound = None if x.lower_bound is None else x.lower_bound.float().contiguous()
+    state = None if x.state is None else x.state.contiguous()
+    key = None if key is None else rows(key)
+    options = options._replace(scale=float(options.scale))
+    return Scan(plan, rows(x.q), rows(x.f), key, rows(x.i), lower_bound, state, options)
 
 
 def rows(x: Tensor) -> Tensor:
@@ -156,7 +143,7 @@ def _forward(call: Scan, o: Tensor, final: Tensor) -> None:
     output_kernel[(chunks.count * plan.heads * -(-plan.values // values),)](
         call.q, call.f, k, call.v, call.lower_bound, states, o, plan.offsets, chunks.owner, chunks.first,
         plan.tokens, chunks.each, plan.sequences, plan.heads,
-        stride(call.q), stride(call.f), stride(k), stride(call.v), call.scale,
+        stride(call.q), stride(call.f), stride(k), stride(call.v), call.options.scale,
         **call.common(), **call.activations(), KEYS=keys, VALUES=values,
         PRECISION=settings.precision, num_warps=settings.num_warps, num_stages=settings.num_stages,
     )  # fmt: skip
@@ -216,7 +203,7 @@ def _backward(call: Scan, grad_o: Tensor, grad_state: Tensor, found: Gradients) 
             call.q, call.f, k, call.v, call.lower_bound, grad_o, states, grads, found.q, found.f, found.k, found.v,
             parts,
             plan.offsets, chunks.owner, chunks.first, plan.tokens, chunks.each, plan.sequences, plan.heads,
-            stride(call.q), stride(call.f), stride(k), stride(call.v), stride(grad_o), call.scale,
+            stride(call.q), stride(call.f), stride(k), stride(call.v), stride(grad_o), call.options.scale,
             **call.common(), **call.activations(), KEYS=keys, VALUES=values,
             PRECISION=settings.precision, num_warps=settings.num_warps, num_stages=settings.num_stages,
         )  # fmt: skip
@@ -276,13 +263,13 @@ def _scan_chunks(
         return
     settings, (keys, values) = plan.launch("states"), plan.tiles("states")
     if incoming is None:
-        left, right, activation = call.f if call.k is None else call.k, call.v, call.input_activation
+        left, right, activation = call.f if call.k is None else call.k, call.v, call.options.input_activation
     else:
-        left, right, activation = call.q, incoming[0], call.output_activation
+        left, right, activation = call.q, incoming[0], call.options.output_activation
     scan_chunks[(pieces.count * plan.heads * _tiles(plan),)](
         call.f, left, right, call.lower_bound, start, states, final, decays, plan.offsets, pieces.owner, pieces.first,
         plan.chunks.first, plan.tokens, pieces.each, plan.chunks.each, span, plan.sequences, plan.heads,
-        stride(call.f), stride(left), stride(right), call.scale,
+        stride(call.f), stride(left), stride(right), call.options.scale,
         **call.common(), KEYS=keys, VALUES=values, GRAD=incoming is not None,
         ACT=ACTIVATIONS[activation],
         START=start is not None, STATES=states is not None, FINAL=final is not None, DECAYS=decays is not None,

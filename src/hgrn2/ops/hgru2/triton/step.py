@@ -9,10 +9,11 @@ import triton.language as tl
 from torch import Tensor
 
 from hgrn2.errors import UserError
+from hgrn2.gpu import architecture
 from hgrn2.ops.gated_outer_scan.triton.calls import ACTIVATIONS, on
 from hgrn2.ops.gated_outer_scan.triton.gates import activate, decaying
 from hgrn2.ops.gated_outer_scan.triton.launch_table import launch
-from hgrn2.ops.gated_outer_scan.triton.plan import architecture
+from hgrn2.ops.options import Inputs, ScanOptions
 
 
 @triton.jit(do_not_specialize=["scale"])
@@ -50,32 +51,32 @@ def step_kernel(
     tl.store(o + (row * heads + head) * V + v, result.to(o.dtype.element_ty), mask=v < V)
 
 
-def step(
-    q: Tensor, f: Tensor, i: Tensor, lower_bound: Tensor | None, state: Tensor, slots: Tensor | None, *, heads: int,
-    input_activation: str, output_activation: str, scale: float,
-) -> Tensor:  # fmt: skip
-    """q, f [B,H*K], i [B,H*V] -> o [B,H*V] in i's dtype; updates `state`, in place.
+def step(x: Inputs, slots: Tensor | None, options: ScanOptions) -> Tensor:
+    """q, f [B,H*K], i [B,H*V] -> o [B,H*V] in i's dtype; updates the state, in place.
 
-    state: [B,H,K,V], or a pool [S,H,K,V] of which `slots` [B] picks distinct rows; float32, or bfloat16 or float16
+    x.state: [B,H,K,V], or a pool [S,H,K,V] of which `slots` [B] picks distinct rows; float32, or bfloat16 or float16
     states with float32 arithmetic, rounded once a token.
     """
+    state, heads = x.state, options.heads
+    assert state is not None
     if state.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         raise UserError(f"triton keeps the state of a step in float32, bfloat16 or float16, not {state.dtype}")
     rows = state.contiguous()
     keys, values = state.shape[2:]
-    q, f, i = (x if x.stride(1) == 1 else x.contiguous() for x in (q, f, i))
-    lower_bound = None if lower_bound is None else lower_bound.float().contiguous()
+    q, f, i = (y if y.stride(1) == 1 else y.contiguous() for y in x[:3])
+    lower_bound = None if x.lower_bound is None else x.lower_bound.float().contiguous()
     o = torch.empty_like(i, memory_format=torch.contiguous_format)
     settings = launch("step", architecture(state.device), max(keys, values), str(state.dtype).removeprefix("torch."))
+    names = ACTIVATIONS[options.input_activation], ACTIVATIONS[options.output_activation]
     tile = settings.tiles(16, values)[1]
     if q.shape[0]:
         with on(o.device):
             step_kernel[(q.shape[0] * heads * -(-values // tile),)](
-                q, f, i, lower_bound, rows, slots, o, heads, q.stride(0), f.stride(0), i.stride(0), float(scale),
+                q, f, i, lower_bound, rows, slots, o, heads, q.stride(0), f.stride(0), i.stride(0),
+                float(options.scale),
                 K=keys, V=values, KEYS=max(16, triton.next_power_of_2(keys)), VALUES=tile,
                 LOWER_BOUND=lower_bound is not None,
-                SLOTS=slots is not None, ACT_IN=ACTIVATIONS[input_activation], ACT_OUT=ACTIVATIONS[output_activation],
-                num_warps=settings.num_warps,
+                SLOTS=slots is not None, ACT_IN=names[0], ACT_OUT=names[1], num_warps=settings.num_warps,
             )  # fmt: skip
     if rows is not state:
         state.copy_(rows)
