@@ -181,5 +181,5 @@ def test_refusals() -> None:
     with pytest.raises(UserError, match="no token 40"):
         trace(model, text()).layers[0].contributions(TOKENS)
     attention = made("hgru2", mixer=MixerConfig(kind="attention", head_size=8), lower_bound="none")
-    with pytest.raises(UserError, match=r"no layer of this model has forget gates.*attention"):
+    with pytest.raises(UserError, match=r"no layer of this model is a sum .*attention"):
         trace(attention, text())

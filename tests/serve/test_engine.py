@@ -187,12 +187,12 @@ def test_only_reading(make_engine: Make) -> None:
     assert (end.ended, end.snapshot.tokens, end.snapshot.last) == ("length", len(PROMPT), ord(" "))
 
 
-def test_gates(make_engine: Make, model: LanguageModel) -> None:
-    (events,) = run(
-        make_engine(),
-        asked(max_tokens=5, gates=True),
-    )
-    (plain,) = run(make_engine(), asked(max_tokens=5))
+@pytest.mark.parametrize("taps", [0, 3])
+def test_gates(make_engine: Make, taps: int) -> None:
+    """Those of the whole text, a short convolution before them included."""
+    model = make_model(conv_width=taps)
+    (events,) = run(make_engine(made=model), asked(max_tokens=5, gates=True))
+    (plain,) = run(make_engine(made=model), asked(max_tokens=5))
     assert text_of(events) == text_of(plain)
     tokens = [token for event in events if isinstance(event, Delta) for token in event.tokens]
     assert len(tokens) == 5

@@ -1,5 +1,6 @@
 """An exported page of a small model, and a browser that has it open."""
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from hgrn2.errors import UserError
 from hgrn2.export.web_runtime import fetch_runtime
 from hgrn2.generate.generator import Generator
 from hgrn2.generate.loading import load
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "serve"))  # the server of the tests of serving
 
 
 @pytest.fixture(scope="session")

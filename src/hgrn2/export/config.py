@@ -8,6 +8,11 @@ Weights = Literal["float32", "int8", "int4"]
 HeadWeights = Literal["same", "float32", "int8", "int4"]
 Activations = Literal["int8", "float32"]
 Operator = Literal["auto", "standard", "onnxruntime"]
+PAGE_POLICY = (
+    "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; style-src 'self'; connect-src 'self'; img-src 'self'; "
+    "worker-src 'self'; base-uri 'none'; form-action 'none'"
+)
+"""What the page of a model may do in a browser: nothing but read what lies beside it."""
 BITS: dict[str, int | None] = {"float32": None, "int8": 8, "int4": 4}
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from hgrn2 import __version__
 from hgrn2.data.tokenizer import ByteTokenizer, CharTokenizer, Tokenizer
 from hgrn2.errors import UserError
-from hgrn2.export.config import OnnxConfig
+from hgrn2.export.config import PAGE_POLICY, OnnxConfig
 from hgrn2.export.graph import onnx_library
 from hgrn2.export.language import check_supported, state_shapes
 from hgrn2.export.onnx_folder import GRAPH, STAGES, WEIGHTS, checked_graph
@@ -32,11 +32,6 @@ OPSET = 23
 """Stamped on the graph: the first with every operator in it, and no higher than onnxruntime-web takes."""
 FORMAT, MODEL, RUNTIME, PAGE, WORKER = "hgrn2-web-1", "model.json", "runtime", "index.html", "sw.js"
 SERVER, LOCAL = '<meta name="hgrn2-engine" content="server">', '<meta name="hgrn2-engine" content="browser">'
-POLICY = (
-    "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; style-src 'self'; connect-src 'self'; img-src 'self'; "
-    "worker-src 'self'; base-uri 'none'; form-action 'none'"
-)
-"""What the page may do: nothing but read its own files."""
 VERSION_MARK = "@VERSION@"
 
 
@@ -102,13 +97,12 @@ def _tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
 
 def _model(loaded: Loaded, config: OnnxConfig) -> dict[str, Any]:
     model = loaded.model.config
-    source = ((loaded.run_config() or {}).get("data") or {}).get("source")
     run = loaded.found.run
     return {
         "format": FORMAT,
         "name": (run or loaded.found.folder).resolve().name,
         "step": loaded.found.step,
-        "example": "ROMEO:" if source == "shakespeare" else "",
+        "example": loaded.example(),
         "graph": GRAPH,
         "weights": WEIGHTS,
         "precision": config.weights,
@@ -133,7 +127,7 @@ def _copy_page(folder: Path) -> None:
             shutil.copyfile(path, target)
     text = (folder / PAGE).read_text(encoding="utf-8")
     assert SERVER in text
-    policy = f'{LOCAL}\n<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
+    policy = f'{LOCAL}\n<meta http-equiv="Content-Security-Policy" content="{PAGE_POLICY}">'
     write_text(folder / PAGE, text.replace(SERVER, policy))
 
 

@@ -44,6 +44,11 @@ class Loaded:
             return None
         return read_json(path, dict)
 
+    def example(self) -> str:
+        """The beginning of a text for a page to offer: that of the embedded sample, where the model learned from it."""
+        data = (self.run_config() or {}).get("data")
+        return "ROMEO:" if isinstance(data, dict) and data.get("source") == "shakespeare" else ""
+
 
 def load(
     path: str | Path,

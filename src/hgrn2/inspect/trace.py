@@ -127,9 +127,9 @@ class Trace:
     tokens: Tensor
     """int64 [T]."""
     layers: tuple[LayerTrace, ...]
-    """Those with forget gates."""
+    """Those that can be laid open."""
     left_out: dict[int, str]
-    """Layers whose mixers have no forget gates, and their kinds."""
+    """The others, and the kinds of their mixers: attention, and mamba, whose gates are not of heads."""
     logprobs: Tensor
     """ln p of each token but the first, [T-1]."""
     state: ModelState
@@ -137,14 +137,14 @@ class Trace:
 
 
 def trace(model: LanguageModel, tokens: Tensor | Sequence[int]) -> Trace:
-    """Read a text and lay open every layer that has forget gates; the model stays as it was.
+    """Read a text and lay open every layer whose mixer has `terms`; the model stays as it was.
 
     Args:
         model: in float64 for sums that agree to 1e-10, in float32 to about 1e-6.
         tokens: ids [T], from an empty state.
 
     Raises:
-        UserError: no tokens, ids outside the vocabulary, a model of whose layers none has forget gates.
+        UserError: no tokens, ids outside the vocabulary, a model of whose layers none can be laid open.
     """
     ids = torch.as_tensor(tokens, dtype=torch.int64, device=model.device).reshape(1, -1)
     refuse(ids.shape[1] == 0, "there is no text to look at: give at least one token")
@@ -169,7 +169,10 @@ def trace(model: LanguageModel, tokens: Tensor | Sequence[int]) -> Trace:
             gamma = terms.key.new_zeros(shape) if bound is None else bound.to(terms.key.dtype).reshape(shape)
             layers.append(LayerTrace(n, mixer.config.kind, terms, gamma))
     if not layers:
-        raise UserError(f"no layer of this model has forget gates to look at: they are {model.config.named_kinds}")
+        kinds = model.config.named_kinds
+        raise UserError(
+            f"no layer of this model is a sum faded by gates of a head, which is looked at: they are {kinds}"
+        )
     return Trace(ids[0], tuple(layers), left_out, logprobs, state)
 
 

@@ -81,7 +81,13 @@ def _body(found: Inspection, pictures: dict[str, Picture], model: str, text: str
         "" if pictures else page.paragraph("Figures need matplotlib: <code>pip install 'hgrn2[plot]'</code>.", "note")
     )
     left = ", ".join(f"{layer} ({kind})" for layer, kind in found.left_out.items())
-    missing = page.paragraph(page.text(f"Layers without forget gates are left out: {left}."), "note") if left else ""
+    missing = (
+        page.paragraph(
+            page.text(f"Left out, as their mixers are not sums faded by gates of a head: layers {left}."), "note"
+        )
+        if left
+        else ""
+    )
     sections = "".join(
         page.section(_TITLES[name], _figure(pictures[name], name)) for name in _TITLES if name in pictures
     )

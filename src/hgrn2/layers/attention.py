@@ -67,7 +67,7 @@ class Attention(nn.Module):
         """That of the weights: keys and values are kept as they were computed, and nothing is added to them."""
         return weights
 
-    def log_forget(self, x: Tensor, lower_bound: Tensor | None) -> None:
+    def log_forget(self, x: Tensor, lower_bound: Tensor | None, past: Tensor | None = None) -> None:
         """None: there are no gates here."""
 
     def forward(

@@ -133,7 +133,7 @@ class Directional(nn.Module):
         """Of sums inside: float32, float64 for float64."""
         return work_dtype(weights)
 
-    def log_forget(self, x: Tensor, lower_bound: Tensor | None) -> Tensor:
+    def log_forget(self, x: Tensor, lower_bound: Tensor | None, past: None = None) -> Tensor:
         """ln f [B,T,D] of the first scan, float32."""
         return self.unit.log_forget(x, lower_bound)
 

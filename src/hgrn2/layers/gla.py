@@ -60,8 +60,8 @@ class GLA(nn.Module):
         """float32, float64 for float64: a state is a sum over a whole text."""
         return work_dtype(weights)
 
-    def log_forget(self, x: Tensor, lower_bound: Tensor | None) -> Tensor:
-        """ln f [B,T,H*k], float32 (float64 for float64)."""
+    def log_forget(self, x: Tensor, lower_bound: Tensor | None, past: Tensor | None = None) -> Tensor:
+        """ln f [B,T,H*k], float32 (float64 for float64); no convolution is before these gates."""
         logits = self.gate_up(self.gate_down(x))
         return nn.functional.logsigmoid(logits.to(work_dtype(logits.dtype))) / GATE_ROOT
 

@@ -137,8 +137,8 @@ class HGRU1(nn.Module):
         y, opened = y.to(gate.dtype), self.output_activation(gate)
         return self.out_proj(self.norm(y) * opened)
 
-    def log_forget(self, x: Tensor, lower_bound: Tensor | None) -> Tensor:
-        """ln f [B,T,D], float32, of sequences that start at x."""
+    def log_forget(self, x: Tensor, lower_bound: Tensor | None, past: None = None) -> Tensor:
+        """ln f [B,T,D], float32; there is no convolution whose inputs could be `past`."""
         return log_forget(self.forget_logits(x), lower_bound)
 
     def forget_logits(self, x: Tensor) -> Tensor:

@@ -163,13 +163,14 @@ class HGRU2(nn.Module):
         y = self.norm(y)
         return self.out_proj(y if self.gate is None or gate is None else y * self.gate(gate))
 
-    def log_forget(self, x: Tensor, lower_bound: Tensor | None) -> Tensor:
-        """ln f [B,T,D], float32, of sequences that start at x."""
-        return log_forget(self.forget_logits(x), lower_bound)
+    def log_forget(self, x: Tensor, lower_bound: Tensor | None, past: Tensor | None = None) -> Tensor:
+        """ln f [B,T,D], float32; `past` [B,W-1,3D] as in `LayerState.conv`, None where sequences start at x."""
+        return log_forget(self.forget_logits(x, past), lower_bound)
 
-    def forget_logits(self, x: Tensor) -> Tensor:
-        """x_f [B,T,D], the forget gates before bound and sigmoid, of sequences that start at x."""
-        projected, _ = self._convolve(self.in_proj(x), None, None, None, False)
+    def forget_logits(self, x: Tensor, past: Tensor | None = None) -> Tensor:
+        """x_f [B,T,D], the forget gates before bound and sigmoid; `past` as in `log_forget`."""
+        options = {"output_state": False}
+        projected, _ = self.operators.short_conv(self.in_proj(x), self.conv, past, None, None, **options)
         return projected.split(self.width, -1)[2]
 
     def terms(self, x: Tensor, lower_bound: Tensor | None) -> Terms:

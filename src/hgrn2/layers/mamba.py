@@ -98,9 +98,9 @@ class Mamba(nn.Module):
         found = LayerState(final, conv_state) if output_state and final is not None else None
         return y, state.overwrite(found) if inplace and state is not None and found is not None else found
 
-    def log_forget(self, x: Tensor, lower_bound: Tensor | None) -> Tensor:
-        """Δ a, the logarithm of the decay of every number of the state [B,T,E*N], of sequences that start at x."""
-        mixed, _ = self._convolve(self.in_proj(x)[..., : self.inner], None, None, None, False)
+    def log_forget(self, x: Tensor, lower_bound: Tensor | None, past: Tensor | None = None) -> Tensor:
+        """Δ a, the logarithm of the decay of every number of the state [B,T,E*N]; `past` as in `LayerState.conv`."""
+        mixed, _ = self._convolve(self.in_proj(x)[..., : self.inner], past, None, None, False)
         step, _, _ = self._selected(mixed, None)
         return (step.unsqueeze(-1) * -self.log_decay.to(step.dtype).exp()).flatten(2)
 

@@ -104,8 +104,8 @@ class Mamba2(nn.Module):
         found = LayerState(final, conv_state) if output_state and final is not None else None
         return y, state.overwrite(found) if inplace and state is not None and found is not None else found
 
-    def log_forget(self, x: Tensor, lower_bound: Tensor | None) -> Tensor:
-        """Δ a, the logarithm of the decay of every head [B,T,H], of sequences that start at x."""
+    def log_forget(self, x: Tensor, lower_bound: Tensor | None, past: Tensor | None = None) -> Tensor:
+        """Δ a, the logarithm of the decay of every head [B,T,H]; no convolution is before these gates."""
         step = self._steps(self.in_proj(x)[..., -self.heads :], None)
         return step * -self.log_decay.to(step.dtype).exp()
 

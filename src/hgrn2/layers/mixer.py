@@ -48,6 +48,9 @@ class Mixer(Protocol):
         """
         ...
 
-    def log_forget(self, x: Tensor, lower_bound: Tensor | None) -> Tensor | None:
-        """ln f [B,T,·] of every forget gate, float32, of sequences that start at x; None for kinds without gates."""
+    def log_forget(self, x: Tensor, lower_bound: Tensor | None, past: Tensor | None = None) -> Tensor | None:
+        """ln f [B,T,·] of every forget gate, float32; None for kinds without gates.
+
+        `past`: the inputs of the short convolution before x, as a state has them; None where sequences start at x.
+        """
         ...

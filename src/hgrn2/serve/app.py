@@ -13,8 +13,10 @@ from fastapi.responses import FileResponse, Response
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
+from starlette.types import Scope
 
 from hgrn2 import __version__
+from hgrn2.export.config import PAGE_POLICY
 from hgrn2.serve.answers import Answer, Json, failed
 from hgrn2.serve.errors import ApiError, invalid
 from hgrn2.serve.guard import Guard
@@ -39,6 +41,19 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 }
 
 
+class Page(StaticFiles):
+    """The page's files, with what a browser may do with them: no request to anywhere else, in no frame."""
+
+    async def get_response(self, path: str, scope: Scope) -> Response:
+        """A file; asked for anew each time, so that another version is seen at once."""
+        response = await super().get_response(path, scope)
+        response.headers.update({
+            "Content-Security-Policy": f"{PAGE_POLICY}; frame-ancestors 'none'", "Cache-Control": "no-cache",
+            "Referrer-Policy": "no-referrer", "X-Content-Type-Options": "nosniff",
+        })  # fmt: skip
+        return response
+
+
 def make_app(service: Service, config: HttpConfig, keys: Sequence[str] = (), *, static: Path = STATIC) -> FastAPI:
     """The application; the engine's thread runs from its start to its end.
 
@@ -61,7 +76,7 @@ def make_app(service: Service, config: HttpConfig, keys: Sequence[str] = (), *, 
     _states(app, service)
     _about(app, service)
     if static.is_dir():
-        app.mount("/", StaticFiles(directory=static, html=True), name="page")
+        app.mount("/", Page(directory=static, html=True), name="page")
     _errors(app)
     app.add_middleware(
         Guard, config=config, keys=keys, closing=lambda: service.engine.closing, answered=service.metrics.status
@@ -137,6 +152,7 @@ def _states(app: FastAPI, service: Service) -> None:
 def _about(app: FastAPI, service: Service) -> None:
     engine = service.engine
     model = {"id": service.name, "object": "model", "created": service.created, "owned_by": "hgrn2"}
+    model |= {"hgrn2": service.about}
 
     @app.get("/v1/models")
     async def models() -> Response:

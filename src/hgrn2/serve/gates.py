@@ -10,23 +10,25 @@ LONGEST = 1e9
 """Tokens; a head that forgets nothing has this memory length."""
 
 
-def memory_lengths(model: LanguageModel, entered: list[Tensor]) -> list[Tensor | None]:
+def memory_lengths(
+    model: LanguageModel, entered: list[Tensor], convolved: list[Tensor | None]
+) -> list[Tensor | None]:  # fmt: skip
     """Memory lengths [B,H] in tokens of every layer; None for a layer without such gates.
 
     Args:
         model: the model that made a step, inside `reading(model)`.
-        entered: what each block was given [B,1,D], as `trace` of `LanguageModel.hidden` has it. A short convolution
-            before the gates makes them depend on earlier tokens, which are not there: None as well.
+        entered: what each block was given [B,1,D], as `trace` of `LanguageModel.hidden` has it.
+        convolved: the inputs of each layer's short convolution before the step, None where it has none.
     """
     found: list[Tensor | None] = []
     backbone: Any = model.backbone
-    for block, x, bound in zip(backbone.blocks, entered, backbone.bounds(), strict=False):
+    for block, x, bound, past in zip(backbone.blocks, entered, backbone.bounds(), convolved, strict=False):
         mixer: Any = block.mixer
         log_forget = getattr(mixer, "log_forget", None)
-        if log_forget is None or mixer.config.conv_width:
+        if log_forget is None:
             found.append(None)
             continue
-        logs = log_forget(block.mixer_norm(x), bound)
+        logs = log_forget(block.mixer_norm(x), bound, past)
         found.append(None if logs is None else lengths(logs[:, 0], getattr(mixer, "heads", 1)))
     return found
 

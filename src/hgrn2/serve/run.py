@@ -82,7 +82,7 @@ def serve(served: Served, *, told: Callable[[str], None], warn: Callable[[str], 
         )  # fmt: skip
         name = served.name or (loaded.found.run or loaded.found.folder).resolve().name
         template = find_template(loaded.found.tokenizer, served.template)
-        service = Service(generator, Driver(engine), store, template, name)
+        service = Service(generator, Driver(engine), store, template, name, loaded.example())
         host, port = listening.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
         run_app(service, config, served.keys, listening, lambda: told(f"serving {name} at http://{shown}:{port}"))

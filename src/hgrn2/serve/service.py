@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -48,12 +49,18 @@ class Service:
     """Answers with one model."""
 
     def __init__(
-        self, generator: Generator, driver: Driver, states: StateStore, template: ChatTemplate, name: str
-    ) -> None:
+        self, generator: Generator, driver: Driver, states: StateStore, template: ChatTemplate, name: str,
+        example: str = "",
+    ) -> None:  # fmt: skip
+        """`example` is a text that the page offers to continue."""
         self.generator, self.driver, self.states, self.template = generator, driver, states, template
         self.tokenizer, self.engine, self.name = generator.tokenizer, driver.engine, name
         self.state_bytes = generator.model.zeros(1).nbytes
         self.metrics, self.created = Metrics(self.engine), int(time.time())
+        blocks: Any = generator.model.backbone.blocks
+        layers = [{"kind": block.mixer.config.kind, "heads": getattr(block.mixer, "heads", 1)} for block in blocks]
+        self.about = {"chat": not template.is_plain, "example": example, "layers": layers}
+        """What the page shows of the model."""
 
     # Looking at a body.
 

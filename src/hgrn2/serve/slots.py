@@ -89,8 +89,10 @@ class Slots:
         width = next(width for width in self.widths if width >= self.used)
         entered: list[Tensor] = []
         with reading(self.model):
+            before = [layer.conv for layer in self._rows(0, width).layers]
+            convolved = [None if conv is None else conv.clone() for conv in before]  # the step writes over them
             logits = self._call(width, entered)[: self.used]
-            return logits, memory_lengths(self.model, entered)
+            return logits, memory_lengths(self.model, entered, convolved)
 
     def feed(self, chosen: list[int]) -> None:
         """The tokens that the next step reads, one for each text in use."""

@@ -33,6 +33,11 @@ class ChatTemplate:
         """`stops` end an answer; `lead` is between the template's text and an answer, and no part of the latter."""
         self.name, self.stops, self.lead, self._render = name, stops, lead, render
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is the one for models that have none."""
+        return self._render is plain
+
     def __call__(self, messages: Sequence[Message]) -> str:
         """The text up to where the assistant's answer begins.
 

@@ -187,8 +187,7 @@ export function memoryTable(state, found) {
 
 /** How far two states are apart. */
 export function compareTable(a, b, found) {
-  const text = (head) => (head.relative === null ? "–" : head.relative.toFixed(2));
-  const cells = found.layers.map((layer) => layer.heads ?? [layer]);
-  const caption = `|A − B| / |A| of ${a} and ${b}: 0 where they are equal`;
-  return grid(caption, cells, text, (head) => Math.min(1, (head.relative ?? 0) / 1.5));
+  const cells = found.layers.map((layer) => layer.heads);
+  const caption = `Distance of ${a} and ${b}: 0 where they are equal, 1 where they have nothing in common`;
+  return grid(caption, cells, (head) => head.distance.toFixed(2), (head) => head.distance / Math.SQRT2);
 }

@@ -43,7 +43,7 @@ export function effectiveRank(singular) {
   return Math.exp(entropy);
 }
 
-/** |a - b| / |a| (null for a = 0) and the cosine of the angle between them. */
+/** |a - b| / sqrt(|a|² + |b|²), 0 for two empty ones, and the cosine of the angle between them, 0 where one is empty. */
 export function apart(a, b) {
   let aa = 0, bb = 0, ab = 0, dd = 0;
   for (let i = 0; i < a.length; i++) {
@@ -52,7 +52,7 @@ export function apart(a, b) {
     ab += a[i] * b[i];
     dd += (a[i] - b[i]) ** 2;
   }
-  return { relative: aa > 0 ? Math.sqrt(dd / aa) : null, cosine: aa > 0 && bb > 0 ? ab / Math.sqrt(aa * bb) : null };
+  return { distance: dd > 0 ? Math.sqrt(dd / (aa + bb)) : 0, cosine: aa > 0 && bb > 0 ? ab / Math.sqrt(aa * bb) : 0 };
 }
 
 /** What a state holds, by layer and head, as `GET /v1/states/{id}/memory` answers. */
@@ -74,6 +74,6 @@ export function compared(a, b, layers) {
     const [x, y] = [a, b].map((state) => state[`${layer}.recurrent`]);
     const each = size * size;
     const cut = (all, h) => all.subarray(h * each, (h + 1) * each);
-    return { layer, kind, ...apart(x, y), heads: Array.from({ length: heads }, (_, h) => apart(cut(x, h), cut(y, h))) };
+    return { layer, kind, heads: Array.from({ length: heads }, (_, h) => apart(cut(x, h), cut(y, h))) };
   });
 }
