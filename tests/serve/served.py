@@ -104,8 +104,9 @@ class Running:
     """A server in a thread of this process, on a free port."""
 
     def __init__(
-        self, model: Path, states: Path, keys: tuple[str, ...] = (), engine: dict[str, Any] | None = None, **http: Any
-    ) -> None:
+        self, model: Path, states: Path, keys: tuple[str, ...] = (), engine: dict[str, Any] | None = None,
+        send_buffer: int = 0, **http: Any,
+    ) -> None:  # fmt: skip
         pytest.importorskip("fastapi", reason="pip install 'hgrn2[serve]'")
         from hgrn2.serve.run import make_server
         from hgrn2.serve.service import Service
@@ -119,6 +120,8 @@ class Running:
         self.store = StateStore(states, generator.model, generator.tokenizer, **limits)
         self.service = Service(generator, Driver(self.engine), self.store, find_template(None), "small")
         self._socket = socket.create_server(("127.0.0.1", 0))
+        if send_buffer:  # connections inherit it
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
         self.port = self._socket.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         self.server, self._ready = make_server(self.service, self.config, keys), threading.Event()

@@ -17,6 +17,7 @@ TITLES = {
     "decode": "Decoding, one token at a time",
     "onnx": "Decoding on a CPU: onnxruntime beside PyTorch",
     "quantize": "Quantised weights",
+    "serve": "Serving over HTTP",
     "eval": "Evaluation",
     "tune": "Tuned initial states beside LoRA",
     "qlora": "LoRA on quantised weights",

@@ -29,6 +29,7 @@ VERBS: dict[str, tuple[str, dict[str, str]]] = {
     "classify": ("name the likeliest classes of pictures or of a text", {"": "classify:Classify"}),
     "generate": ("continue a text; save and restore the model's state", {"": "generate:Generate"}),
     "inspect": ("gates, memory lengths and states on a text, and what outputs are made of", {"": "inspect:Inspect"}),
+    "chat": ("talk with a model in the terminal; keep, fork and undo", {"": "chat:Chat"}),
     "serve": ("answer over HTTP as OpenAI's API does, many at once", {"": "serve:Serve"}),
     "data": (
         "turn text into token shards, look at them, check them",
@@ -62,6 +63,7 @@ VERBS: dict[str, tuple[str, dict[str, str]]] = {
             "onnx": "bench:BenchOnnx",
             "quantize": "bench_quantize:BenchQuantize",
             "parity": "bench_parity:BenchParity",
+            "serve": "bench_serve:BenchServe",
             "table": "bench:BenchTable",
         },
     ),

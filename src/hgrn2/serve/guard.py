@@ -50,7 +50,9 @@ class Guard:
         scope["owner"] = owner
         self.running[owner] += 1
         try:
-            await self.app(scope, self._limited(receive), noted)
+            body = await self._body(receive)
+            if body is not None:
+                await self.app(scope, _again(body, receive), noted)
         except ApiError as error:  # a body that is too long or too slow
             await failed(error)(scope, receive, noted)
         finally:
@@ -66,7 +68,7 @@ class Guard:
         owner = self._owner(headers) if private else ""
         length = headers.get("content-length", "0")
         if not length.isdecimal() or int(length[:20]) > self.config.max_body_mb * MIB:
-            raise ApiError(413, f"the body has more than {self.config.max_body_mb} MiB", code="body_too_large")
+            raise ApiError(413, self._too_large, code="body_too_large")
         if private and self.closing():
             raise ApiError(503, "the server is shutting down", code="closing", retry=5)
         if private and self.running[owner] >= self.config.streams_per_key:
@@ -90,25 +92,39 @@ class Guard:
         if name.strip("[]") not in (*LOOPBACK, self.config.host):
             raise ApiError(403, f"this server is not named {name!r:.60}", code="unknown_host")
 
-    def _limited(self, receive: Receive) -> Receive:
-        """The body piece by piece, within its size and time."""
-        taken, deadline, whole = 0, asyncio.get_running_loop().time() + self.config.send_seconds, False
-
-        async def limited() -> Message:
-            nonlocal taken, whole
-            if whole:  # what comes now is that the client has gone
-                return await receive()
-            try:
-                async with asyncio.timeout_at(deadline):
+    async def _body(self, receive: Receive) -> bytes | None:
+        """The whole body, within its size and time; None where the client has left."""
+        parts, size = [], 0
+        try:
+            async with asyncio.timeout(self.config.send_seconds):
+                while True:
                     message = await receive()
-            except TimeoutError:
-                message = f"the body did not come within {self.config.send_seconds:g} seconds"
-                raise ApiError(408, message, code="slow_body") from None
-            if message["type"] == "http.request":
-                taken += len(message.get("body", b""))
-                whole = not message.get("more_body", False)
-                if taken > self.config.max_body_mb * MIB:
-                    raise ApiError(413, f"the body has more than {self.config.max_body_mb} MiB", code="body_too_large")
-            return message
+                    if message["type"] != "http.request":
+                        return None
+                    parts.append(message.get("body", b""))
+                    size += len(parts[-1])
+                    if size > self.config.max_body_mb * MIB:
+                        raise ApiError(413, self._too_large, code="body_too_large")
+                    if not message.get("more_body", False):
+                        return b"".join(parts)
+        except TimeoutError:
+            message = f"the body did not come within {self.config.send_seconds:g} seconds"
+            raise ApiError(408, message, code="slow_body") from None
 
-        return limited
+    @property
+    def _too_large(self) -> str:
+        return f"the body has more than {self.config.max_body_mb} MiB"
+
+
+def _again(body: bytes, receive: Receive) -> Receive:
+    """A body that was read already, and then what comes after it: that the client has left."""
+    given = False
+
+    async def again() -> Message:
+        nonlocal given
+        if given:
+            return await receive()
+        given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return again

@@ -17,11 +17,6 @@ class Protocol(H11Protocol):
     seconds: ClassVar[float] = 30.0
     _slow: asyncio.TimerHandle | None = None
 
-    @classmethod
-    def limit(cls, connections: int, seconds: float) -> None:
-        """Connections at the same time, and how long headers may take; of all servers of the process."""
-        cls.most, cls.seconds = connections, seconds
-
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Take a connection, unless there are too many."""
         super().connection_made(transport)
@@ -77,3 +72,8 @@ class Protocol(H11Protocol):
         self._slow = None
         if self._waits:
             self.transport.close()
+
+
+def limited(connections: int, seconds: float) -> type[Protocol]:
+    """The protocol of one server: connections at the same time, and how long headers may take."""
+    return type("Protocol", (Protocol,), {"most": connections, "seconds": seconds})

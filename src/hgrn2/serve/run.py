@@ -30,7 +30,7 @@ try:
     import uvicorn
 
     from hgrn2.serve.app import make_app
-    from hgrn2.serve.protocol import Protocol
+    from hgrn2.serve.protocol import limited
     from hgrn2.serve.service import Service
 except ImportError as error:
     raise UserError(f"serving needs {error.name}: pip install 'hgrn2[serve]'") from None
@@ -101,12 +101,19 @@ def run_app(
 
 def make_server(service: Service, config: HttpConfig, keys: Sequence[str]) -> "Server":
     """The server of a service, to be given a socket."""
-    Protocol.limit(config.max_connections, config.send_seconds)
     settings = uvicorn.Config(
-        make_app(service, config, keys), http=Protocol, ws="none", loop="asyncio", lifespan="on", log_level="warning",
-        access_log=False, server_header=False, h11_max_incomplete_event_size=config.max_header_bytes,
-        timeout_keep_alive=30, timeout_graceful_shutdown=int(config.grace_seconds) + 10,
-    )  # fmt: skip
+        make_app(service, config, keys),
+        http=limited(config.max_connections, config.send_seconds),
+        ws="none",
+        loop="asyncio",
+        lifespan="on",
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        h11_max_incomplete_event_size=config.max_header_bytes,
+        timeout_keep_alive=30,
+        timeout_graceful_shutdown=int(config.grace_seconds) + 10,
+    )
     return Server(settings, service.driver, config.grace_seconds)
 
 
@@ -133,7 +140,7 @@ class Server(uvicorn.Server):
         """The first signal ends it once all texts have, the second at once."""
         self.force_exit = self.should_exit
         self.should_exit = True
-        if self._loop is not None:
+        if self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._drain)
 
     def _drain(self) -> None:

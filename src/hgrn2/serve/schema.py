@@ -47,6 +47,7 @@ class Wanted(Strict):
     state: StateId | None = None
     save_state: bool = False
     cache_prompt: bool = True
+    ignore_eos: bool = False
     greedy: bool = False
     top_k: Annotated[int, Field(ge=0, lt=1 << 31)] = 0
     min_p: Annotated[float, Field(ge=0, le=1)] = 0.0

@@ -139,10 +139,20 @@ class Service:
     ) -> Request:  # fmt: skip
         seed = secrets.randbelow(2**31) if body.seed is None else body.seed
         return Request(
-            ids=ids, start=start, sampling=body.sampling(seed), seeded=body.seed is not None,
-            max_tokens=self._max_tokens(body), stop=(*body.stops, *stops), samples=body.n or 1, logprobs=logprobs,
-            gates=body.gates, cache=body.cache_prompt, snapshot=body.save_state, owner=owner,
-        )  # fmt: skip
+            ids=ids,
+            start=start,
+            sampling=body.sampling(seed),
+            seeded=body.seed is not None,
+            max_tokens=self._max_tokens(body),
+            stop=(*body.stops, *stops),
+            stop_at_eot=not body.ignore_eos,
+            samples=body.n or 1,
+            logprobs=logprobs,
+            gates=body.gates,
+            cache=body.cache_prompt,
+            snapshot=body.save_state,
+            owner=owner,
+        )
 
     def _echoed(self, prompt: str | list[int]) -> str:
         return prompt if isinstance(prompt, str) else self.tokenizer.decode(prompt)
