@@ -3,8 +3,8 @@
     python examples/qlora.py runs/wiki --bits 4 --data shakespeare --out models/mine
 
 The adapter is trained in front of the quantised weights and merged into the float ones, which gives a model folder for
-every verb. Printed are held-out nats a token of each combination, so that you see what quantising and merging cost.
-4 bits are stored one a byte here (`IntxWeightOnlyConfig`), which computes everywhere; torchao's packed int4 kernels
+every verb. Printed are held-out nats/token of each combination, so that you see what quantising and merging cost.
+4 bits are stored one per byte here (`IntxWeightOnlyConfig`), which computes everywhere; torchao's packed int4 kernels
 need a GPU and its `mslk` package. Needs `pip install 'hgrn2[finetune]' torchao`.
 """
 
@@ -49,7 +49,7 @@ def quantised(loaded: Loaded, bits: int) -> Any:
 
 
 def nats(model: Any, valid: Corpus, windows: int, length: int) -> float:
-    """Held-out nats a token over the first windows of a text."""
+    """Held-out nats/token over the first windows of a text."""
     tokens = torch.from_numpy(np.stack([valid.read(n * length, length) for n in range(windows)]))
     with torch.no_grad():
         return model(tokens, labels=tokens).loss.item()
@@ -120,7 +120,7 @@ def main(given: list[str] | None = None) -> dict[str, float]:
         "steps": chosen.steps, "held_out_tokens": chosen.held_out * chosen.length,
     }  # fmt: skip
     for name, value in found.items():
-        print(f"{value:.4f} nats a token  {name}")
+        print(f"{value:.4f} nats/token  {name}")
         if chosen.results:
             details = {"rank": chosen.rank, "lr": chosen.lr, "seed": chosen.seed}
             append(chosen.results, measurement("qlora", case, name, "torchao", [value], "nats/token", details))

@@ -3,8 +3,8 @@
     python examples/sft_lora.py runs/wiki --data mine.jsonl --out models/mine
     hgrn2 generate models/mine --prompt "..."
 
-DATA is a text or JSONL file (a document a line); without it, the speeches of the embedded Shakespeare. Everything is
-local. TRL packs whole documents into rows (`packing`, `padding_free`) and says where each begins; our transformers
+DATA is a text or JSONL file (one document per line); without it, the speeches of the embedded Shakespeare. Everything
+is local. TRL packs whole documents into rows (`packing`, `padding_free`) and says where each begins; our transformers
 class starts the state anew there, so the loss is that of the documents one by one.
 Needs `pip install 'hgrn2[finetune]'`.
 """
@@ -39,7 +39,7 @@ def documents(path: Path | None) -> list[str]:
 
 
 def dataset(texts: list[str], tokenizer: Tokenizer, longest: int) -> Any:
-    """Token ids a document, the end-of-document mark last; longer documents are cut into several, none is dropped."""
+    """Token ids per document, the end-of-document mark last; longer documents are cut into several, none is dropped."""
     from datasets import Dataset
 
     end = [] if tokenizer.eot is None else [tokenizer.eot]
@@ -101,7 +101,7 @@ def main(given: list[str] | None = None) -> dict[str, float]:
         before = trainer.evaluate()["eval_loss"]
         trainer.train()
         after = trainer.evaluate()["eval_loss"]
-        print(f"held-out nats a token: {before:.4f} before, {after:.4f} after {chosen.steps} steps")
+        print(f"held-out nats/token: {before:.4f} before, {after:.4f} after {chosen.steps} steps")
         adapted: Any = trainer.model
         if chosen.adapter:
             adapted.save_pretrained(chosen.adapter)

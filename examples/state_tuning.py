@@ -67,7 +67,7 @@ def trained(kind: str, loaded: Loaded, settings: TuneSettings, quiet: bool) -> t
 
 
 def measured(model: LanguageModel, loaded: Loaded, settings: TuneSettings, tokens: int) -> dict[str, float]:
-    """Held-out nats a token: each document from the beginning, or one long text in windows and with carried state."""
+    """Held-out nats/token: each document from the beginning, or one long text in windows and with carried state."""
     _, valid = corpora(settings.data, loaded)
     part = perplexity.Beginning(valid, tokens, loaded.need_tokenizer())
     if valid.n_documents > 1:

@@ -1,4 +1,4 @@
-"""Fixtures for all rooms: a tiny corpus, and a process that tests leave as they found it."""
+"""Fixtures of all tests: a tiny corpus, and a process that tests leave as they found it."""
 
 import os
 from collections.abc import Callable, Iterator

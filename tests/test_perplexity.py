@@ -78,10 +78,10 @@ def test_carried(model: LanguageModel, segment: int) -> None:
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_strided(model: LanguageModel, window: int, stride: int, batch_size: int) -> None:
     row = Row(41)
-    truth = by_definition(model, row, lambda t: window_of(t, window, stride))
+    expected = by_definition(model, row, lambda t: window_of(t, window, stride))
     result = strided(model, row, window=window, stride=stride, batch_size=batch_size)
     assert result.tokens == 40
-    assert result.nats_per_token == pytest.approx(truth, rel=1e-12)
+    assert result.nats_per_token == pytest.approx(expected, rel=1e-12)
     if stride == window:
         disjoint = windows(model, row, window=window, batch_size=batch_size)
         assert disjoint == Perplexity("windows", *list(vars(result).values())[1:])
@@ -102,9 +102,9 @@ MANY = (0, 1, 2, 5, 8, 9, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29
 @pytest.mark.parametrize("segment", [1, 8, 24, 100])
 def test_carried_with_resets(model: LanguageModel, starts: tuple[int, ...], segment: int) -> None:
     row = Row(45, starts)
-    truth = by_definition(model, row, lambda t: max(start for start in starts if start < t))
+    expected = by_definition(model, row, lambda t: max(start for start in starts if start < t))
     result = carried(model, row, segment=segment, reset_documents=True)
-    assert result.nats_per_token == pytest.approx(truth, rel=1e-12)
+    assert result.nats_per_token == pytest.approx(expected, rel=1e-12)
 
 
 def test_bits_per_byte(model: LanguageModel) -> None:

@@ -82,7 +82,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return lines[0]
 
 
-def picture(path: Path, pixels: np.ndarray) -> str:
+def image(path: Path, pixels: np.ndarray) -> str:
     Image = pytest.importorskip("PIL.Image", reason="Pillow is the extra vision")
     Image.fromarray(pixels).save(path)
     return str(path)
@@ -153,7 +153,7 @@ def test_classify_names_the_classes_that_the_model_finds(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pixels = images(3)[1]["test"].a
-    files = [picture(tmp_path / f"{n}.png", one) for n, one in enumerate(pixels)]
+    files = [image(tmp_path / f"{n}.png", one) for n, one in enumerate(pixels)]
     found = printed(capsys, "classify", str(place / "run"), *files)
     with torch.inference_mode():
         logits = load_classifier(place / "run")(torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255 * 2 - 1)
@@ -168,26 +168,26 @@ def test_classify_names_the_classes_that_the_model_finds(
 
 
 def test_classify_takes_any_size_when_told(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file = picture(tmp_path / "wide.png", np.full((20, 36, 3), 90, dtype=np.uint8))
+    file = image(tmp_path / "wide.png", np.full((20, 36, 3), 90, dtype=np.uint8))
     for size in ((), ("--size", "16"), ("--size", "0")):
         assert len(printed(capsys, "classify", str(place / "run"), file, *size)["answers"]) == 1
-    odd = picture(tmp_path / "odd.png", np.full((21, 36, 3), 90, dtype=np.uint8))
+    odd = image(tmp_path / "odd.png", np.full((21, 36, 3), 90, dtype=np.uint8))
     assert "do not divide into patches of 4" in refused(capsys, "classify", str(place / "run"), odd, "--size", "0")
 
 
 def test_classify_refuses_or_leaves_out(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = str(place / "run")
-    grey = picture(tmp_path / "grey.png", np.full((8, 8), 90, dtype=np.uint8))
+    grey = image(tmp_path / "grey.png", np.full((8, 8), 90, dtype=np.uint8))
     bad = tmp_path / "bad.jpg"
     bad.write_bytes(b"\xff\xd8\xff and no more")
     assert "one channel (grey), the model reads 3 channels" in refused(capsys, "classify", run, grey)
     assert "bad.jpg cannot be read" in refused(capsys, "classify", run, grey, str(bad), "--convert")
     found = printed(capsys, "classify", run, grey, str(bad), "--convert", "--corrupt", "skip")
     assert (found["skipped"], len(found["answers"])) == (1, 1)
-    assert "none of 1 pictures" in refused(capsys, "classify", run, str(bad), "--corrupt", "skip")
+    assert "none of 1 images" in refused(capsys, "classify", run, str(bad), "--corrupt", "skip")
     assert "does not exist" in refused(capsys, "classify", run, str(tmp_path / "no.png"))
     assert "is a folder" in refused(capsys, "classify", run, str(tmp_path))
-    assert "give pictures, or --text" in refused(capsys, "classify", run)
+    assert "give images, or --text" in refused(capsys, "classify", run)
     assert "does not read texts" in refused(capsys, "classify", run, "--text", "hello")
 
 

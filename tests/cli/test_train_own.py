@@ -52,7 +52,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leaves out the pictures, which take longer than the training."""
+    """Leaves out the images, which take longer than the training."""
     monkeypatch.setattr("hgrn2.tasks.classify.task.write_report", lambda *_, **__: None)
 
 
@@ -90,7 +90,7 @@ def test_it_learns_and_says_so(place: Path) -> None:
     page = (place / "run" / "report.html").read_text(encoding="utf-8")
     for words in ("On held-out examples", "100.0%", "taken most often for", "[red]bad[/red]"):
         assert words in page
-    for wrong in ("perplexity", "IMDb", "held-out text", "pictures are named"):
+    for wrong in ("perplexity", "IMDb", "held-out text", "images are named"):
         assert wrong not in page
     pytest.importorskip("matplotlib")
     assert {"accuracy.png", "confusion.png", "loss.png"} <= {file.name for file in (place / "run/figures").iterdir()}
@@ -218,8 +218,8 @@ def test_what_does_not_fit_is_said_in_a_line(place: Path, tmp_path: Path, refuse
     assert not (tmp_path / "no").exists()
 
 
-def test_a_folder_of_ones_own_pictures(tmp_path: Path, printed: Callable[..., Any], no_report: None) -> None:
-    """Sides that no recipe foresaw, few pictures, no test split; and what is said of such a folder."""
+def test_a_folder_of_ones_own_images(tmp_path: Path, printed: Callable[..., Any], no_report: None) -> None:
+    """Sides that no recipe foresaw, few images, no test split; and what is said of such a folder."""
     random_numbers = np.random.default_rng(0)
     splits = {
         name: Examples(
@@ -227,7 +227,7 @@ def test_a_folder_of_ones_own_pictures(tmp_path: Path, printed: Callable[..., An
         )
         for name, count in (("train", 12), ("valid", 4))
     }
-    described = Described(task="pets", classes=("cat", "dog"), vocab_size=256, origin="pictures of pets")
+    described = Described(task="pets", classes=("cat", "dog"), vocab_size=256, origin="images of pets")
     write_examples(tmp_path / "pets", described, splits)
     found = printed(
         "train", "image", tmp_path / "pets", "--out", tmp_path / "run", "--device", "cpu",
@@ -241,16 +241,16 @@ def test_a_folder_of_ones_own_pictures(tmp_path: Path, printed: Callable[..., An
 @pytest.mark.parametrize(
     ("sides", "patch"), [((32, 32), 2), ((28, 28), 2), ((224, 224), 14), ((50, 70), 5), ((53, 53), 1), ((8, 8), 1)]
 )
-def test_patches_divide_any_picture(sides: tuple[int, int], patch: int) -> None:
+def test_patches_divide_any_image(sides: tuple[int, int], patch: int) -> None:
     assert patch_of(*sides) == patch
 
 
-def test_info_says_what_pictures_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_info_says_what_images_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for channels, kind in ((1, "grey"), (3, "colour")):
-        pictures = Examples(a=np.zeros((2, 4, 6, channels), dtype=np.uint8), labels=np.arange(2))
+        images = Examples(a=np.zeros((2, 4, 6, channels), dtype=np.uint8), labels=np.arange(2))
         described = Described(task="t", classes=("a", "b"), vocab_size=256, origin="nowhere")
-        write_examples(tmp_path / kind, described, {"train": pictures})
+        write_examples(tmp_path / kind, described, {"train": images})
         assert entry(["data", "info", str(tmp_path / kind)]) == 0
         said = capsys.readouterr().out
-        assert f"pictures of 6 x 4 in {kind}" in said
+        assert f"images of 6 x 4 in {kind}" in said
         assert "token ids" not in said

@@ -1,4 +1,4 @@
-"""Shared by the tests of the data room: small inputs that they make."""
+"""Shared by the tests of data: small inputs that they make."""
 
 import json
 import lzma

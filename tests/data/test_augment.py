@@ -1,4 +1,4 @@
-"""Augmentation: each operation beside Pillow's, exact crops, honest mixtures, the same pictures for the same seed."""
+"""Augmentation: each operation beside Pillow's, exact crops, honest mixtures, the same images for the same seed."""
 
 from dataclasses import replace
 
@@ -14,8 +14,8 @@ from hgrn2.errors import UserError
 from hgrn2.settings import from_dict, to_dict
 
 
-def pictures(count: int = 6, channels: int = 3, size: int = 20) -> Tensor:
-    """Smooth pictures with edges and noise, of many levels: uint8 [B,H,W,C]."""
+def sample_images(count: int = 6, channels: int = 3, size: int = 20) -> Tensor:
+    """Smooth images with edges and noise, of many levels: uint8 [B,H,W,C]."""
     random = np.random.default_rng(0)
     ramp = np.linspace(20, 200, size)[None, :, None, None] + random.uniform(-20, 20, (count, 1, 1, channels))
     out = ramp + random.normal(0, 12, (count, size, size, channels))
@@ -49,17 +49,17 @@ def test_settings_survive_json(config: AugmentConfig) -> None:
 
 
 def test_by_default_nothing_changes() -> None:
-    images = pictures()
+    images = sample_images()
     out, targets = run(images, AugmentConfig())
     assert torch.equal(out, images.permute(0, 3, 1, 2).float() / 255)
     assert torch.equal(targets, torch.arange(6))
-    assert not AugmentConfig().changes_pictures
+    assert not AugmentConfig().changes_images
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("config", [deit(), small_images(), small_images(mix=False)])
-def test_same_seed_same_pictures_in_either_layout(config: AugmentConfig, channels: int) -> None:
-    images = pictures(12, channels)
+def test_same_seed_same_images_in_either_layout(config: AugmentConfig, channels: int) -> None:
+    images = sample_images(12, channels)
     before = images.clone()
     out, targets = run(images, config)
     again, same = run(images.permute(0, 3, 1, 2).contiguous(), config)
@@ -74,18 +74,18 @@ def test_same_seed_same_pictures_in_either_layout(config: AugmentConfig, channel
 
 
 def test_crops_and_flips_are_exact_and_all_occur() -> None:
-    image = pictures(1, 3, 8)
+    image = sample_images(1, 3, 8)
     padded = torch.nn.functional.pad(as_float(image)[0], (2, 2, 2, 2), value=0.25)
     known = {}
     for flip in (False, True):
         whole = padded.flip(2) if flip else padded
         known |= {(flip, y, x): whole[:, y : y + 8, x : x + 8] for y in range(5) for x in range(5)}
     out, _ = run(image.expand(600, -1, -1, -1), AugmentConfig(crop_padding=2, flip=True, fill=0.25))
-    found = [next(key for key, value in known.items() if torch.equal(value, picture)) for picture in out]
+    found = [next(key for key, value in known.items() if torch.equal(value, image)) for image in out]
     assert set(found) == set(known)
 
 
-def test_a_resized_crop_is_a_part_of_the_picture() -> None:
+def test_a_resized_crop_is_a_part_of_the_image() -> None:
     ramp = torch.arange(40, dtype=torch.uint8).mul(6).expand(500, 40, 40)[..., None]  # brighter to the right
     out, _ = run(ramp, AugmentConfig(crop_area=0.25, fill=1.0))
     assert torch.allclose(out, out[:, :, :1].expand_as(out), atol=1e-5)  # columns stay columns
@@ -102,18 +102,18 @@ def _pillow(name: str, image: np.ndarray, amount: float) -> np.ndarray:
     pil = pytest.importorskip("PIL.Image")
     from PIL import ImageEnhance, ImageOps
 
-    picture = pil.fromarray(image)
+    image = pil.fromarray(image)
     kinds = {"brightness": ImageEnhance.Brightness, "contrast": ImageEnhance.Contrast, "colour": ImageEnhance.Color,
              "sharpness": ImageEnhance.Sharpness}  # fmt: skip
     if name in kinds:
-        return np.asarray(kinds[name](picture).enhance(amount))
+        return np.asarray(kinds[name](image).enhance(amount))
     if name == "autocontrast":
-        return np.asarray(ImageOps.autocontrast(picture))
+        return np.asarray(ImageOps.autocontrast(image))
     if name == "equalize":
-        return np.asarray(ImageOps.equalize(picture))
+        return np.asarray(ImageOps.equalize(image))
     if name == "posterize":
-        return np.asarray(ImageOps.posterize(picture, 8 - int(amount)))
-    return np.asarray(ImageOps.invert(picture) if name == "invert" else ImageOps.solarize(picture, int(amount * 255)))
+        return np.asarray(ImageOps.posterize(image, 8 - int(amount)))
+    return np.asarray(ImageOps.invert(image) if name == "invert" else ImageOps.solarize(image, int(amount * 255)))
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def _pillow(name: str, image: np.ndarray, amount: float) -> np.ndarray:
     ],
 )  # fmt: skip
 def test_operations_are_pillows(name: str, amount: float, tolerance: int) -> None:
-    images = pictures(size=128 if name == "equalize" else 20)
+    images = sample_images(size=128 if name == "equalize" else 20)
     x = as_float(images)
     factor = torch.full((6, 1, 1, 1), float(amount))
     on = torch.tensor([True, True, True, True, True, False])[:, None, None, None]
@@ -140,7 +140,7 @@ def test_operations_are_pillows(name: str, amount: float, tolerance: int) -> Non
     wanted = np.stack([_pillow(name, image, amount) for image in images[:5].numpy()])
     found = (out * 255).permute(0, 2, 3, 1).numpy()
     # Pillow counts in whole levels: blends cut the fraction. Its equalisation rounds the pixels of a level down, too,
-    # which turns the brightest part of a small picture white; ours does not, and in a large one that is little.
+    # which turns the brightest part of a small image white; ours does not, and in a large one that is little.
     assert np.abs(found[:5] - wanted).max() <= tolerance + 0.01
     assert np.abs(wanted.astype(int) - images[:5].numpy()).max() > 6
     assert torch.equal(out[5], x[5])
@@ -149,7 +149,7 @@ def test_operations_are_pillows(name: str, amount: float, tolerance: int) -> Non
 @pytest.mark.parametrize(("name", "degrees"), [("rotate", 30.0), ("rotate", -20.0)])
 def test_rotation_is_pillows(name: str, degrees: float) -> None:
     pil = pytest.importorskip("PIL.Image")
-    images = pictures(2, 3, 24)
+    images = sample_images(2, 3, 24)
     from hgrn2.data.augment import _resampled
 
     neutral = {key: torch.full((2, 1, 1, 1), value[1]) for key, value in ops.AMOUNTS.items()}
@@ -161,7 +161,7 @@ def test_rotation_is_pillows(name: str, degrees: float) -> None:
         assert np.abs(found[inside, inside] - wanted[inside, inside]).max() <= 1.5
 
 
-def test_each_picture_draws_its_own_operations() -> None:
+def test_each_image_draws_its_own_operations() -> None:
     draws = torch.rand(4, 4000, ops.OPERATIONS, generator=torch.Generator().manual_seed(0)).unbind(0)
     for count, probability in ((2, 1.0), (2, 0.5), (15, 1.0)):
         drawn = ops.drawn_from(AugmentConfig(rand_augment=count, operation_probability=probability), *draws)
@@ -175,7 +175,7 @@ def test_each_picture_draws_its_own_operations() -> None:
 
 
 def test_erasing_leaves_the_rest_alone() -> None:
-    images = pictures(400, 3, 20)
+    images = sample_images(400, 3, 20)
     out, _ = run(images, AugmentConfig(erasing=0.5))
     changed = (out != as_float(images)).any(1)
     touched = changed.flatten(1).any(1)
@@ -196,8 +196,8 @@ def test_beta_has_its_moments(alpha: float) -> None:
 
 
 @pytest.mark.parametrize(("mixup", "cutmix"), [(0.8, 0.0), (0.0, 1.0), (0.8, 1.0)])
-def test_targets_tell_what_is_in_the_picture(mixup: float, cutmix: float) -> None:
-    """Each picture is filled with its own class's level, so the mean of the mixture is the mean of the targets."""
+def test_targets_tell_what_is_in_the_image(mixup: float, cutmix: float) -> None:
+    """Each image is filled with its own class's level, so the mean of the mixture is the mean of the targets."""
     config, classes = AugmentConfig(mixup=mixup, cutmix=cutmix), 8
     images = (torch.arange(64) % classes * 30).to(torch.uint8)[:, None, None, None].expand(64, 16, 16, 3)
     out, targets = run(images, config, classes=classes)
@@ -229,8 +229,8 @@ def test_other_tensors_are_refused(wrong: Tensor) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_a_gpu_makes_the_same_pictures() -> None:
-    images, labels = pictures(16), torch.arange(16) % 10
+def test_a_gpu_makes_the_same_images() -> None:
+    images, labels = sample_images(16), torch.arange(16) % 10
     here = augment(images, labels, small_images(), 10, torch.Generator().manual_seed(0))
     there = augment(images.cuda(), labels.cuda(), small_images(), 10, torch.Generator().manual_seed(0))
     # Equalising and solarising jump: a pixel on a step may land on the other side.

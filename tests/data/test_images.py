@@ -18,7 +18,7 @@ from hgrn2.data.classes import ClassData, open_examples
 from hgrn2.data.image_files import tar_entries
 from hgrn2.data.image_sets import CIFAR10
 from hgrn2.data.lra.images import make_image
-from hgrn2.data.pictures import read_picture
+from hgrn2.data.read_image import read_image
 
 RANDOM = np.random.default_rng(0)
 
@@ -108,7 +108,7 @@ def refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[...,
 
 
 def with_pixels(data: ClassData, split: str) -> list[tuple[bytes, str]]:
-    """Every picture with the name of its class, in any order."""
+    """Every image with the name of its class, in any order."""
     examples = data.split(split)
     return sorted((examples.a[n].tobytes(), data.described.classes[examples.labels[n]]) for n in range(len(examples)))
 
@@ -199,7 +199,7 @@ def test_image_folders(tmp_path: Path, prepare: Callable) -> None:
         tmp_path / "pets",
         {s: {c: [encoded(p) for p in pixels[s, c]] for c in ("cat", "dog")} for s in ("train", "val")},
     )
-    (source / "train" / "cat" / ".hidden.png").write_bytes(b"no picture")
+    (source / "train" / "cat" / ".hidden.png").write_bytes(b"no image")
     data, said = prepare(source, "--workers", "2")
     assert "image files of pets" in said
     assert data.described.classes == ("cat", "dog")
@@ -219,10 +219,10 @@ def test_tars_of_folders_are_the_folders(tmp_path: Path, prepare: Callable) -> N
     assert sorted(data.split("valid").labels) == [0, 0, 1, 1]
     assert data.described.settings["converted"] == {"train": 40}
     assert data.described.settings["valid"] == 4
-    assert len({picture for picture, _ in with_pixels(data, "train") + with_pixels(data, "valid")}) == 40
+    assert len({image for image, _ in with_pixels(data, "train") + with_pixels(data, "valid")}) == 40
 
 
-def test_tars_with_numbers_beside_pictures(tmp_path: Path, prepare: Callable, refused: Callable) -> None:
+def test_tars_with_numbers_beside_images(tmp_path: Path, prepare: Callable, refused: Callable) -> None:
     pixels, source = noise(12, 8, 8, 3), tmp_path / "shards"
     source.mkdir()
     for shard, first in (("train-0", 0), ("train-1", 4), ("val-0", 8)):
@@ -309,7 +309,7 @@ def test_dangerous_archives(tmp_path: Path, refused: Callable, monkeypatch: pyte
     path.write_bytes(path.read_bytes()[:700])
     assert "bad.tar" in refused(path)
     write_tar(path, good)
-    monkeypatch.setattr("hgrn2.data.pictures.PIXEL_LIMIT", 63)
+    monkeypatch.setattr("hgrn2.data.read_image.PIXEL_LIMIT", 63)
     assert "8 × 8 pixels are more than 63" in refused(path)
     monkeypatch.setattr("hgrn2.data.image_files.BYTE_LIMIT", 10)
     assert "10 at most are read" in refused(path)
@@ -372,9 +372,9 @@ def test_the_real_jpeg_tar_begins_as_it_should(real: Callable[[str], Path]) -> N
     entries = tar_entries([real("cifar10-jpeg-test6k.tar.xz")])
     for entry_ in (next(entries) for _ in range(20)):
         assert (entry_.split, entry_.label) == ("test", "airplane")
-        picture = read_picture(entry_.data, 0, 3)
-        assert picture.pixels.shape == (32, 32, 3)
-        assert picture.pixels.std() > 5
+        image = read_image(entry_.data, 0, 3)
+        assert image.pixels.shape == (32, 32, 3)
+        assert image.pixels.std() > 5
 
 
 @pytest.mark.full
@@ -395,13 +395,13 @@ def test_the_commands_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     (tmp_path / "downloads").mkdir()
     write_mnist(tmp_path / "downloads" / "fashion")
     write_cifar(tmp_path / "downloads" / "cifar" / "cifar-10-batches-bin")
-    write_folder(tmp_path / "pictures", {"train": two_classes(20), "val": two_classes(1)})
+    write_folder(tmp_path / "images", {"train": two_classes(20), "val": two_classes(1)})
     blocks = re.findall(r"```sh\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
     commands = [shlex.split(line)[1:] for block in blocks for line in block.splitlines()]
     assert len(commands) >= 3
     for command in commands:
         assert entry(command) == 0, command
-    for name, side in (("fashion", 28), ("cifar10", 32), ("pictures", 64)):
+    for name, side in (("fashion", 28), ("cifar10", 32), ("images", 64)):
         data = open_examples(tmp_path / "data" / name)
         assert data.split("train").a.shape[1:3] == (side, side)
         assert data.verify() > 0

@@ -113,7 +113,7 @@ def test_labels_of_any_kind(tmp_path: Path) -> None:
         ('{"text": null, "label": "a"}', "is empty"),
         ('{"text": ["a"], "label": "a"}', "is no text but"),
         ('{"text": "t", "label": " "}', r"line 2: the label \('label'\) is empty"),
-        ('{"text": "t", "label": ["a", "b"]}', "give one a row"),
+        ('{"text": "t", "label": ["a", "b"]}', "give one per row"),
         ('{"label": "a"}', r"line 2 has no field 'text' \(fields: label\)"),
     ],
 )

@@ -86,7 +86,7 @@ def test_examples(place: Path, example: Callable[[str], Any], capsys: pytest.Cap
     assert [row.subject for row in rows] == ["none", "opening", "state", "lora"]
     assert [row.case["bits"] for row in read_rows(place / "results" / "qlora.jsonl")] == [8] * 6 + [4] * 6
     assert rows[2].details["trained"] > 0
-    assert "held-out nats a token" in capsys.readouterr().out
+    assert "held-out nats/token" in capsys.readouterr().out
     for name, words in (("sft_lora", ["--held-out", "40"]), ("qlora", [])):  # models/... is there by now
         with pytest.raises(UserError, match="already exists"):
             run(["python", f"{name}.py", "runs/wiki", "--out", "models/sft"], example)

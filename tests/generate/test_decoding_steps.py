@@ -1,4 +1,4 @@
-"""Steps over fixed buffers: the plain model is the truth. What a CUDA graph replays is the code that runs here."""
+"""Steps over fixed buffers: the plain model is the reference. What a CUDA graph replays is the code that runs here."""
 
 from collections.abc import Callable
 from typing import Any
@@ -44,7 +44,7 @@ def generators() -> list[torch.Generator]:
 
 
 def by_definition(model: LanguageModel, start: Prompt, config: SamplingConfig, count: int) -> list[list[int]]:
-    """The same choices, one plain call a token."""
+    """The same choices, one plain call per token."""
     (state, last), randoms, chosen = start, generators(), []
     seen = torch.zeros(ROWS, 11, dtype=torch.bool, device=last.device)
     with reading(model):

@@ -45,7 +45,7 @@ class Requests(HTMLParser):
         self.found += [value or "" for name, value in attrs if name.rpartition(":")[2] in ("href", "src", "srcset")]
 
 
-def picture(path: Path) -> torch.Tensor:
+def figure(path: Path) -> torch.Tensor:
     """[H,W] of a PNG file, grey."""
     image = pytest.importorskip("matplotlib.image", reason="figures need matplotlib")
     return torch.from_numpy(image.imread(path))[..., :3].mean(-1)
@@ -75,7 +75,7 @@ def test_what_the_page_shows(
     folder = tmp_path / "looked" / "two"
     kept = json.loads((folder / "inspect.json").read_text(encoding="utf-8"))
     assert kept["layers"] == numbers["layers"]
-    figures = {path.stem: picture(path) for path in (folder / "figures").glob("*.png")}
+    figures = {path.stem: figure(path) for path in (folder / "figures").glob("*.png")}
     assert set(figures) == FIGURES
     for name, pixels in figures.items():
         assert float(pixels.std()) > 0.02, f"{name} is empty"

@@ -112,12 +112,12 @@ def test_what_gates_say() -> None:
             block.mixer.in_proj.bias.zero_()  # every forget logit is 0: f = γ + (1-γ)/2, and every value is 0
     found = trace(model, torch.zeros(6, dtype=torch.int64))
     assert [layer.layer for layer in found.layers] == [0, 1]
-    for layer, forget, bound in zip(found.layers, (0.5, 0.75), (0.0, 0.5), strict=True):
+    for layer, forget, lower_bound in zip(found.layers, (0.5, 0.75), (0.0, 0.5), strict=True):
         scale = torch.full((2, 4), -1 / math.log(forget), dtype=torch.float64)
         torch.testing.assert_close(layer.time_scales(), scale)
         torch.testing.assert_close(layer.memory_along(), scale[:, 0].expand(6, 2))
         torch.testing.assert_close(layer.held(4), torch.full((2,), forget**2, dtype=torch.float64))
-        promised = 0.0 if bound == 0 else -1 / math.log(bound)
+        promised = 0.0 if lower_bound == 0 else -1 / math.log(lower_bound)
         torch.testing.assert_close(layer.guaranteed(), torch.full((2, 4), promised, dtype=torch.float64))
         assert layer.shares(5).tolist() == [0.0] * 6  # the output is zero
         norm, rank = along(layer, [1, 6])

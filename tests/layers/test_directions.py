@@ -61,20 +61,20 @@ def written(layer: Directional, raw: Tensor, lower_bound: Tensor) -> tuple[Tenso
     options, unit = layer.config, layer.unit
     if options.kind == "hgru2":
         i, o, f = raw[-3 * WIDTH :].split(WIDTH)  # an output gate stands before them
-        keep = lower_bound + (1 - lower_bound) * sigmoid(f)
+        padding_mask = lower_bound + (1 - lower_bound) * sigmoid(f)
         i = i * sigmoid(i) if options.input_activation == "silu" else i
         o = sigmoid(o) if options.output_activation == "sigmoid" else o * sigmoid(o)
         n = options.head_size
         o = o * n**-0.5 if options.scale_scores else o
-        keep, key, value = (part.view(-1, n) for part in (keep, 1 - keep, i))
-        return keep.unsqueeze(-1), key.unsqueeze(-1) * value.unsqueeze(-2), o.view(-1, 1, n)
+        padding_mask, key, value = (part.view(-1, n) for part in (padding_mask, 1 - padding_mask, i))
+        return padding_mask.unsqueeze(-1), key.unsqueeze(-1) * value.unsqueeze(-2), o.view(-1, 1, n)
     c, f = raw[: unit.parts * WIDTH], raw[-WIDTH:]
     c = c * sigmoid(c)
-    keep = lower_bound + (1 - lower_bound) * sigmoid(f)
+    padding_mask = lower_bound + (1 - lower_bound) * sigmoid(f)
     if unit.theta is None:
-        return keep, (1 - keep) * c, None
-    turn = torch.complex(keep * unit.theta.cos(), keep * unit.theta.sin())
-    return turn, (1 - keep) * torch.complex(c[0::2], c[1::2]), None
+        return padding_mask, (1 - padding_mask) * c, None
+    turn = torch.complex(padding_mask * unit.theta.cos(), padding_mask * unit.theta.sin())
+    return turn, (1 - padding_mask) * torch.complex(c[0::2], c[1::2]), None
 
 
 def one_pass(layer: Directional, x: Tensor, lower_bound: Tensor, axes: list[str], shape: Any, skip: Any = ()) -> Tensor:
@@ -91,8 +91,8 @@ def one_pass(layer: Directional, x: Tensor, lower_bound: Tensor, axes: list[str]
             for t in reversed(line) if backward else line:
                 if t in skip:
                     continue
-                keep, added, query = written(layer, raw[t], lower_bound)
-                state = keep * state + added
+                padding_mask, added, query = written(layer, raw[t], lower_bound)
+                state = padding_mask * state + added
                 seen = torch.zeros_like(added) + state
                 value = seen if query is None else (query @ seen).flatten()
                 read[t] = read[t] + value if t in read else value
@@ -202,26 +202,26 @@ def test_padding_anywhere_is_as_if_it_were_not_there(
     """Values and gradients of what is kept; NaN-free garbage in the padding."""
     layer = randomised(Directional(WIDTH, config(unit, "bidirectional", choice)))
     x, lower_bound = inputs()
-    keep = torch.tensor([[True] * 5 + [False] * 7, [False, True, True, False] * 3])
-    x = x.masked_fill(~keep.unsqueeze(-1), 1e3).requires_grad_()
-    y, _ = layer(x, lower_bound, keep=keep)
-    whole = torch.autograd.grad(y[keep].square().sum(), x)[0]
-    assert (whole[~keep] == 0).all()
+    padding_mask = torch.tensor([[True] * 5 + [False] * 7, [False, True, True, False] * 3])
+    x = x.masked_fill(~padding_mask.unsqueeze(-1), 1e3).requires_grad_()
+    y, _ = layer(x, lower_bound, padding_mask=padding_mask)
+    whole = torch.autograd.grad(y[padding_mask].square().sum(), x)[0]
+    assert (whole[~padding_mask] == 0).all()
     for row in range(BATCH):
-        alone = x[row : row + 1, keep[row]].detach().requires_grad_()
+        alone = x[row : row + 1, padding_mask[row]].detach().requires_grad_()
         z, _ = layer(alone, lower_bound)
-        same(y[row, keep[row]], z[0])
-        same(whole[row, keep[row]], torch.autograd.grad(z.square().sum(), alone)[0][0], 3000)
+        same(y[row, padding_mask[row]], z[0])
+        same(whole[row, padding_mask[row]], torch.autograd.grad(z.square().sum(), alone)[0][0], 3000)
 
 
 @pytest.mark.parametrize("unit", ["hgru2 n=1", "hgru2 n=4", "hgru1"])
 def test_padding_at_the_ends_of_a_local_convolution(unit: str, randomised: Callable, same: Callable) -> None:
     layer = randomised(Directional(WIDTH, config(unit, "bidirectional", "local")))
     x, lower_bound = inputs()
-    keep = torch.tensor([[True] * 5 + [False] * 7, [False] * 3 + [True] * 8 + [False]])
-    y, _ = layer(x.masked_fill(~keep.unsqueeze(-1), 1e3), lower_bound, keep=keep)
+    padding_mask = torch.tensor([[True] * 5 + [False] * 7, [False] * 3 + [True] * 8 + [False]])
+    y, _ = layer(x.masked_fill(~padding_mask.unsqueeze(-1), 1e3), lower_bound, padding_mask=padding_mask)
     for row in range(BATCH):
-        same(y[row, keep[row]], layer(x[row : row + 1, keep[row]], lower_bound)[0][0])
+        same(y[row, padding_mask[row]], layer(x[row : row + 1, padding_mask[row]], lower_bound)[0][0])
 
 
 @pytest.mark.parametrize("choice", ["published", "local"])
@@ -234,13 +234,13 @@ def test_a_smaller_image_in_a_padded_frame(
     x, lower_bound = inputs()
     frame = torch.zeros(SHAPE, dtype=torch.bool)
     frame[:2, :3] = True
-    keep = frame.flatten().expand(BATCH, -1)
-    y, _ = layer(x, lower_bound, keep=keep, shape=SHAPE)
-    small, _ = layer(x[keep].view(BATCH, 6, WIDTH), lower_bound, shape=(2, 3))
-    same(y[keep].view(BATCH, 6, WIDTH), small)
+    padding_mask = frame.flatten().expand(BATCH, -1)
+    y, _ = layer(x, lower_bound, padding_mask=padding_mask, shape=SHAPE)
+    small, _ = layer(x[padding_mask].view(BATCH, 6, WIDTH), lower_bound, shape=(2, 3))
+    same(y[padding_mask].view(BATCH, 6, WIDTH), small)
     skip = {t for t in range(TOKENS) if not frame.flatten()[t]}
     with torch.no_grad():
-        same(y[keep], loop(layer, x, lower_bound, SHAPE, skip)[keep], 2000)
+        same(y[padding_mask], loop(layer, x, lower_bound, SHAPE, skip)[padding_mask], 2000)
 
 
 @pytest.mark.parametrize("choice", ["separate", "local"])

@@ -14,9 +14,9 @@ def features(*shape: int) -> torch.Tensor:
 
 def test_the_mean_looks_past_whatever_padding_holds(same: Callable) -> None:
     x = features(3, 5, 4)
-    keep = torch.tensor([[True] * 5, [False, True, False, True, True], [False] * 5])
-    x[~keep] = torch.nan
-    pooled = mean_pool(x, keep)
+    padding_mask = torch.tensor([[True] * 5, [False, True, False, True, True], [False] * 5])
+    x[~padding_mask] = torch.nan
+    pooled = mean_pool(x, padding_mask)
     same(pooled[0], x[0].mean(0))
     same(pooled[1], x[1, [1, 3, 4]].mean(0))
     assert (pooled[2] == 0).all()
@@ -40,10 +40,10 @@ def test_pool_head_puts_its_norm_between_mean_and_map(randomised: Callable, same
 def test_pair_head_compares(randomised: Callable, same: Callable) -> None:
     head = randomised(PairHead(4, 2, None))
     x = features(3, 2, 5, 4)
-    keep = torch.rand(3, 2, 5, generator=torch.Generator().manual_seed(3)) < 0.7
-    logits = head(x, keep)
+    padding_mask = torch.rand(3, 2, 5, generator=torch.Generator().manual_seed(3)) < 0.7
+    logits = head(x, padding_mask)
     for row in range(3):
-        u, v = (x[row, side, keep[row, side]].mean(0) for side in (0, 1))
+        u, v = (x[row, side, padding_mask[row, side]].mean(0) for side in (0, 1))
         hidden = head.hidden.weight @ torch.cat((u, v, u * v, u - v)) + head.hidden.bias
         active = hidden * 0.5 * (1 + torch.erf(hidden / 2**0.5))
         same(logits[row], head.proj.weight @ active + head.proj.bias)

@@ -35,7 +35,7 @@ def test_the_page_is_the_table() -> None:
     assert list(found) == list(KINDS)
     for name, kind in KINDS.items():
         flags = (
-            kind.heads, kind.bounds, kind.gates, "conv_width" in kind.offers, "input_activation" in kind.offers,
+            kind.heads, kind.lower_bounds, kind.gates, "conv_width" in kind.offers, "input_activation" in kind.offers,
             "scale_scores" in kind.offers, kind.norm,
         )  # fmt: skip
         assert found[name] == [
@@ -44,7 +44,7 @@ def test_the_page_is_the_table() -> None:
 
 
 def accepted(name: str, **options: Any) -> bool:
-    lower_bound = {} if KINDS[name].bounds else {"lower_bound": "none"}  # type: ignore[index]
+    lower_bound = {} if KINDS[name].lower_bounds else {"lower_bound": "none"}  # type: ignore[index]
     stack = {key: options.pop(key) for key in ("lower_bound", "width") if key in options}
     try:
         mixer = MixerConfig(**{"kind": name, "head_size": 8} | options)
@@ -61,7 +61,7 @@ def test_settings_are_offered_as_the_table_says(name: Any) -> None:
     kind = KINDS[name]
     assert accepted(name)
     assert accepted(name, width=12) != kind.heads  # 8 does not divide 12
-    assert accepted(name, lower_bound="inclusive") == kind.bounds
+    assert accepted(name, lower_bound="inclusive") == kind.lower_bounds
     values = {"conv_width": 4, "input_activation": "silu", "scale_scores": True, "rotary": False, "window": 3}
     values |= {"qk_norm": True, "key_size": 4, "expand": 3, "state_size": 5, "groups": 2, "step_min": 0.01}
     for setting, value in values.items():
@@ -78,7 +78,7 @@ def test_settings_are_offered_as_the_table_says(name: Any) -> None:
 @every
 def test_states_are_offered_as_the_table_says(name: Any) -> None:
     kind = KINDS[name]
-    lower_bound = {} if kind.bounds else {"lower_bound": "none"}
+    lower_bound = {} if kind.lower_bounds else {"lower_bound": "none"}
     mixer = MixerConfig(kind=name, head_size=8)
     config = ModelConfig(vocab_size=5, width=16, layers=1, glu_width=8, mixer=mixer, **lower_bound)  # type: ignore[arg-type]
     model = LanguageModel(config)

@@ -52,7 +52,7 @@ def test_a_part_of_the_channels_at_a_time_is_the_whole(
 
 def test_padding_and_packing_in_parts(randomised: Callable, same: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     mixer, x = randomised(Mamba(WIDTH, MixerConfig(kind="mamba", state_size=3, conv_width=4))), inputs(1, 20)
-    options: dict[str, Any] = {"cu_seqlens": torch.tensor([0, 4, 20]), "keep": torch.arange(20)[None] % 3 > 0}
+    options: dict[str, Any] = {"cu_seqlens": torch.tensor([0, 4, 20]), "padding_mask": torch.arange(20)[None] % 3 > 0}
     expected, final = mixer(x, **options)
     monkeypatch.setattr(selective, "KEPT", 0)
     monkeypatch.setattr(selective, "PART", 600)

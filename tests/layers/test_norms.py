@@ -85,15 +85,15 @@ def test_batch_norm_is_pytorchs(randomised: Callable, same: Callable) -> None:
 
 
 def test_batch_norm_leaves_padding_out(randomised: Callable, same: Callable) -> None:
-    keep = torch.arange(5) < torch.tensor([[5], [2], [0], [3]])
+    padding_mask = torch.arange(5) < torch.tensor([[5], [2], [0], [3]])
     padded, packed = (randomised(Norm("batch", 12, EPS)) for _ in range(2))
     for x in batches():
         results = []
-        for norm, leaf in ((padded, x.masked_fill(~keep.unsqueeze(-1), 1e6)), (packed, x[keep])):
+        for norm, leaf in ((padded, x.masked_fill(~padding_mask.unsqueeze(-1), 1e6)), (packed, x[padding_mask])):
             leaf.requires_grad_()
-            y = norm(leaf, keep)[keep] if norm is padded else norm(leaf)
+            y = norm(leaf, padding_mask)[padding_mask] if norm is padded else norm(leaf)
             grad = torch.autograd.grad(y.pow(3).sum(), leaf)[0]
-            results.append((y, grad[keep] if norm is padded else grad))
+            results.append((y, grad[padding_mask] if norm is padded else grad))
         for mine, expected in zip(*results, strict=True):
             same(mine, expected, 3000)
     same(padded.running_mean, packed.running_mean)

@@ -85,8 +85,8 @@ def test_a_window_is_the_masked_loop(
     same(y, expected)
     left, state = mixer(x[:, :11], None, mixer.zeros(2, None, torch.float64))
     same(torch.cat((left, mixer(x[:, 11:], None, state)[0]), 1), expected)
-    keep = torch.arange(11) < torch.tensor([[11], [6]])
-    _, state = mixer(x[:, :11], keep=keep)
+    padding_mask = torch.arange(11) < torch.tensor([[11], [6]])
+    _, state = mixer(x[:, :11], padding_mask=padding_mask)
     rest = torch.stack((x[0, 11:], x[1, 6:14]))
     right, _ = mixer(rest, None, state)
     same(right, torch.stack((expected[0, 11:], expected[1, 6:14])))
@@ -141,16 +141,16 @@ def test_attention_step_by_step_is_the_whole(name: str, attention: Any, same: Ca
 @every
 def test_padding_changes_no_other_token(name: str, attention: Any, same: Callable) -> None:
     x = inputs(3)
-    keep = torch.rand(3, 19, generator=torch.Generator().manual_seed(1)) < 0.6
-    keep[1, :5] = False
+    padding_mask = torch.rand(3, 19, generator=torch.Generator().manual_seed(1)) < 0.6
+    padding_mask[1, :5] = False
     x.requires_grad_()
-    y, state = attention(x, keep=keep, output_state=False)
+    y, state = attention(x, padding_mask=padding_mask, output_state=False)
     assert state is None
-    for row, mask in enumerate(keep):
+    for row, mask in enumerate(padding_mask):
         same(y[row, mask], attention(x[row : row + 1, mask])[0][0])
-    (gradient,) = torch.autograd.grad(y[keep].square().sum(), x)
+    (gradient,) = torch.autograd.grad(y[padding_mask].square().sum(), x)
     assert gradient.isfinite().all()
-    assert not gradient[~keep].any()
+    assert not gradient[~padding_mask].any()
 
 
 @every
@@ -163,11 +163,11 @@ def test_no_later_token_is_seen_unless_asked_for(name: str, attention: Any) -> N
 def test_both_directions(randomised: Callable, same: Callable) -> None:
     """Every token counts for every other: turned round, the same comes out turned round, but for rotation's sign."""
     mixer = randomised(Attention(WIDTH, MixerConfig(kind="attention", head_size=8, direction="bidirectional")))
-    x, keep = inputs(), torch.ones(2, 19, dtype=torch.bool)
-    keep[1, 12:] = False
-    y, _ = mixer(x, keep=keep, output_state=False)
+    x, padding_mask = inputs(), torch.ones(2, 19, dtype=torch.bool)
+    padding_mask[1, 12:] = False
+    y, _ = mixer(x, padding_mask=padding_mask, output_state=False)
     changed = torch.cat((x[:, :18], -x[:, 18:]), 1)
-    other, _ = mixer(changed, keep=keep, output_state=False)
+    other, _ = mixer(changed, padding_mask=padding_mask, output_state=False)
     assert (y[0, :18] - other[0, :18]).abs().max() > 1e-3
     same(y[1, :12], other[1, :12])
     same(y[1:, :12], mixer(x[1:, :12], output_state=False)[0])
@@ -181,14 +181,14 @@ def test_both_directions_are_their_definition(rotary: bool, bias: bool, randomis
     """Softmax over every token that is kept, written out one by one; gradients of inputs and weights beside outputs."""
     config = MixerConfig(kind="attention", head_size=4, direction="bidirectional", rotary=rotary, bias=bias)
     mixer, x = randomised(Attention(WIDTH, config)), inputs(3).requires_grad_()
-    keep = torch.rand(3, 19, generator=torch.Generator().manual_seed(2)) < 0.6
-    keep[0], keep[1, :4] = True, False
-    y, state = mixer(x, keep=keep, output_state=False)
+    padding_mask = torch.rand(3, 19, generator=torch.Generator().manual_seed(2)) < 0.6
+    padding_mask[0], padding_mask[1, :4] = True, False
+    y, state = mixer(x, padding_mask=padding_mask, output_state=False)
     assert state is None
     expected = torch.zeros_like(y)
     q, k, v = (part.unflatten(-1, (4, 4)) for part in mixer.in_proj(x).split(WIDTH, -1))
     for row in range(3):
-        seen = keep[row].nonzero().flatten().tolist()
+        seen = padding_mask[row].nonzero().flatten().tolist()
         for t in seen:
             here = slice(row, row + 1)
 
@@ -201,10 +201,12 @@ def test_both_directions_are_their_definition(rotary: bool, bias: bool, randomis
             weights = scores.exp() / scores.exp().sum(-1, keepdim=True)
             read = sum(weights[:, n, None] * v[row, s] for n, s in enumerate(seen))
             expected[row, t] = mixer.out_proj(read.flatten())  # pyright: ignore[reportAttributeAccessIssue]
-    same(y[keep], expected[keep])
+    same(y[padding_mask], expected[padding_mask])
     leaves = [x, *mixer.parameters()]
-    weight = torch.randn(y.shape, generator=torch.Generator().manual_seed(3), dtype=y.dtype)[keep]
-    grads = (torch.autograd.grad((found[keep] * weight).sum(), leaves, retain_graph=True) for found in (y, expected))
+    weight = torch.randn(y.shape, generator=torch.Generator().manual_seed(3), dtype=y.dtype)[padding_mask]
+    grads = (
+        torch.autograd.grad((found[padding_mask] * weight).sum(), leaves, retain_graph=True) for found in (y, expected)
+    )
     for mine, theirs in zip(*grads, strict=True):
         same(mine, theirs, 3000)
 
@@ -226,10 +228,10 @@ def test_without_rotation_order_is_not_seen(randomised: Callable, same: Callable
 
 def test_a_sequence_of_padding_alone_stays_finite(randomised: Callable) -> None:
     mixer = randomised(Attention(WIDTH, MixerConfig(kind="attention", head_size=8, direction="bidirectional")))
-    keep = torch.ones(2, 19, dtype=torch.bool)
-    keep[1] = False
+    padding_mask = torch.ones(2, 19, dtype=torch.bool)
+    padding_mask[1] = False
     x = inputs().requires_grad_()
-    y, _ = mixer(x, keep=keep, output_state=False)
+    y, _ = mixer(x, padding_mask=padding_mask, output_state=False)
     (gradient,) = torch.autograd.grad(y.sum(), x)
     assert y.isfinite().all()
     assert gradient.isfinite().all()
@@ -261,15 +263,15 @@ def test_positions_count_the_tokens_of_their_own_document(randomised: Callable, 
         weights = (torch.einsum("hn,shn->hs", query, turned) / 2).softmax(-1)
         return mixer.out_proj(torch.einsum("hs,shn->hn", weights, v[seen]).flatten())
 
-    keep = torch.tensor([[True, False, True, True, False, True, True, True, False, True]])
+    padding_mask = torch.tensor([[True, False, True, True, False, True, True, True, False, True]])
     cuts = torch.tensor([0, 4, 10])
-    _, state = mixer(x[:, :10], keep=keep, cu_seqlens=cuts)
+    _, state = mixer(x[:, :10], padding_mask=padding_mask, cu_seqlens=cuts)
     assert state.lengths == (3, 4)
     y, after = mixer(x[:, 10:], None, state.select([1]))
     kept = [5, 6, 7, 9]
     for t in range(10, 19):
         same(y[0, t - 10], expected([*kept, *range(10, t + 1)]))
-    both, _ = mixer(x[:, :10], keep=keep, cu_seqlens=cuts, output_state=False)
+    both, _ = mixer(x[:, :10], padding_mask=padding_mask, cu_seqlens=cuts, output_state=False)
     for seen in ([0], [0, 2], [0, 2, 3], [5], [5, 6], kept):
         same(both[0, seen[-1]], expected(seen))
     assert after.lengths == (13,)
@@ -278,11 +280,11 @@ def test_positions_count_the_tokens_of_their_own_document(randomised: Callable, 
 def test_both_directions_read_packed_documents(randomised: Callable, same: Callable) -> None:
     config = MixerConfig(kind="attention", head_size=8, direction="bidirectional")
     mixer, x = randomised(Attention(WIDTH, config)), inputs(1)
-    keep = torch.rand(1, 19, generator=torch.Generator().manual_seed(2)) < 0.7
-    y, _ = mixer(x, cu_seqlens=torch.tensor([0, 7, 7, 19]), keep=keep, output_state=False)
+    padding_mask = torch.rand(1, 19, generator=torch.Generator().manual_seed(2)) < 0.7
+    y, _ = mixer(x, cu_seqlens=torch.tensor([0, 7, 7, 19]), padding_mask=padding_mask, output_state=False)
     for part in (slice(0, 7), slice(7, 19)):
-        mask = keep[:, part]
-        same(y[:, part][mask], mixer(x[:, part], keep=mask, output_state=False)[0][mask])
+        mask = padding_mask[:, part]
+        same(y[:, part][mask], mixer(x[:, part], padding_mask=mask, output_state=False)[0][mask])
 
 
 @pytest.mark.parametrize(

@@ -50,21 +50,21 @@ def tokens() -> Callable[..., Tensor]:
 def same() -> Callable[..., None]:
     """Results of the same numbers in another order: tensors or states, equal but for roundings of the largest one."""
 
-    def compare(actual: Tensor | ModelState, truth: Tensor | ModelState, roundings: float = 1000.0) -> None:
-        if isinstance(truth, ModelState):
+    def compare(actual: Tensor | ModelState, expected: Tensor | ModelState, roundings: float = 1000.0) -> None:
+        if isinstance(expected, ModelState):
             assert isinstance(actual, ModelState)
-            mine, theirs = actual.tensors(), truth.tensors()
+            mine, theirs = actual.tensors(), expected.tensors()
             assert list(mine) == list(theirs)
             for key in theirs:
                 compare(mine[key], theirs[key], roundings)
             return
         assert isinstance(actual, Tensor)
-        assert actual.shape == truth.shape
-        assert actual.dtype == truth.dtype
-        if truth.dtype == torch.int64:
-            assert torch.equal(actual, truth)
-        elif truth.numel():
-            allowed = roundings * torch.finfo(truth.dtype).eps * float(truth.detach().abs().max())
-            assert float((actual - truth).detach().abs().max()) <= allowed
+        assert actual.shape == expected.shape
+        assert actual.dtype == expected.dtype
+        if expected.dtype == torch.int64:
+            assert torch.equal(actual, expected)
+        elif expected.numel():
+            allowed = roundings * torch.finfo(expected.dtype).eps * float(expected.detach().abs().max())
+            assert float((actual - expected).detach().abs().max()) <= allowed
 
     return compare

@@ -23,7 +23,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "fla": FLA,
     "fla, short convolutions": FLA | {"use_short_conv": True, "conv_size": 4},
     "fla, no bounds": FLA | {"use_lower_bound": False, "expand_ratio": None, "num_heads": 4},
-    "fla, no weight in the read-out's norm": FLA | {"elementwise_affine": False},
+    "fla, no weight in the output norm": FLA | {"elementwise_affine": False},
     "fla, tied": FLA | {"tie_word_embeddings": True},
     "fla, HGRN": FLA | {"model_type": "hgrn", "expand_ratio": 1},
     "hgru2": HGRU2,
@@ -79,7 +79,7 @@ def _shapes_hgru2(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
 
 
 def randomised(names: dict[str, tuple[int, ...]], dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-    """No value is neutral; what enters the read-out is so small that the eps of its norm shows."""
+    """No value is neutral; what enters the output norm is so small that the eps of its norm shows."""
     generator = torch.Generator().manual_seed(11)
     made = {}
     for name, shape in sorted(names.items()):
@@ -122,7 +122,7 @@ def rms(x: Tensor, weight: Tensor | float, eps: float) -> Tensor:
     return x / torch.sqrt((x * x).mean(-1, keepdim=True) + eps) * weight
 
 
-def bounds_of(raw: Tensor | None) -> list[Tensor]:
+def lower_bounds_of(raw: Tensor | None) -> list[Tensor]:
     """Cumulative sum of the softmax over layers minus its first row."""
     if raw is None:
         return [torch.zeros(WIDTH, dtype=torch.float64)] * LAYERS
@@ -130,7 +130,7 @@ def bounds_of(raw: Tensor | None) -> list[Tensor]:
     return list(share.cumsum(0) - share[0])
 
 
-def read_out(q: Tensor, forget: Tensor, value: Tensor, size: int) -> Tensor:
+def recurrence_output(q: Tensor, forget: Tensor, value: Tensor, size: int) -> Tensor:
     """S = Diag(f) S + (1-f) v, y = q S with the state after the token; heads side by side in the channels [B,T,D]."""
     heads = (*q.shape[:2], WIDTH // size, size)
     q, forget, value = (x.reshape(heads) for x in (q, forget, value))
@@ -150,10 +150,10 @@ def shifted(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def fla_logits(config: dict[str, Any], tensors: dict[str, Tensor], eps: float = 1e-5) -> Tensor:
-    """What flash-linear-attention computes; `eps` is that of HGRN2's read-out."""
+    """What flash-linear-attention computes; `eps` is that of HGRN2's output norm."""
     w = {name: value.double() for name, value in tensors.items()}
     first, size = config["model_type"] == "hgrn", config.get("expand_ratio") or WIDTH // (config.get("num_heads") or 1)
-    bounds, silu = bounds_of(w.get("model.lower_bounds")), torch.nn.functional.silu
+    bounds, silu = lower_bounds_of(w.get("model.lower_bounds")), torch.nn.functional.silu
     x = w["model.embeddings.weight"][TOKENS]
     for n in range(LAYERS):
         attn, mlp = f"model.layers.{n}.attn", f"model.layers.{n}.mlp"
@@ -169,7 +169,7 @@ def fla_logits(config: dict[str, Any], tensors: dict[str, Tensor], eps: float = 
                 states.append(state)
             y = rms(torch.stack(states, 1), weight, config["norm_eps"]) * silu(p["g"])
         else:
-            y = rms(size**-0.5 * read_out(silu(p["q"]), forget, p["i"], size), weight, eps)
+            y = rms(size**-0.5 * recurrence_output(silu(p["q"]), forget, p["i"], size), weight, eps)
         x = x + y @ w[f"{attn}.o_proj.weight"].T
         h = rms(x, w[f"{mlp}_norm.weight"], config["norm_eps"])
         h = silu(h @ w[f"{mlp}.gate_proj.weight"].T) * (h @ w[f"{mlp}.up_proj.weight"].T)
@@ -181,7 +181,7 @@ def hgru2_logits(config: dict[str, Any], tensors: dict[str, Tensor]) -> Tensor:
     """What hgru2-pytorch's language model computes."""
     w = {name: value.double() for name, value in tensors.items()}
     acts = {"none": lambda x: x, "silu": torch.nn.functional.silu, "sigmoid": torch.sigmoid}
-    bounds = bounds_of(w["model.lower_bounds"])
+    bounds = lower_bounds_of(w["model.lower_bounds"])
 
     def linear(x: Tensor, name: str) -> Tensor:
         return x @ w[name + ".weight"].T + w.get(name + ".bias", torch.zeros(()))
@@ -198,7 +198,7 @@ def hgru2_logits(config: dict[str, Any], tensors: dict[str, Tensor]) -> Tensor:
         i, o, f = linear(norm(x, layer + "token_norm"), layer + "token_mixer.in_proj").split(WIDTH, -1)
         forget = bounds[n] + (1 - bounds[n]) * f.sigmoid()
         o, i = acts[config.get("out_act", "silu")](o), acts[config.get("in_act", "none")](i)
-        y = norm(read_out(o, forget, i, config["expand_ratio"]), layer + "token_mixer.norm")
+        y = norm(recurrence_output(o, forget, i, config["expand_ratio"]), layer + "token_mixer.norm")
         x = x + linear(y, layer + "token_mixer.out_proj")
         h, mixer = norm(x, layer + "channel_norm"), layer + "channel_mixer."
         x = x + linear(acts[config["glu_act"]](linear(h, mixer + "l1")) * linear(h, mixer + "l2"), mixer + "l3")

@@ -43,7 +43,7 @@ SEQUENCES: dict[str, dict[str, Any]] = {
     },
     "2-D": {"channels": 1, "mixer": MixerConfig(head_size=2, direction="series_2d", separate_scans=True, **HGRU2)},
 }
-PICTURES: dict[str, dict[str, Any]] = {
+IMAGES: dict[str, dict[str, Any]] = {
     "patches": {"patch": 4, "mixer": MixerConfig(head_size=8, direction="bidirectional", **HGRU2)},
     "pixels": {
         "patch": 1,
@@ -85,4 +85,4 @@ def sequence_config(name: str, **changes: Any) -> SequenceConfig:
 
 def vision_config(name: str, **changes: Any) -> VisionConfig:
     """An image classifier of two layers of 16 channels and five classes."""
-    return VisionConfig(**STACK | {"classes": 5, "image_size": 16} | PICTURES[name] | changes)
+    return VisionConfig(**STACK | {"classes": 5, "image_size": 16} | IMAGES[name] | changes)

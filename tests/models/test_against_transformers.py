@@ -32,20 +32,20 @@ def filled(model: nn.Module) -> nn.Module:
     return model
 
 
-def close(found: Tensor, truth: Tensor) -> None:
+def close(found: Tensor, expected: Tensor) -> None:
     """Equal but for roundings of float64."""
-    error = float((found - truth).detach().abs().max() / truth.detach().abs().max())
+    error = float((found - expected).detach().abs().max() / expected.detach().abs().max())
     assert error < 1e-12, error
 
 
 def held(model: LanguageModel, theirs: Any, rename: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> None:
     """Logits, every gradient, and decoding after 20 tokens one by one, with their weights in ours."""
     model.load_state_dict(rename(dict(theirs.state_dict())))
-    truth = exact(lambda: theirs(TOKENS).logits)
+    expected = exact(lambda: theirs(TOKENS).logits)
     logits, _ = model(TOKENS)
-    close(logits, truth)
-    weights = torch.randn(truth.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-    (truth * weights).sum().backward()
+    close(logits, expected)
+    weights = torch.randn(expected.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    (expected * weights).sum().backward()
     (logits * weights).sum().backward()
     gradients = rename({name: p.grad for name, p in theirs.named_parameters()})
     for name, parameter in model.named_parameters():
@@ -56,7 +56,7 @@ def held(model: LanguageModel, theirs: Any, rename: Callable[[dict[str, Tensor]]
         for token in TOKENS[:, 20:].split(1, 1):
             y, state = model(token, state)
             steps.append(y)
-        close(torch.cat(steps, 1), truth[:, 20:])
+        close(torch.cat(steps, 1), expected[:, 20:])
 
 
 @pytest.mark.parametrize("normed", [False, True], ids=["Llama", "Qwen3"])
@@ -92,7 +92,7 @@ def test_their_steps_are_ours(kind: str) -> None:
 
 
 def steps_of(theirs: Any) -> Tensor:
-    """Logits of the 20th token and those after it, from a first call with 20 tokens and then one a call."""
+    """Logits of the 20th token and those after it, from a first call with 20 tokens and then one per call."""
     found = theirs(TOKENS[:, :20], use_cache=True)
     logits = [found.logits[:, -1:]]
     for token in TOKENS[:, 20:].split(1, 1):

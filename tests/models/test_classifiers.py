@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_classifiers import PICTURES, SEQUENCES, sequence_config, vision_config
+from small_classifiers import IMAGES, SEQUENCES, sequence_config, vision_config
 from torch import Tensor
 
 from hgrn2.errors import UserError
@@ -53,34 +53,37 @@ def test_padding_changes_nothing(name: str, training: bool, same: Callable) -> N
     model = made(name).train(training)
     x = inputs(model.config)
     lengths = torch.tensor([12, 7, 1, 4])
-    keep = torch.arange(12) < lengths[:, None]
-    x[~keep] = 22 if model.config.vocab_size else 1e3
-    logits = model(x, keep)
+    padding_mask = torch.arange(12) < lengths[:, None]
+    x[~padding_mask] = 22 if model.config.vocab_size else 1e3
+    logits = model(x, padding_mask)
     grads = torch.autograd.grad(logits.square().sum(), list(model.parameters()))
     if training and model.config.norm == "batch":  # statistics of one sequence are not those of four
         longer = torch.cat((x, x[:, :5]), 1)
-        padded = model(longer, torch.cat((keep, torch.zeros_like(keep[:, :5])), 1))
+        padded = model(longer, torch.cat((padding_mask, torch.zeros_like(padding_mask[:, :5])), 1))
         same(padded, logits)
         return
     alone = torch.cat([model(x[row : row + 1, :length]) for row, length in enumerate(lengths.tolist())])
     same(alone, logits, 10_000)
-    truth = torch.autograd.grad(alone.square().sum(), list(model.parameters()))
-    for mine, theirs in zip(grads, truth, strict=True):
+    expected = torch.autograd.grad(alone.square().sum(), list(model.parameters()))
+    for mine, theirs in zip(grads, expected, strict=True):
         same(mine, theirs, 100_000)
 
 
 def test_pairs_are_two_sequences_of_one_encoder(same: Callable) -> None:
     model = made("pair").eval()
     x = inputs(model.config)
-    keep = torch.rand(x.shape, generator=torch.Generator().manual_seed(4)) < 0.7
-    logits = model(x, keep)
-    parts = [model.backbone(model.embedding(x[:, side]), keep=keep[:, side], output_state=False)[0] for side in (0, 1)]
-    same(logits, model.head(torch.stack(parts, 1), keep))
-    swapped = model(x.flip(1), keep.flip(1))
+    padding_mask = torch.rand(x.shape, generator=torch.Generator().manual_seed(4)) < 0.7
+    logits = model(x, padding_mask)
+    parts = [
+        model.backbone(model.embedding(x[:, side]), padding_mask=padding_mask[:, side], output_state=False)[0]
+        for side in (0, 1)
+    ]
+    same(logits, model.head(torch.stack(parts, 1), padding_mask))
+    swapped = model(x.flip(1), padding_mask.flip(1))
     assert not torch.allclose(swapped, logits)
 
 
-def test_a_picture_as_a_sequence_needs_its_shape(same: Callable) -> None:
+def test_an_image_as_a_sequence_needs_its_shape(same: Callable) -> None:
     model = made("2-D").eval()
     x = inputs(model.config)
     with pytest.raises(UserError, match=r"needs shape=\(height, width\) of its 12 tokens"):
@@ -95,7 +98,7 @@ def test_a_picture_as_a_sequence_needs_its_shape(same: Callable) -> None:
     same(vision.eval()(x.view(4, 1, 4, 3)), tall)
 
 
-@pytest.mark.parametrize("name", PICTURES)
+@pytest.mark.parametrize("name", IMAGES)
 def test_any_resolution(name: str) -> None:
     model = made(name).eval()
     for height, width in ((16, 16), (8, 16), (24, 12)):
@@ -123,7 +126,7 @@ def test_loss_is_cross_entropy() -> None:
 def every_config() -> dict[str, StackConfig]:
     presets = {name: vision_preset(name) for name in vision_names() if not name.startswith("deit")}  # test_deit.py
     presets |= {name: sequence_preset(name) for name in sequence_names()}
-    return presets | {n: sequence_config(n) for n in SEQUENCES} | {n: vision_config(n) for n in PICTURES}
+    return presets | {n: sequence_config(n) for n in SEQUENCES} | {n: vision_config(n) for n in IMAGES}
 
 
 @pytest.mark.parametrize("name", every_config())
@@ -180,7 +183,7 @@ def test_a_wrong_preset_is_answered_with_the_right_table() -> None:
 
 
 @pytest.mark.parametrize("kind", ["normal", "scaled_normal"])
-@pytest.mark.parametrize("name", [*SEQUENCES, *PICTURES])
+@pytest.mark.parametrize("name", [*SEQUENCES, *IMAGES])
 def test_born_on_meta_equals_born_on_the_device(name: str, kind: Any) -> None:
     """Memory is filled with NaN first: a parameter or a running statistic that is forgotten would keep it."""
     init = InitConfig(kind=kind)
@@ -242,7 +245,7 @@ def test_drop_path_rises_with_depth_and_survives_recomputation() -> None:
         assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
 
 
-@pytest.mark.parametrize("name", [n for n, one in (SEQUENCES | PICTURES).items() if one.get("norm") != "batch"])
+@pytest.mark.parametrize("name", [n for n, one in (SEQUENCES | IMAGES).items() if one.get("norm") != "batch"])
 @pytest.mark.parametrize("what", ["glu", "block"])
 def test_recomputing_changes_no_bit_of_a_gradient(name: str, what: Any) -> None:
     model = made(name, dropout=0.2).train()
@@ -271,11 +274,11 @@ def test_recomputing_changes_no_bit_of_a_gradient(name: str, what: Any) -> None:
         loss.backward()
         return [p.grad.clone() for p in model.parameters() if p.grad is not None], sum(kept.values())
 
-    truth, everything = step()
+    expected, everything = step()
     model.set_recompute(what)
     found, less = step()
-    assert len(found) == len(truth) > 0
-    assert all(torch.equal(a, b) for a, b in zip(found, truth, strict=True))
+    assert len(found) == len(expected) > 0
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
     assert less < everything
 
 
@@ -349,7 +352,9 @@ def test_inputs_that_do_not_fit(name: str, x: Tensor, message: str) -> None:
 
 def test_masks_and_ids_that_do_not_fit() -> None:
     model = made("ids")
-    with pytest.raises(UserError, match=r"keep must be \[2, 3\] bool, one value a step; got \[2, 3\] float32"):
+    with pytest.raises(
+        UserError, match=r"padding_mask must be \[2, 3\] bool, one value per step; got \[2, 3\] float32"
+    ):
         model(torch.zeros(2, 3, dtype=torch.long), torch.ones(2, 3))
     with pytest.raises(UserError, match="token id 23 is outside the vocabulary of 23"):
         model.check_tokens(torch.tensor([[0, 23]]))
@@ -369,7 +374,7 @@ def test_shared_scans_cannot_tell_a_sequence_from_its_reverse(unit: Any, same: C
             same(backward, forward)
 
 
-def test_shared_scans_of_a_picture_cannot_tell_it_from_its_mirror_images(same: Callable) -> None:
+def test_shared_scans_of_an_image_cannot_tell_it_from_its_mirror_images(same: Callable) -> None:
     mixer = MixerConfig(head_size=4, direction="parallel_2d")
     model = made("pixels", mixer=mixer, positions="none").eval()
     images = torch.randn(2, 1, 4, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -382,11 +387,11 @@ def bracketed(count: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     tokens = torch.randint(4, 10, (count, 18), generator=generator)
     lengths = torch.randint(6, 19, (count,), generator=generator)
-    keep = torch.arange(18) < lengths[:, None]
-    places = torch.rand(count, 18, generator=generator).masked_fill(~keep, -1).topk(2).indices.sort().values
+    padding_mask = torch.arange(18) < lengths[:, None]
+    places = torch.rand(count, 18, generator=generator).masked_fill(~padding_mask, -1).topk(2).indices.sort().values
     marks = torch.randint(4, (count, 2), generator=generator)
     tokens.scatter_(1, places, marks)
-    return tokens, keep, marks[:, 1]
+    return tokens, padding_mask, marks[:, 1]
 
 
 def test_learns_which_of_two_marks_comes_last() -> None:
@@ -410,12 +415,12 @@ def test_learns_which_of_two_marks_comes_last() -> None:
     )
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.01)
     for step in range(100):
-        tokens, keep, labels = bracketed(48, 1000 + step)
-        loss = model.loss(tokens, labels, keep)
+        tokens, padding_mask, labels = bracketed(48, 1000 + step)
+        loss = model.loss(tokens, labels, padding_mask)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    tokens, keep, labels = bracketed(400, 1)
+    tokens, padding_mask, labels = bracketed(400, 1)
     with torch.no_grad():
-        right = (model.eval()(tokens, keep).argmax(-1) == labels).float().mean()
+        right = (model.eval()(tokens, padding_mask).argmax(-1) == labels).float().mean()
     assert float(right) >= 0.85

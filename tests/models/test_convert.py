@@ -28,14 +28,14 @@ def ours(folder: Path, **options: Any) -> Tensor:
     return read_published(folder, **options).double()(TOKENS)[0].detach()
 
 
-def same(actual: Tensor, truth: Tensor, share: float = 1e-11) -> None:
-    assert actual.shape == truth.shape
-    assert float((actual - truth).abs().max()) <= share * float(truth.abs().max())
+def same(actual: Tensor, expected: Tensor, share: float = 1e-11) -> None:
+    assert actual.shape == expected.shape
+    assert float((actual - expected).abs().max()) <= share * float(expected.abs().max())
 
 
-def same_bits(actual: dict[str, Tensor], truth: dict[str, Tensor]) -> None:
-    assert set(actual) == set(truth)
-    for name, tensor in truth.items():
+def same_bits(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert set(actual) == set(expected)
+    for name, tensor in expected.items():
         assert actual[name].dtype == tensor.dtype
         assert torch.equal(actual[name], tensor), name
 
@@ -102,7 +102,7 @@ def test_hgru2_without_a_head_is_tied_and_finds_its_width(tmp_path: Path) -> Non
     assert model.config.glu_width == published.HIDDEN
 
 
-def test_the_other_formula_of_the_bounds(tmp_path: Path) -> None:
+def test_the_other_formula_of_the_lower_bounds(tmp_path: Path) -> None:
     tensors = randomised(shapes(HGRU2))
     folder = write(tmp_path / "m", HGRU2, tensors)
     moved = tensors | {"model.lower_bounds": tensors["model.lower_bounds"].roll(1, 0)}

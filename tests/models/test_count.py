@@ -40,7 +40,7 @@ def test_equals_the_built_model(name: str) -> None:
     assert count.embedding == size(model.embedding, *head)
     assert count.non_embedding == size(model.backbone)
     assert count.final_norm == size(model.backbone.norm)
-    assert count.bounds == (0 if model.backbone.lower_bounds is None else model.backbone.lower_bounds.numel())
+    assert count.lower_bounds == (0 if model.backbone.lower_bounds is None else model.backbone.lower_bounds.numel())
     blocks = list(model.backbone.blocks)
     assert count.mixers == size(*(part for block in blocks for part in (block.mixer, block.mixer_norm)))
     assert count.glus == size(*(part for block in blocks for part in (block.glu, block.glu_norm)))
@@ -89,8 +89,8 @@ def test_scaling_laws_counts_without_embeddings(size: str, millions: float, repo
 def test_scaling_laws_counts_exclude_the_other_readings() -> None:
     """Weights in the norms, no bounds, or the printed hidden width of the 1B row would contradict the paper."""
     with_weights = parameters(preset("hgrn2_7b", norm="rms", mixer=MixerConfig(head_size=128))).non_embedding
-    without_bounds = parameters(preset("hgrn2_7b", lower_bound="none")).non_embedding
-    assert {round(n / 1e6, 1) for n in (with_weights, without_bounds)} == {6476.5, 6476.0}
+    without_lower_bounds = parameters(preset("hgrn2_7b", lower_bound="none")).non_embedding
+    assert {round(n / 1e6, 1) for n in (with_weights, without_lower_bounds)} == {6476.5, 6476.0}
     assert round(parameters(preset("hgrn2_1b", glu_width=5632)).non_embedding / 1e6, 1) == 1132.5
 
 
@@ -146,7 +146,7 @@ class Counted:
 
 
 def recurrence(kind: str, width: int, n: int) -> int:
-    """Operations of one token, made one by one: gates, keys, values and read-outs are given."""
+    """Operations of one token, made one by one: gates, keys, values and outputs are given."""
     tally: Counter[str] = Counter()
     x = Counted(tally)
     if kind == "hgru2":
@@ -199,5 +199,5 @@ def test_state_bytes_equal_the_state_made(name: str, dtype: torch.dtype) -> None
 
 
 def test_state_of_the_1_3b_model() -> None:
-    """24 layers of 2048 × 128 numbers: 25.2 MB a sequence, whatever its length."""
+    """24 layers of 2048 × 128 numbers: 25.2 MB per sequence, whatever its length."""
     assert state_bytes(preset("hgrn2_1.3b")) == 24 * 2048 * 128 * 4 == 25_165_824

@@ -91,8 +91,8 @@ def test_is_its_definition() -> None:
         h = h + linear(f"{at}.attention.o_proj", read.transpose(1, 2).flatten(2))
         z = nn.functional.gelu(linear(f"{at}.mlp.fc1", norm(f"{at}.layernorm_after", h)))
         h = h + linear(f"{at}.mlp.fc2", z)
-    truth = linear("classifier", norm("layernorm", h)[:, 0])
-    assert torch.allclose(model(x), truth, rtol=1e-10, atol=1e-10)
+    expected = linear("classifier", norm("layernorm", h)[:, 0])
+    assert torch.allclose(model(x), expected, rtol=1e-10, atol=1e-10)
 
 
 def test_surface_of_our_own_classifier() -> None:
@@ -217,10 +217,10 @@ def test_recomputing_changes_no_bit_of_a_gradient() -> None:
         loss.backward()
         return [p.grad.clone() for p in model.parameters()], sum(kept.values())
 
-    truth, everything = step()
+    expected, everything = step()
     model.set_recompute("block")
     found, less = step()
-    assert all(torch.equal(a, b) for a, b in zip(found, truth, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
     assert less < everything
     model.set_recompute("none")
     assert step()[1] == everything

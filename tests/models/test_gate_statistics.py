@@ -1,4 +1,4 @@
-"""The numbers behind the picture of time scales are what the gates do."""
+"""The numbers behind the image of time scales are what the gates do."""
 
 import pytest
 import torch
@@ -25,9 +25,9 @@ def test_mean_log_forget_of_constant_gates(kind: str, conv: int) -> None:
     assert model.training
     assert len(found) == 3
     for layer, statistics in enumerate(found):
-        bound = torch.full((8,), layer / 3)
-        torch.testing.assert_close(statistics.lower_bound, bound)
-        torch.testing.assert_close(statistics.mean_log_forget, (bound + (1 - bound) / 2).log())
+        lower_bound = torch.full((8,), layer / 3)
+        torch.testing.assert_close(statistics.lower_bound, lower_bound)
+        torch.testing.assert_close(statistics.mean_log_forget, (lower_bound + (1 - lower_bound) / 2).log())
 
 
 def test_no_hook_stays_behind() -> None:

@@ -77,7 +77,7 @@ def test_scaled_normal_divides_the_writers_alone() -> None:
 
 
 @pytest.mark.parametrize("mixer", ["hgru2", "hgru1"])
-def test_biases_norms_and_bounds(mixer: Any) -> None:
+def test_biases_norms_and_lower_bounds(mixer: Any) -> None:
     model = built(MixerConfig(kind=mixer, head_size=32, bias=True, norm="layer"))
     for key, parameter in model.named_parameters():
         if key.endswith("bias"):
@@ -85,9 +85,9 @@ def test_biases_norms_and_bounds(mixer: Any) -> None:
         elif "norm" in key:
             assert (parameter == 1).all(), key
     assert (model.backbone.lower_bounds == 1).all()
-    start = [0.0 if bound is None else bound for bound in model.backbone.bounds()]
-    for layer, bound in enumerate(start):
-        assert torch.allclose(torch.as_tensor(bound), torch.tensor(layer / LAYERS))
+    start = [0.0 if lower_bound is None else lower_bound for lower_bound in model.backbone.layer_lower_bounds()]
+    for layer, lower_bound in enumerate(start):
+        assert torch.allclose(torch.as_tensor(lower_bound), torch.tensor(layer / LAYERS))
 
 
 def test_phases_of_hgrn1() -> None:
@@ -125,9 +125,11 @@ def test_born_on_meta_equals_born_on_the_device(name: str, kind: Any, tokens: Ca
         assert torch.equal(late.state_dict()[key], tensor), key
     with torch.no_grad():
         assert torch.equal(late(tokens())[0], direct(tokens())[0])
-    bounded = late.config.bounded
-    for layer, bound in enumerate(late.backbone.bounds()):
-        assert bound is None or torch.allclose(bound, torch.tensor(bounded.index(layer) / len(bounded)))
+    with_lower_bound = late.config.with_lower_bound
+    for layer, lower_bound in enumerate(late.backbone.layer_lower_bounds()):
+        assert lower_bound is None or torch.allclose(
+            lower_bound, torch.tensor(with_lower_bound.index(layer) / len(with_lower_bound))
+        )
 
 
 def test_construction_follows_the_global_seed() -> None:

@@ -17,7 +17,7 @@ from hgrn2.models.count import state_bytes
 from hgrn2.models.language import LanguageModel
 
 
-def gammas(model: LanguageModel) -> list[Tensor | None]:
+def lower_bounds(model: LanguageModel) -> list[Tensor | None]:
     """Bounds of all layers from the formulas of the two published forms."""
     raw = model.backbone.lower_bounds
     if raw is None:
@@ -25,7 +25,7 @@ def gammas(model: LanguageModel) -> list[Tensor | None]:
     shares = raw.exp() / raw.exp().sum(0)
     sums = torch.tril(torch.ones(len(raw), len(raw), dtype=raw.dtype)) @ shares
     sums = sums - (shares[0] if model.config.lower_bound == "inclusive" else shares)
-    found = dict(zip(model.config.bounded, sums, strict=True))
+    found = dict(zip(model.config.with_lower_bound, sums, strict=True))
     return [found.get(layer) for layer in range(model.config.layers)]
 
 
@@ -39,8 +39,8 @@ def stated(model: LanguageModel, tokens: Tensor) -> Tensor:
     """Logits by the equations of the stack; the mixers, tested by themselves, are called with bounds by formula."""
     config = model.config
     x = model.embedding.weight[tokens] * (config.width**0.5 if config.scale_embeddings else 1)
-    for block, gamma in zip(model.backbone.blocks, gammas(model), strict=True):
-        x = x + block.mixer(normed(x, block.mixer_norm, config.norm, config.norm_eps), gamma)[0]
+    for block, lower_bound in zip(model.backbone.blocks, lower_bounds(model), strict=True):
+        x = x + block.mixer(normed(x, block.mixer_norm, config.norm, config.norm_eps), lower_bound)[0]
         hidden = block.glu.in_proj(normed(x, block.glu_norm, config.norm, config.norm_eps))
         gate, value = hidden[..., : config.glu_width], hidden[..., config.glu_width :]
         gate = {"none": lambda y: y, "silu": lambda y: y * y.sigmoid(), "gelu": gelu}[config.glu_activation](gate)
@@ -58,13 +58,13 @@ def test_equals_its_equations(name: str, make: Callable, tokens: Callable, same:
 @pytest.mark.parametrize("grad", [False, True], ids=["inference", "training"])
 def test_step_by_step_is_the_whole(name: str, grad: bool, make: Callable, tokens: Callable, same: Callable) -> None:
     model, ids = make(name).double(), tokens()
-    truth, final = model(ids)
+    expected, final = model(ids)
     outputs, state = [], model.zeros(2)
     with torch.set_grad_enabled(grad):
         for token in ids.split(1, 1):
             logits, state = model(token, state)
             outputs.append(logits)
-    same(torch.cat(outputs, 1), truth)
+    same(torch.cat(outputs, 1), expected)
     same(state, final)
 
 
@@ -74,12 +74,12 @@ def test_split_anywhere_is_the_whole(
     name: str, cuts: tuple[int, ...], make: Callable, tokens: Callable, same: Callable
 ) -> None:
     model, ids = make(name).double(), tokens()
-    truth, final = model(ids)
+    expected, final = model(ids)
     outputs, state = [], None
     for part in ids.split(cuts, 1):
         logits, state = model(part, state)
         outputs.append(logits)
-    same(torch.cat(outputs, 1), truth)
+    same(torch.cat(outputs, 1), expected)
     same(state, final)
 
 
@@ -173,14 +173,14 @@ def blocks_of(model: LanguageModel, ids: Tensor) -> list[Tensor]:
 
 
 @torch.no_grad()
-def test_bounds_are_live(name: str, make: Callable, tokens: Callable) -> None:
+def test_lower_bounds_are_live(name: str, make: Callable, tokens: Callable) -> None:
     """Changing Γ leaves the first layer alone and changes every other; published code has lost them silently."""
     model, ids = make(name), tokens()
     if model.config.lower_bound == "none":
         assert model.backbone.lower_bounds is None
         return
     before = blocks_of(model, ids)
-    first, *others = model.config.bounded
+    first, *others = model.config.with_lower_bound
     model.backbone.lower_bounds += torch.tensor([[0.0], [2.0], [-1.0]])[: len(others) + 1]
     after = blocks_of(model, ids)
     assert torch.equal(before[first], after[first])
@@ -189,7 +189,7 @@ def test_bounds_are_live(name: str, make: Callable, tokens: Callable) -> None:
 
 
 @torch.no_grad()
-def test_bounds_hold_memories_longer_in_upper_layers(make: Callable, tokens: Callable) -> None:
+def test_lower_bounds_hold_memories_longer_in_upper_layers(make: Callable, tokens: Callable) -> None:
     """With all weight on the second row, layers above the first keep their state however the gate is set."""
     model, ids = make("hgru2"), tokens()
     model.backbone.lower_bounds.copy_(torch.tensor([[0.0], [50.0], [0.0]]).expand(3, 16))
@@ -208,7 +208,7 @@ def test_every_parameter_learns(name: str, make: Callable, tokens: Callable) -> 
         assert (parameter.grad.abs().amax(-1) > 0).all(), key
 
 
-def test_a_single_layer_has_a_bound_that_nothing_reads(make: Callable, tokens: Callable) -> None:
+def test_a_single_layer_has_a_lower_bound_that_nothing_reads(make: Callable, tokens: Callable) -> None:
     """γ of the first layer is zero by definition: its Γ gets no gradient, and that is the only such parameter."""
     model = make("hgru2", layers=1)
     model.loss(tokens(), tokens(seed=2)).backward()

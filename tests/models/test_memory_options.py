@@ -149,8 +149,10 @@ def test_the_scan_reads_the_projection_in_place(make: Callable, tokens: Callable
     assert seen.found == [(29 * 3 * width, 3 * width, 1)] * 3 * 2
 
 
-def test_bounds_of_a_bfloat16_model_are_float32() -> None:
+def test_lower_bounds_of_a_bfloat16_model_are_float32() -> None:
     model = LanguageModel(config_of("hgru2")).bfloat16()
-    assert {bound.dtype for bound in model.backbone.bounds() if bound is not None} == {torch.float32}
+    assert {lower_bound.dtype for lower_bound in model.backbone.layer_lower_bounds() if lower_bound is not None} == {
+        torch.float32
+    }
     step(model, torch.randint(23, (2, 9)))
     assert model.backbone.lower_bounds.grad.dtype == torch.bfloat16

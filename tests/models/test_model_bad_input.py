@@ -23,7 +23,7 @@ MIXER = {"width": 16, "layers": 1, "glu_width": 16}
 MODEL = LanguageModel(ModelConfig(vocab_size=11, mixer=MixerConfig(head_size=8), **MIXER))
 BOTH = MixerConfig(head_size=8, direction="bidirectional")
 SEQUENCES = SequenceClassifier(SequenceConfig(vocab_size=11, classes=3, mixer=BOTH, **MIXER))
-PICTURES = VisionClassifier(VisionConfig(classes=3, image_size=8, patch=4, mixer=BOTH, **MIXER))
+IMAGES = VisionClassifier(VisionConfig(classes=3, image_size=8, patch=4, mixer=BOTH, **MIXER))
 T = torch.zeros(1, 5, dtype=torch.long)
 IMAGE, LABEL = torch.zeros(1, 3, 8, 8), torch.tensor([0])
 
@@ -75,7 +75,7 @@ MISTAKES: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: MODEL.backbone.set_recompute("all"),
         "recompute 'all' is unknown; choose one of none",
     ),
-    "a mask in a list": (lambda: MODEL(T, keep=[True] * 5), "keep must be a tensor, not builtins.list"),
+    "a mask in a list": (lambda: MODEL(T, padding_mask=[True] * 5), "padding_mask must be a tensor, not builtins.list"),
     "an id of no class": (lambda: SEQUENCES(T + 20), "token id 20 is outside the vocabulary of 11"),
     "inputs of numpy": (lambda: SEQUENCES(T.numpy()), "inputs must be a tensor, not numpy.ndarray"),
     "a label of no class": (
@@ -83,15 +83,15 @@ MISTAKES: dict[str, tuple[Callable[[], Any], str]] = {
         "label 3 is outside the classes, of which there are 3",
     ),
     "labels of other length": (
-        lambda: PICTURES.loss(IMAGE, T[0]),
+        lambda: IMAGES.loss(IMAGE, T[0]),
         "labels must be [1] int64, or probabilities [1, 3]; got [5]",
     ),
     "smoothing above one": (
-        lambda: PICTURES.loss(IMAGE, LABEL, label_smoothing=2),
+        lambda: IMAGES.loss(IMAGE, LABEL, label_smoothing=2),
         "label_smoothing is 2; it must be in [0, 1]",
     ),
-    "a picture of numpy": (lambda: PICTURES(IMAGE.numpy()), "images must be a tensor, not numpy.ndarray"),
-    "none of the classes": (lambda: PICTURES.top(IMAGE, 0), "count is 0; it must be a whole number of at least 1"),
+    "an image of numpy": (lambda: IMAGES(IMAGE.numpy()), "images must be a tensor, not numpy.ndarray"),
+    "none of the classes": (lambda: IMAGES.top(IMAGE, 0), "count is 0; it must be a whole number of at least 1"),
     "a prompt of two texts": (
         lambda: GENERATOR.stream(np.zeros((2, 3), dtype=int)),
         "one sequence of token ids, not [2, 3]",

@@ -46,8 +46,8 @@ def dequantized(model: QuantizedLanguageModel) -> LanguageModel:
     return plain
 
 
-def error(found: Tensor, truth: Tensor) -> float:
-    return float((found.double() - truth.double()).norm() / truth.double().norm())
+def error(found: Tensor, exact: Tensor) -> float:
+    return float((found.double() - exact.double()).norm() / exact.double().norm())
 
 
 def one_by_one(model: LanguageModel, tokens: Tensor, state: ModelState | None = None) -> Tensor:
@@ -67,13 +67,13 @@ def test_equals_the_model_with_dequantised_weights(
     model = quantize(make(name, **SIZES), config(kind))
     assert model.fallbacks == {}
     plain = dequantized(model)
-    truth = dequantized(model).double()
+    exact = dequantized(model).double()
     text = tokens(1, LONG)
-    expected = truth(text)[0]
+    expected = exact(text)[0]
     assert error(model(text)[0], expected) <= 4 * error(plain(text)[0], expected) + 1e-6
     # Few rows go through kernels which round activations to bfloat16, as a model in bfloat16 rounds its own.
     few, half = text[:, :9], dequantized(model).bfloat16()
-    expected = one_by_one(truth, few)
+    expected = one_by_one(exact, few)
     assert error(one_by_one(model, few), expected) <= error(one_by_one(half, few), expected)
 
 
@@ -90,9 +90,9 @@ def test_products(kind: Quantization, rows: int, outputs: int, inputs: int, monk
     dense = store.dense(torch.float32)
     assert dense.shape == weight.shape
     assert error(dense, weight) < (0.01 if kind == "int8" else 0.1)
-    truth = x.double() @ dense.double().T
+    exact = x.double() @ dense.double().T
     few = rows <= weights.FEW_ROWS[kind]
-    assert error(store.product(x), truth) < (2**-7 if few else 1e-6)  # two roundings to bfloat16, 2^-9 each at most
+    assert error(store.product(x), exact) < (2**-7 if few else 1e-6)  # two roundings to bfloat16, 2^-9 each at most
 
 
 def test_levels_are_the_nearest() -> None:
@@ -170,7 +170,7 @@ def test_memory(make: Callable[..., LanguageModel]) -> None:
     )
     after = {kind: weight_bytes(quantize(make("hgru2", **SIZES), config(kind))) for kind in KINDS}
     assert after["int8"] < before - 0.7 * matrices
-    # 4 bits and 32 of scale and zero for 32 weights: 5 bits a weight, and the head keeps 8
+    # 4 bits and 32 of scale and zero for 32 weights: 5 bits per weight, and the head keeps 8
     assert after["int4"] < before - 0.8 * matrices
 
 
@@ -207,11 +207,11 @@ def test_on_a_gpu_call_by_call_and_as_a_graph(
     sizes = {"width": 256, "glu_width": 512, "layers": 2}
     model = quantize(make("hgru2", **sizes).to("cuda", dtype), config(kind))
     print(kind, dtype, fallback_lines(model))
-    truth = dequantized(model).double().to("cuda")
+    exact = dequantized(model).double().to("cuda")
     half = dequantized(model).bfloat16().to("cuda")
     text = tokens(1, LONG).cuda()
     for run in (lambda m: m(text)[0], lambda m: one_by_one(m, text[:, :9])):
-        assert error(run(model), run(truth)) <= 2 * error(run(half), run(truth))
+        assert error(run(model), run(exact)) <= 2 * error(run(half), run(exact))
     chosen = []
     for graph in (False, True):
         steps = Steps(model, 1, SamplingConfig(greedy=True), graph=graph)

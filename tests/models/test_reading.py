@@ -29,20 +29,20 @@ def model(make: Callable[..., LanguageModel]) -> LanguageModel:
 def test_no_dropout_while_reading_and_dropout_beside_it(model: LanguageModel, tokens: Callable) -> None:
     ids = tokens()
     with reading(model):
-        truth = model(ids)[0]
+        expected = model(ids)[0]
         assert all(module.training for module in model.modules())
 
         def beside() -> None:  # a training step of another thread
             assert not torch.equal(model(ids)[0], model(ids)[0])
             with reading(model):
-                assert torch.equal(model(ids)[0], truth)
+                assert torch.equal(model(ids)[0], expected)
 
         in_thread(beside)
         with reading(model):
-            assert torch.equal(model(ids)[0], truth)
-        assert torch.equal(model(ids)[0], truth)
-    assert not torch.equal(model(ids)[0], truth)
-    assert torch.equal(model.eval()(ids)[0], truth)
+            assert torch.equal(model(ids)[0], expected)
+        assert torch.equal(model(ids)[0], expected)
+    assert not torch.equal(model(ids)[0], expected)
+    assert torch.equal(model.eval()(ids)[0], expected)
 
 
 def test_a_part_in_evaluation_mode_stays_there(model: LanguageModel) -> None:

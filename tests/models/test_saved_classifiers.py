@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_classifiers import PICTURES, SEQUENCES, sequence_config, vision_config
+from small_classifiers import IMAGES, SEQUENCES, sequence_config, vision_config
 
 from hgrn2.errors import UserError
 from hgrn2.files import read_json, write_json
@@ -24,7 +24,7 @@ def made(name: str) -> Any:
     return VisionClassifier(vision_config(name))
 
 
-@pytest.mark.parametrize("name", [*SEQUENCES, *PICTURES])
+@pytest.mark.parametrize("name", [*SEQUENCES, *IMAGES])
 def test_comes_back_bit_for_bit(name: str, tmp_path: Path) -> None:
     model = made(name)
     with torch.no_grad():

@@ -68,17 +68,17 @@ def compare(
     loss = (mine_o * mine(weights[0])).sum().real + (mine_final * weights[1]).sum().real / dist.get_world_size()
     found = torch.autograd.grad(loss, [*local, *(x for x in alike if x is not None)], allow_unused=True)
     cut = len(tokens)
-    for n, (one, truth) in enumerate(zip(found[:cut], wanted[:cut], strict=True)):
-        close(one, mine(truth), f"{what}: gradient {n}")  # type: ignore[arg-type]
+    for n, (one, expected) in enumerate(zip(found[:cut], wanted[:cut], strict=True)):
+        close(one, mine(expected), f"{what}: gradient {n}")  # type: ignore[arg-type]
     together(found[cut:], wanted[cut:], f"{what}: gradients of what is shared")
 
 
 def together(found: Any, wanted: Any, what: str) -> None:
     """Gradients of what all processes hold alike are the sum of theirs; all of them in one exchange."""
-    filled = [torch.zeros_like(truth) if one is None else one for one, truth in zip(found, wanted, strict=True)]
+    filled = [torch.zeros_like(expected) if one is None else one for one, expected in zip(found, wanted, strict=True)]
     if filled:
-        flat, truth = (torch.cat([x.reshape(-1) for x in xs]) for xs in (filled, wanted))
-        close(all_sum(flat, dist.group.WORLD), truth, what)
+        flat, expected = (torch.cat([x.reshape(-1) for x in xs]) for xs in (filled, wanted))
+        close(all_sum(flat, dist.group.WORLD), expected, what)
 
 
 def drawn(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -101,12 +101,12 @@ def hgru2_slices() -> None:
         heads, sequences = 2, batch if cu is None else len(cu) - 1
         q, f, i = drawn(batch, TOKENS, WIDTH), 2 * drawn(batch, TOKENS, WIDTH), drawn(batch, TOKENS, 6)
         f[:, 3] = float("inf") if seed % 2 else -50.0
-        bound = torch.rand(WIDTH, dtype=torch.float64) if seed % 3 else None
+        lower_bound = torch.rand(WIDTH, dtype=torch.float64) if seed % 3 else None
         state = drawn(sequences, heads, WIDTH // heads, 3) if with_state else None
         options: dict[str, Any] = {"heads": heads, "scale": 0.7, "input_activation": "silu"}
         compare(
             partial(ops.hgru2, **options), partial(operators.hgru2, **options),
-            [q, f, i], [bound], state, cu, f"hgru2, {name}",
+            [q, f, i], [lower_bound], state, cu, f"hgru2, {name}",
         )  # fmt: skip
 
 
@@ -139,10 +139,10 @@ def element_slices() -> None:
 def conv_slices() -> None:
     operators = SlicedOperators(dist.group.WORLD)
 
-    def call(of: Any, keep: Tensor | None) -> Any:
+    def call(of: Any, padding_mask: Tensor | None) -> Any:
         def run(x: Tensor, weight: Tensor, *, state: Tensor | None, cu_seqlens: Tensor | None) -> Any:
-            y, final = of.short_conv(x, weight, state, cu_seqlens, keep, output_state=True)
-            return (y if keep is None else y.masked_fill(~keep.unsqueeze(-1), 0)), final
+            y, final = of.short_conv(x, weight, state, cu_seqlens, padding_mask, output_state=True)
+            return (y if padding_mask is None else y.masked_fill(~padding_mask.unsqueeze(-1), 0)), final
 
         return run
 
@@ -150,11 +150,11 @@ def conv_slices() -> None:
         for width, padded in ((4, seed % 3 == 0), (9, seed % 3 != 0)):
             torch.manual_seed(seed)
             x, weight = drawn(batch, TOKENS, WIDTH), drawn(WIDTH, width)
-            keep = torch.rand(batch, TOKENS) < 0.6 if padded else None
+            padding_mask = torch.rand(batch, TOKENS) < 0.6 if padded else None
             sequences = batch if cu is None else len(cu) - 1
             state = drawn(sequences, width - 1, WIDTH) if with_state else None
             what = f"conv {width}, padded {padded}, {name}"
-            compare(call(WHOLE, keep), call(operators, mine(keep)), [x], [weight], state, cu, what)
+            compare(call(WHOLE, padding_mask), call(operators, mine(padding_mask)), [x], [weight], state, cu, what)
 
 
 MIXERS = {
@@ -178,16 +178,16 @@ def mixer_slices() -> None:
             for parameter in mixer.parameters():
                 parameter.data = 0.4 * torch.randn_like(parameter)
             x = drawn(batch, TOKENS, WIDTH).requires_grad_()
-            bound = torch.rand(WIDTH, dtype=torch.float64) if kind.startswith("hgru") else None
-            keep = torch.rand(batch, TOKENS) < 0.7 if padded else None
+            lower_bound = torch.rand(WIDTH, dtype=torch.float64) if kind.startswith("hgru") else None
+            padding_mask = torch.rand(batch, TOKENS) < 0.7 if padded else None
             weight = drawn(batch, TOKENS, WIDTH)
-            weight = weight if keep is None else weight * keep.unsqueeze(-1)
+            weight = weight if padding_mask is None else weight * padding_mask.unsqueeze(-1)
             leaves = [x, *mixer.parameters()]
-            y, _ = mixer(x, bound, cu_seqlens=cu, keep=keep, output_state=False)
+            y, _ = mixer(x, lower_bound, cu_seqlens=cu, padding_mask=padding_mask, output_state=False)
             wanted = torch.autograd.grad((y * weight).sum(), leaves)
             mixer.operators = operators
             part = mine(x.detach()).requires_grad_()  # pyright: ignore[reportOptionalMemberAccess]
-            z, _ = mixer(part, bound, cu_seqlens=cu, keep=mine(keep), output_state=False)
+            z, _ = mixer(part, lower_bound, cu_seqlens=cu, padding_mask=mine(padding_mask), output_state=False)
             found = torch.autograd.grad((z * mine(weight)).sum(), [part, *leaves[1:]])
             what = f"{kind}, padded {padded}, {name}"
             close(z * (mine(weight) != 0), mine(y * (weight != 0)), what)  # type: ignore[arg-type, operator]

@@ -21,7 +21,7 @@ from hgrn2.report.answers import Answer
 from hgrn2.report.plotting import log_ticks, smooth, thin, tick
 from hgrn2.report.write import LayerGates, Sample, write_report
 
-PICTURES = ("loss", "late_loss", "learning_rate", "gradient_norm", "speed", "gates")
+IMAGES = ("loss", "late_loss", "learning_rate", "gradient_norm", "speed", "gates")
 SUMMARY = {
     "parameters": 4_200_000,
     "train_seconds": 754.2,
@@ -90,9 +90,9 @@ def layer_gates(layers: int = 4, channels: int = 32) -> list[LayerGates]:
     generator = np.random.default_rng(1)
     gates = []
     for layer in range(layers):
-        bound = np.full(channels, layer / layers, np.float32)
-        forget = bound + (1 - bound) * generator.uniform(0.05, 0.95, channels)
-        gates.append(LayerGates(lower_bound=bound, mean_log_forget=np.log(forget), layer=len(gates)))
+        lower_bound = np.full(channels, layer / layers, np.float32)
+        forget = lower_bound + (1 - lower_bound) * generator.uniform(0.05, 0.95, channels)
+        gates.append(LayerGates(lower_bound=lower_bound, mean_log_forget=np.log(forget), layer=len(gates)))
     return gates
 
 
@@ -136,10 +136,10 @@ def test_a_full_report(tmp_path: Path) -> None:
         assert part in page.text
     assert "\n\twhat light" in page.text, "white space of samples is kept"
     for label in ("loss (nats per token)", "training time (minutes)", "tokens seen", "time scale τ (tokens)", "0.0005"):
-        assert label in page.text, "pictures hold text"
-    assert page.tags.count("svg") == len(PICTURES)
-    assert len(page.ids) == len(set(page.ids)), "pictures must not share ids"
-    for name in PICTURES:
+        assert label in page.text, "images hold text"
+    assert page.tags.count("svg") == len(IMAGES)
+    assert len(page.ids) == len(set(page.ids)), "images must not share ids"
+    for name in IMAGES:
         data = (tmp_path / "my run" / "figures" / f"{name}.png").read_bytes()
         assert data.startswith(b"\x89PNG")
         assert struct.unpack(">I", data[16:20])[0] > 600, "pixels wide"
@@ -217,7 +217,7 @@ def test_time_scales() -> None:
 
 
 @pytest.mark.parametrize(("layers", "channels"), [(1, 1), (48, 16)])
-def test_gate_pictures_of_any_size(tmp_path: Path, layers: int, channels: int) -> None:
+def test_gate_figures_of_any_size(tmp_path: Path, layers: int, channels: int) -> None:
     pytest.importorskip("matplotlib")
     gates = layer_gates(layers, channels)
     gates[-1] = LayerGates(
@@ -302,16 +302,16 @@ def test_environment_names_the_vectors(
     assert environment()["vectors"] is None
 
 
-def test_answers_to_pictures_stand_in_the_page(tmp_path: Path) -> None:
-    """Colour and grey ones, right and wrong, with names that are escaped; each picture is a PNG that says its size."""
+def test_answers_to_images_stand_in_the_page(tmp_path: Path) -> None:
+    """Colour and grey ones, right and wrong, with names that are escaped; each image is a PNG that says its size."""
     grey, colour = np.full((4, 5, 1), 200, np.uint8), np.zeros((3, 3, 3), np.uint8)
     seen = [
-        Answer(picture=grey, truth="<cat>", guess="<cat>", chance=0.97),
-        Answer(picture=colour, truth="dog", guess="<cat>", chance=0.5),
+        Answer(image=grey, label="<cat>", guess="<cat>", chance=0.97),
+        Answer(image=colour, label="dog", guess="<cat>", chance=0.5),
     ]
     page = write_report(tmp_path, config={}, environment={}, metrics=[], summary={}, samples=[], gates=None, seen=seen)
     text = page.read_text(encoding="utf-8")
-    assert "1 of these 2 held-out pictures are named right" in text
+    assert "1 of these 2 held-out images are named right" in text
     assert "&lt;cat&gt; 97%" in text
     assert "<b>is dog</b>" in text
     assert "<cat>" not in text

@@ -32,9 +32,9 @@ PROMPT = "The quick brown fox jumps over the lazy dog; then it rests. "
 
 def make_model(vocabulary: int = 257, seed: int = 0, **mixer: Any) -> LanguageModel:
     torch.manual_seed(seed)
-    bound = "none" if mixer.get("kind") == "gla" else "inclusive"
+    lower_bound = "none" if mixer.get("kind") == "gla" else "inclusive"
     config = ModelConfig(
-        lower_bound=bound,
+        lower_bound=lower_bound,
         vocab_size=vocabulary, width=32, layers=2, glu_width=48, mixer=MixerConfig(**{"head_size": 8, **mixer}),
         init=InitConfig(std=0.3),
     )  # fmt: skip

@@ -201,7 +201,7 @@ def test_gates(make_engine: Make, taps: int) -> None:
     with torch.inference_mode():
         model.hidden(torch.tensor([ids]), trace=entered)
         for n, block in enumerate(model.backbone.blocks):
-            logs = block.mixer.log_forget(block.mixer_norm(entered[n]), model.backbone.bounds()[n])[0]
+            logs = block.mixer.log_forget(block.mixer_norm(entered[n]), model.backbone.layer_lower_bounds()[n])[0]
             wanted = -1 / logs[len(PROMPT) - 1 : -1].unflatten(-1, (4, 8)).mean(-1)
             mine = torch.tensor([token.gates[n] for token in tokens if token.gates])
             torch.testing.assert_close(mine, wanted, rtol=2e-3, atol=0)

@@ -149,7 +149,8 @@ def test_the_hybrid_of_the_page_is_what_it_says(tiny_corpus: Path, trained: dict
     assert [mixer.kind for mixer in made.mixers] == ["hgru2", "hgru2", "hgru2", "attention"]
     loaded = load(trained["hybrid"], "cpu")
     model = loaded.model
-    assert [None if gamma is None else round(gamma.mean().item(), 1) for gamma in model.backbone.bounds()] == [
+    assert [None if lower_bound is None else round(lower_bound.mean().item(),
+        1) for lower_bound in model.backbone.layer_lower_bounds()] == [
         None, 0.3, 0.7, None,
     ]  # fmt: skip
     text = "Once upon a time "

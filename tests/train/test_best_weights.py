@@ -138,7 +138,7 @@ def test_patience_ends_a_run(tmp_path: Path) -> None:
 def test_passes_over_the_data_end_a_run_and_its_schedule(tmp_path: Path) -> None:
     trainer = trainer_of(tmp_path, [2.0] * 9, epochs=1.3, budget_s=1000.0)
     fit(trainer)
-    assert trainer.step == 6, "4 steps a pass"
+    assert trainer.step == 6, "4 steps per pass"
     rates = [r["lr"] for r in read_metrics(tmp_path / "metrics.jsonl") if r["kind"] == "step"]
     assert rates[0] > 5 * rates[-1]
 
@@ -233,7 +233,7 @@ def test_what_an_update_spoilt_is_not_saved_as_good(
     assert logits.isfinite().all()
 
 
-def test_one_layer_has_no_bound_to_learn(tmp_path: Path) -> None:
+def test_one_layer_has_no_lower_bound_to_learn(tmp_path: Path) -> None:
     model = LanguageModel(ModelConfig(vocab_size=11, width=16, layers=1, glu_width=16, mixer=MixerConfig(head_size=8)))
     tokens = torch.arange(11)[None]
     model.loss(tokens[:, :-1], tokens[:, 1:]).backward()

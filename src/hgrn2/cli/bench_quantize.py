@@ -14,7 +14,7 @@ from hgrn2.cli.bench import Folder, flat, run_bench
 @flat
 @dataclass(frozen=True, kw_only=True)
 class BenchQuantize(QuantizeBench):
-    """A trained model in float32, bfloat16, int8 and int4: nats a token on held-out text, decoding speed, bytes.
+    """A trained model in float32, bfloat16, int8 and int4: nats/token on held-out text, decoding speed, bytes.
 
     One sequence, greedy; all precisions take turns. The text is the held-out part of the run's own data unless given.
 

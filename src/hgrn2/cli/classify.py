@@ -1,4 +1,4 @@
-"""`hgrn2 classify`: what a trained classifier takes pictures, a text, or the rows of a table for."""
+"""`hgrn2 classify`: what a trained classifier takes images, a text, or the rows of a table for."""
 
 import sys
 from collections import Counter
@@ -24,9 +24,9 @@ TEXT_LIMIT = 1 << 28  # bytes of a file with one text
 
 @dataclass(frozen=True, kw_only=True)
 class Classify:
-    """Name the likeliest classes of pictures, of a text, or of the rows of a table.
+    """Name the likeliest classes of images, of a text, or of the rows of a table.
 
-    Tables (CSV, TSV, JSONL) need the columns that `hgrn2 train classify` was trained on, without the labels. Pictures
+    Tables (CSV, TSV, JSONL) need the columns that `hgrn2 train classify` was trained on, without the labels. Images
     are resized to the size that the model was trained on: the shorter side, then the middle square.
 
     Example: hgrn2 classify runs/cifar10 cat.png dog.jpg
@@ -39,9 +39,9 @@ class Classify:
     model: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="RUN_OR_MODEL")]]
     """A run folder (its newest checkpoint), a checkpoint folder, or a model folder."""
     files: tyro.conf.Positional[Annotated[tuple[Path, ...], tyro.conf.arg(metavar="FILE")]] = ()
-    """Picture files (needs hgrn2[vision]), or tables."""
+    """Image files (needs hgrn2[vision]), or tables."""
     text: Annotated[str | None, tyro.conf.arg(metavar="TEXT", help_behavior_hint="(default: none)")] = None
-    """A text instead of pictures."""
+    """A text instead of images."""
     text_file: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: none)")] = None
     """A file with the text."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="CSV", help_behavior_hint="(default: none)")] = None
@@ -51,11 +51,11 @@ class Classify:
     top: int = 5
     """How many classes are named."""
     size: Annotated[int | None, tyro.conf.arg(metavar="PIXELS", help_behavior_hint="(default: the model's)")] = None
-    """Side of the square that pictures are brought to; 0: each as it is."""
+    """Side of the square that images are brought to; 0: each as it is."""
     convert: Flag = False
-    """Turn grey pictures into colour, or colour into grey, where the model reads the other."""
+    """Turn grey images into colour, or colour into grey, where the model reads the other."""
     corrupt: Literal["stop", "skip"] = "stop"
-    """What a picture that cannot be read does: end it all, or be left out and counted."""
+    """What an image that cannot be read does: end it all, or be left out and counted."""
     data: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="(default: that of the run)")] = (
         None
     )
@@ -69,9 +69,9 @@ class Classify:
         from hgrn2.data.image_decoding import LARGEST
 
         texts = (self.text is not None) + (self.text_file is not None)
-        refuse(bool(texts) + bool(self.files) != 1 or texts > 1, "give pictures, or --text, or --text-file, or tables")
+        refuse(bool(texts) + bool(self.files) != 1 or texts > 1, "give images, or --text, or --text-file, or tables")
         tables = [is_table(path) for path in self.files]
-        refuse(any(tables) and not all(tables), "give pictures or tables, not both at once")
+        refuse(any(tables) and not all(tables), "give images or tables, not both at once")
         refuse(self.out is not None and not any(tables), "--out is for the rows of tables")
         taken = self.out is not None and self.out.exists() and not self.overwrite
         refuse(taken, f"{self.out} already exists; add --overwrite to replace it")
@@ -89,7 +89,7 @@ class Classify:
             return self._show([("the text", ask_text(loaded, text, self.top))], names, 0)
         if any(tables):
             return self._tables(loaded, names)
-        read, skipped = self._pictures(loaded)
+        read, skipped = self._images(loaded)
         answers = ask_images(loaded, [pixels for _, pixels in read], self.top)
         self._show([(str(path), answer) for (path, _), answer in zip(read, answers, strict=True)], names, skipped)
 
@@ -121,23 +121,23 @@ class Classify:
         counts = Counter(names[answer.classes[0]] for answer in answers)
         print(", ".join(f"{name}: {count:,}" for name, count in counts.most_common(20)))
 
-    def _pictures(self, loaded: "LoadedClassifier") -> "tuple[list[tuple[Path, np.ndarray]], int]":
+    def _images(self, loaded: "LoadedClassifier") -> "tuple[list[tuple[Path, np.ndarray]], int]":
         """What could be read, and how many could not."""
-        from hgrn2.data.pictures import BadPicture, pillow, quiet, read_picture
+        from hgrn2.data.read_image import BadImage, pillow, quiet, read_image
         from hgrn2.eval.classifier import image_side
 
         side = image_side(loaded) if self.size is None else self.size
         pillow()
         channels = 3 if loaded.run.data.grey else loaded.run.model.channels
-        refuse(channels not in (1, 3), f"{loaded.name} reads {channels} channels; picture files have 1 or 3")
+        refuse(channels not in (1, 3), f"{loaded.name} reads {channels} channels; image files have 1 or 3")
         read, reasons = [], []
         for path in self.files:
             refuse(not path.exists(), f"{path} does not exist")
-            refuse(path.is_dir(), f"{path} is a folder; name the pictures in it")
+            refuse(path.is_dir(), f"{path} is a folder; name the images in it")
             try:
                 with quiet():
-                    found = read_picture(path, side, channels)
-            except BadPicture as error:
+                    found = read_image(path, side, channels)
+            except BadImage as error:
                 refuse(self.corrupt == "stop", f"{path} cannot be read: {error}")
                 reasons.append(f"{path}: {error}")
                 continue
@@ -148,7 +148,7 @@ class Classify:
             read.append((path, found.pixels))
         for reason in reasons:
             print(f"left out: {reason}", file=sys.stderr)
-        refuse(not read, f"none of {len(self.files)} pictures could be read")
+        refuse(not read, f"none of {len(self.files)} images could be read")
         return read, len(reasons)
 
     def _check_sides(self, loaded: "LoadedClassifier", path: Path, pixels: "np.ndarray") -> None:
@@ -168,7 +168,7 @@ class Classify:
                 rows.append((source if place == 1 else "", str(place), names[number], f"{chance:.1%}"))
         console.show(console.Columns(("input", "", "class", "probability"), rows, text=(0, 2), frame=False))
         if skipped:
-            print(f"{skipped} of {skipped + len(answers)} pictures were left out")
+            print(f"{skipped} of {skipped + len(answers)} images were left out")
 
 
 def _write(

@@ -58,7 +58,7 @@ def _inputs(info: dict[str, Any]) -> str:
     shapes = [split["shape"] for split in info["splits"].values() if split["shape"] is not None]
     if shapes:
         height, width, channels = shapes[0]
-        return f"pictures of {width} x {height} in {'grey' if channels == 1 else 'colour'}"
+        return f"images of {width} x {height} in {'grey' if channels == 1 else 'colour'}"
     return f"token ids below {info['vocab_size']}" if info["vocab_size"] else "sequences of numbers"
 
 

@@ -30,7 +30,7 @@ class Image:
     source: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
     """Where a named set lies."""
     size: int = 0
-    """Side of the pictures: the shorter side is resized to it, the middle cut out. 0: as they are (imagenet: 224)."""
+    """Side of the images: the shorter side is resized to it, the middle cut out. 0: as they are (imagenet: 224)."""
     channels: Literal[0, 1, 3] = 0
     """1: grey, 3: colour; others are converted and counted. 0: what the set has, colour for image files."""
     valid: int = -1

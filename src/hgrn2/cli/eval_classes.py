@@ -1,4 +1,4 @@
-"""What `hgrn2 eval` shows of classifiers: share right, top five, loss, each class, and who is taken for whom."""
+"""What `hgrn2 eval` shows of classifiers: accuracy, top five, loss, each class, and who is taken for whom."""
 
 import dataclasses
 import sys
@@ -53,7 +53,7 @@ def _values(model: str, data: str, split: str, found: "Measured", names: tuple[s
 
 def _print(found: "Measured", names: tuple[str, ...]) -> None:
     marks = [f"{found.accuracy:.2%} right"] + ([f"{found.top5:.2%} among the first five"] if len(names) > 5 else [])
-    print(", ".join([*marks, f"{found.loss:.4f} nats an example"]))
+    print(", ".join([*marks, f"{found.loss:.4f} nats/example"]))
     console.show(_by_class(found.confusion, names))
     if len(names) <= TABLE_CLASSES:
         print("\nRows: the class of the examples; columns: what they were taken for.")

@@ -116,8 +116,8 @@ def _compare(lm: "HGRN2LM", progress: Progress) -> dict[str, Any]:
             seconds[share].append(time.perf_counter() - begin)
             scores[share] = [one.log_probability for one in found]
     difference = max(abs(a - b) for a, b in zip(scores[True], scores[False], strict=True))
-    bound = 1e-3 + 1e-5 * max(abs(value) for value in scores[False])  # float32 rounding stays far below
-    refuse(difference > bound, f"shared contexts change scores by {difference:.2e} nats: please report")
+    tolerance = 1e-3 + 1e-5 * max(abs(value) for value in scores[False])  # float32 rounding stays far below
+    refuse(difference > tolerance, f"shared contexts change scores by {difference:.2e} nats: please report")
     shared, whole = min(seconds[True]), min(seconds[False])
     return {
         "requests": len(requests),
@@ -199,7 +199,7 @@ def show_wikitext(verb: "EvalOptions", loaded: "Loaded") -> None:
 
 
 def show_positions(verb: "EvalOptions", loaded: "Loaded") -> None:
-    """Loss by position, as a table and a picture."""
+    """Loss by position, as a table and a figure."""
     from hgrn2.eval.positions import by_position, draw, pieces
 
     corpus = verb.corpus(loaded)
@@ -208,14 +208,14 @@ def show_positions(verb: "EvalOptions", loaded: "Loaded") -> None:
         batch_size = 8 if verb.batch_size is None else verb.batch_size
         options = {"batch_size": batch_size, "segment": verb.segment, "progress": progress}
         found = by_position(loaded.model, corpus, starts, verb.length, **options)
-    name = Path(corpus.name).name  # rows and pictures leave this machine, where nobody knows its folders
+    name = Path(corpus.name).name  # rows and figures leave this machine, where nobody knows its folders
     told = f"{loaded.name} on {name}: {len(starts):,} pieces of {verb.length:,} tokens"
     trained_on = _training_length(loaded)
     if verb.plot is not None:
         draw(found, verb.plot, title=told, trained_on=trained_on)
     for one in found:
         case = {"data": name, "pieces": len(starts), "length": verb.length, "first": one.first, "stop": one.stop}
-        _record(verb, loaded, case, one.nats_per_token, "nats a token", asdict(one))
+        _record(verb, loaded, case, one.nats_per_token, "nats/token", asdict(one))
     if verb.json:
         values = {"model": loaded.name, "data": corpus.name, "pieces": len(starts), "length": verb.length}
         return console.print_json(values | {"trained_on": trained_on, "buckets": [asdict(one) for one in found]})

@@ -26,7 +26,7 @@ VERBS: dict[str, tuple[str, dict[str, str]]] = {
     ),
     "tune": ("learn the state from which a frozen model begins", {"state": "tune:TuneState"}),
     "eval": ("measure perplexity, zero-shot tasks, loss by position; classifiers", {"": "eval:Eval"}),
-    "classify": ("name the likeliest classes of pictures or of a text", {"": "classify:Classify"}),
+    "classify": ("name the likeliest classes of images or of a text", {"": "classify:Classify"}),
     "generate": ("continue a text; save and restore the model's state", {"": "generate:Generate"}),
     "inspect": ("gates, memory lengths and states on a text, and what outputs are made of", {"": "inspect:Inspect"}),
     "chat": ("talk with a model in the terminal; keep, fork and undo", {"": "chat:Chat"}),

@@ -134,7 +134,7 @@ class ReproduceLRA(Reproduce):
 
 @dataclass(frozen=True, kw_only=True)
 class ReproduceImage(Reproduce):
-    """Image classification: pictures as patches; transformer is DeiT.
+    """Image classification: images as patches; transformer is DeiT.
 
     Finished runs are skipped and an interrupted one goes on. Runs without data are named, and the rest go on.
 

@@ -106,7 +106,7 @@ def print_lines(rows: "Sequence[Row]", table: str) -> None:
     if not lines:
         return
     shown = [place for place, name in enumerate(HEAD) if name != "data"]
-    head, text = [HEAD[place] for place in shown], ("task", "model", "minutes a run")
+    head, text = [HEAD[place] for place in shown], ("task", "model", "minutes per run")
     cells = [[line.cells[place] for place in shown] for line in lines]
     places = [place for place, name in enumerate(head) if name in text]
     console.show(console.Columns(head, cells, text=places, title=f"{TITLES[table]}: per cent right on the test set"))

@@ -1,4 +1,4 @@
-"""`hgrn2 study`: controlled comparisons, each with its rows, its table and its picture."""
+"""`hgrn2 study`: controlled comparisons, each with its rows, its table and its figure."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +36,7 @@ class StudyMQAR(MQARStudy):
     device: str = "auto"
     """auto, cpu or cuda."""
     collect: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="RUN")] = ()
-    """Train nothing: make rows, table and picture of these finished folders of `hgrn2 train mqar`, wherever they were
+    """Train nothing: make rows, table and figure of these finished folders of `hgrn2 train mqar`, wherever they were
     trained. Of the settings above only --recipe is read, the name that the rows get."""
     json: bool = False
     """Print the best run of every model and size as JSON."""
@@ -61,13 +61,13 @@ class StudyMQAR(MQARStudy):
                 )
         points = mqar.best(mqar.finished(self.out))
         write_text(self.out / "table.md", mqar.markdown(points))
-        picture = draw(points, self.out)
+        figure = draw(points, self.out)
         if self.json:
             console.print_json({"complete": complete, "points": [to_dict(point) for point in points]}, indent=None)
             return 0 if complete else 130
         _show(points)
-        hint = "" if picture else " (pictures need matplotlib: pip install 'hgrn2[plot]')"
-        print(f"{self.out / 'table.md'}{f', {picture}' if picture else hint}")
+        hint = "" if figure else " (figures need matplotlib: pip install 'hgrn2[plot]')"
+        print(f"{self.out / 'table.md'}{f', {figure}' if figure else hint}")
         if not complete:
             print("stopped; the same command goes on from there")
         return 0 if complete else 130

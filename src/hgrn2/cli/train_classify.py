@@ -1,4 +1,4 @@
-"""`hgrn2 train lra` and `hgrn2 train image`: classifiers of sequences and of pictures."""
+"""`hgrn2 train lra` and `hgrn2 train image`: classifiers of sequences and of images."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -111,7 +111,7 @@ class TrainImage(TrainClasses):
     """hgrn2, hgrn1 or deit."""
     size: Annotated[
         Literal["full", "fast", "small"] | None,
-        tyro.conf.arg(help_behavior_hint="(default: full; of your own pictures small, on a GPU fast)"),
+        tyro.conf.arg(help_behavior_hint="(default: full; of your own images small, on a GPU fast)"),
     ] = None
     """full: the tiny model of 12 layers; fast: ours for ten minutes of an H100; small: minutes on a CPU."""
     set: Settings = ()
@@ -144,7 +144,7 @@ class TrainImage(TrainClasses):
 
 
 def _classify(folder: Path) -> list[tuple[str | Path, ...]]:
-    """The command that names classes, for what this model reads: pictures, texts, or what no file holds."""
+    """The command that names classes, for what this model reads: images, texts, or what no file holds."""
     values = settings_of(folder)
     model, kind = values.get("model", {}), values.get("data", {}).get("own", {}).get("kind")
     if kind in ("text", "numbers"):

@@ -1,12 +1,12 @@
-"""Random changes of training pictures, a batch at a time on any device, as a function of a torch.Generator alone.
+"""Random changes of training images, a batch at a time on any device, as a function of a torch.Generator alone.
 
 Crop and flip are one gather of bytes; resized crops, rotations, shears and shifts one resampling; RandAugment's
-colours, erasing, mixup and cutmix are element-wise over the batch. There is no loop over pictures and nothing is read
+colours, erasing, mixup and cutmix are element-wise over the batch. There is no loop over images and nothing is read
 back from the device, so that a training step on a GPU does not wait.
 
-All of a step's decisions are one block of uniform numbers [B,76] (and one picture of noise), drawn on the generator's
+All of a step's decisions are one block of uniform numbers [B,76] (and one image of noise), drawn on the generator's
 own device and moved to the images': with a CPU generator the same seed gives the same decisions on every device, with
-one of the GPU nothing is copied. Pictures of two kinds of devices agree to rounding.
+one of the GPU nothing is copied. Images of two kinds of devices agree to rounding.
 """
 
 from collections.abc import Sequence
@@ -32,7 +32,7 @@ NOISE = (0.5, 0.25)  # mean and deviation of what fills an erased rectangle
 def augment(
     images: Tensor, labels: Tensor, config: AugmentConfig, classes: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Augmented pictures and their targets.
+    """Augmented images and their targets.
 
     Args:
         images: uint8 [B,H,W,C] or [B,C,H,W], C being 1 or 3.
@@ -41,11 +41,11 @@ def augment(
         generator: on the images' device or on the CPU.
 
     Returns:
-        Pictures float32 [B,C,H,W] in [0,1], not yet normalised, and `labels`, or where `config.mixes` distributions
+        Images float32 [B,C,H,W] in [0,1], not yet normalised, and `labels`, or where `config.mixes` distributions
         float32 [B,K]. Label smoothing is left to the loss.
     """
     source = _channels_last(images)
-    if not config.changes_pictures:
+    if not config.changes_images:
         return as_float(images), labels
     drawn = _draw(len(source), generator, source.device)
     x = _cropped(source, config, drawn)
@@ -64,7 +64,7 @@ def augment(
 
 
 def as_float(images: Tensor) -> Tensor:
-    """Bytes [B,H,W,C] or [B,C,H,W] as float32 [B,C,H,W] in [0,1]: what pictures undergo in evaluation."""
+    """Bytes [B,H,W,C] or [B,C,H,W] as float32 [B,C,H,W] in [0,1]: what images undergo in evaluation."""
     return _channels_last(images).permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format) / 255
 
 
@@ -86,7 +86,7 @@ def _constants(mean: tuple[float, ...], std: tuple[float, ...], device: torch.de
 def _channels_last(images: Tensor) -> Tensor:
     """A view [B,H,W,C]; where both ends could be channels, the last dimension is taken, as in data folders."""
     if images.dtype != torch.uint8 or images.ndim != 4 or not {images.shape[1], images.shape[3]} & {1, 3}:
-        raise ValueError(f"pictures must be uint8 [B,H,W,C] or [B,C,H,W], not {images.dtype} {list(images.shape)}")
+        raise ValueError(f"images must be uint8 [B,H,W,C] or [B,C,H,W], not {images.dtype} {list(images.shape)}")
     return images if images.shape[3] in (1, 3) else images.permute(0, 2, 3, 1)
 
 
@@ -150,7 +150,7 @@ def _resampled(x: Tensor, matrix: tuple[Tensor, ...] | None, config: AugmentConf
 
 
 def _erased(x: Tensor, config: AugmentConfig, drawn: Tensor, generator: torch.Generator) -> Tensor:
-    """Noise in a random rectangle, its sides at most as 1 to 3 or 3 to 1; the noise is one picture for the batch."""
+    """Noise in a random rectangle, its sides at most as 1 to 3 or 3 to 1; the noise is one image for the batch."""
     noise = torch.randn(1, *x.shape[1:], generator=generator, device=generator.device)
     noise = _moved(noise * NOISE[1] + NOISE[0], x.device).clamp_(0, 1)
     least, most = ERASED_AREA
@@ -164,7 +164,7 @@ def _erased(x: Tensor, config: AugmentConfig, drawn: Tensor, generator: torch.Ge
 def _mixed(
     x: Tensor, labels: Tensor, config: AugmentConfig, classes: int, drawn: Tensor, partner: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Each picture with another of the batch: evenly (mixup), or a rectangle of it (cutmix)."""
+    """Each image with another of the batch: evenly (mixup), or a rectangle of it (cutmix)."""
     other = partner[:, 0].argsort()
     mixed = drawn[:, 0] < config.mix_probability
     half = 0.5 if config.mixup > 0 and config.cutmix > 0 else float(config.cutmix > 0)  # of the mixed ones are cut

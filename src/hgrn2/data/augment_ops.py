@@ -1,12 +1,12 @@
-"""RandAugment for a whole batch at once: which operations each picture undergoes, and the operations.
+"""RandAugment for a whole batch at once: which operations each image undergoes, and the operations.
 
-Of `NAMES` each picture draws some different ones. Those that move pixels become one matrix a picture and one
-resampling; the others follow in a fixed order, every one over the whole batch with an amount that leaves the pictures
+Of `NAMES` each image draws some different ones. Those that move pixels become one matrix per image and one
+resampling; the others follow in a fixed order, every one over the whole batch with an amount that leaves the images
 alone that did not draw it. So the number of kernels does not depend on how many operations are drawn, and nothing is
 read back from the device.
 
 Strengths are those of timm's increasing set (RandAugment `inc1`), except that posterising keeps at least 4 bits, as in
-AutoAugment, where timm goes down to none. Amounts are [B,1,1,1], pictures [B,C,H,W] in [0,1].
+AutoAugment, where timm goes down to none. Amounts are [B,1,1,1], images [B,C,H,W] in [0,1].
 """
 
 import math
@@ -37,7 +37,7 @@ assert len(NAMES) == OPERATIONS
 
 
 class Drawn(NamedTuple):
-    """What the pictures of a batch undergo: for each operation whether, and how much."""
+    """What the images of a batch undergo: for each operation whether, and how much."""
 
     on: dict[str, Tensor]
     """bool [B,1,1,1]."""
@@ -68,7 +68,7 @@ def _amounts(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def affine(drawn: Drawn, height: int, width: int) -> tuple[Tensor, ...]:
-    """Where in the picture the pixels of the result come from: a, b, c, d and shifts e, f in pixels, each [B,1,1], for
+    """Where in the image the pixels of the result come from: a, b, c, d and shifts e, f in pixels, each [B,1,1], for
     x' = a x + b y + e and y' = c x + d y + f, counted from the middle."""
     keys = ("rotate", "shear_x", "shear_y", "translate_x", "translate_y")
     angle, shear_x, shear_y, shift_x, shift_y = (drawn.amount[key][:, 0] for key in keys)
@@ -93,23 +93,23 @@ def recolour(x: Tensor, drawn: Drawn) -> Tensor:
 
 
 def brightness(x: Tensor, factor: Tensor) -> Tensor:
-    """Black at 0, the picture at 1."""
+    """Black at 0, the image at 1."""
     return (x * factor).clamp_(0, 1)
 
 
 def contrast(x: Tensor, factor: Tensor) -> Tensor:
-    """An even grey of the picture's mean brightness at 0, the picture at 1."""
+    """An even grey of the image's mean brightness at 0, the image at 1."""
     mean = grey(x.mean((2, 3), keepdim=True))
     return torch.lerp(mean.expand_as(x), x, factor).clamp_(0, 1)
 
 
 def colour(x: Tensor, factor: Tensor) -> Tensor:
-    """Grey at 0, the picture at 1."""
+    """Grey at 0, the image at 1."""
     return torch.lerp(grey(x).expand_as(x), x, factor).clamp_(0, 1)
 
 
 def sharpness(x: Tensor, factor: Tensor) -> Tensor:
-    """Smoothed at 0 (3 × 3, the middle weighing 5, the others 1), the picture at 1; the border stays."""
+    """Smoothed at 0 (3 × 3, the middle weighing 5, the others 1), the image at 1; the border stays."""
     inner = (9 * F.avg_pool2d(x, 3, stride=1) + 4 * x[:, :, 1:-1, 1:-1]) / 13
     smooth = x.clone()
     smooth[:, :, 1:-1, 1:-1] = inner
@@ -153,7 +153,7 @@ def solarize_add(x: Tensor, amount: Tensor) -> Tensor:
 
 
 def grey(x: Tensor) -> Tensor:
-    """Brightness [B,1,H,W]; a picture that has not three channels gives their mean."""
+    """Brightness [B,1,H,W]; an image that has not three channels gives their mean."""
     if x.shape[1] == 3:
         red, green, blue = x.split(1, dim=1)
         return (red * LUMA[0]).add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2])

@@ -1,4 +1,4 @@
-"""Which random changes a training picture undergoes; `hgrn2.data.augment` makes them. By default none."""
+"""Which random changes a training image undergoes; `hgrn2.data.augment` makes them. By default none."""
 
 import math
 
@@ -11,32 +11,32 @@ OPERATIONS = 15
 
 @settings
 class AugmentConfig:
-    """Random changes of training pictures, in the order in which they are made."""
+    """Random changes of training images, in the order in which they are made."""
 
     crop_padding: int = 0
-    """Pixels by which a picture may be shifted each way (pad, then crop to the old size): for small pictures."""
+    """Pixels by which an image may be shifted each way (pad, then crop to the old size): for small images."""
     crop_area: float = 1.0
     """Smallest part of the area that a random crop keeps before it is resized to the old size, its sides at most as
-    3 to 4 or 4 to 3: for large pictures. 1: no such crop."""
+    3 to 4 or 4 to 3: for large images. 1: no such crop."""
     flip: bool = False
-    """Mirror left and right, every second picture."""
+    """Mirror left and right, every second image."""
     rand_augment: int = 0
-    """Different operations of RandAugment drawn for each picture; 0: off."""
+    """Different operations of RandAugment drawn for each image; 0: off."""
     magnitude: float = 9.0
-    """Strength of these operations, 0 to 10; each picture's varies around it with a standard deviation of 0.5."""
+    """Strength of these operations, 0 to 10; each image's varies around it with a standard deviation of 0.5."""
     operation_probability: float = 0.5
     """How likely an operation that was drawn is applied."""
     fill: float = 0.0
-    """Grey level, 0 to 1, of what shifts and rotations bring in from outside the picture."""
+    """Grey level, 0 to 1, of what shifts and rotations bring in from outside the image."""
     erasing: float = 0.0
     """Probability that a rectangle of 2 % to 33 % of the area is replaced by noise."""
     mixup: float = 0.0
-    """α of Beta(α, α), from which the share of a picture in its mixture with another is drawn; 0: no mixup."""
+    """α of Beta(α, α), from which the share of an image in its mixture with another is drawn; 0: no mixup."""
     cutmix: float = 0.0
-    """The same for the area of a rectangle that is taken from another picture; 0: no cutmix. With both, each picture
+    """The same for the area of a rectangle that is taken from another image; 0: no cutmix. With both, each image
     undergoes one of them, at random."""
     mix_probability: float = 1.0
-    """How likely a picture is mixed at all, where mixup or cutmix is on."""
+    """How likely an image is mixed at all, where mixup or cutmix is on."""
     label_smoothing: float = 0.0
     """Part of each target that is spread evenly over all classes. The loss applies it: `augment` leaves it out."""
 
@@ -51,7 +51,7 @@ class AugmentConfig:
         refuse(not 0.0 < self.crop_area <= 1.0, f"crop_area must lie in (0, 1], not {self.crop_area}")
         refuse(
             self.crop_padding > 0 and self.crop_area < 1.0,
-            "crop_padding is for small pictures, crop_area for large ones: set one of them",
+            "crop_padding is for small images, crop_area for large ones: set one of them",
         )
         refuse(
             not 0 <= self.rand_augment <= OPERATIONS,
@@ -69,8 +69,8 @@ class AugmentConfig:
         return (self.mixup > 0 or self.cutmix > 0) and self.mix_probability > 0
 
     @property
-    def changes_pictures(self) -> bool:
-        """Whether pictures come out otherwise than they went in."""
+    def changes_images(self) -> bool:
+        """Whether images come out otherwise than they went in."""
         crops = self.crop_padding > 0 or self.crop_area < 1.0
         operations = self.rand_augment > 0 and self.operation_probability > 0
         return crops or self.flip or operations or self.erasing > 0 or self.mixes
@@ -84,9 +84,9 @@ def deit() -> AugmentConfig:
 
 
 def small_images(*, mix: bool = True, flip: bool = True) -> AugmentConfig:
-    """For pictures of about 32 × 32: small shifts instead of resized crops, otherwise as DeiT.
+    """For images of about 32 × 32: small shifts instead of resized crops, otherwise as DeiT.
 
-    `mix=False` leaves mixup and cutmix out, which a training of few epochs may want; `flip=False` is for pictures
+    `mix=False` leaves mixup and cutmix out, which a training of few epochs may want; `flip=False` is for images
     whose left and right mean something, such as digits.
     """
     mixup, cutmix = (0.8, 1.0) if mix else (0.0, 0.0)

@@ -42,17 +42,17 @@ class ClassPlan:
 class ClassBatch:
     """One batch.
 
-    `tokens` int64 [B,T], or numbers float32 [B,T,C], with 0 where `keep` bool [B,T] is False; of pairs also `tokens_b`
-    and `keep_b`, of the same T. For images `tokens` is None and `images` uint8 [B,H,W,C]. `labels` int64 [B]; `indices`
-    int64 [B] are the examples.
+    `tokens` int64 [B,T], or numbers float32 [B,T,C], with 0 where `padding_mask` bool [B,T] is False; of pairs also
+    `tokens_b` and `padding_mask_b`, of the same T. For images `tokens` is None and `images` uint8 [B,H,W,C]. `labels`
+    int64 [B]; `indices` int64 [B] are the examples.
     """
 
     labels: np.ndarray
     indices: np.ndarray
     tokens: np.ndarray | None = None
-    keep: np.ndarray | None = None
+    padding_mask: np.ndarray | None = None
     tokens_b: np.ndarray | None = None
-    keep_b: np.ndarray | None = None
+    padding_mask_b: np.ndarray | None = None
     images: np.ndarray | None = None
 
 
@@ -99,12 +99,13 @@ def collate(examples: Examples, indices: np.ndarray, plan: ClassPlan) -> ClassBa
     if examples.a_offsets is None:
         return ClassBatch(labels=labels, indices=indices, images=np.asarray(examples.a[indices]))
     width = padded_width(examples.lengths(indices), indices, plan)
-    tokens, keep = _padded([examples.first(i) for i in indices], width)
+    tokens, padding_mask = _padded([examples.first(i) for i in indices], width)
     if examples.b is None:
-        return ClassBatch(labels=labels, indices=indices, tokens=tokens, keep=keep)
-    tokens_b, keep_b = _padded([examples.second(i) for i in indices], width)
+        return ClassBatch(labels=labels, indices=indices, tokens=tokens, padding_mask=padding_mask)
+    tokens_b, padding_mask_b = _padded([examples.second(i) for i in indices], width)
     return ClassBatch(
-        labels=labels, indices=indices, tokens=tokens, keep=keep, tokens_b=tokens_b, keep_b=keep_b
+        labels=labels, indices=indices, tokens=tokens, padding_mask=padding_mask, tokens_b=tokens_b,
+        padding_mask_b=padding_mask_b
     )  # fmt: skip
 
 
@@ -125,9 +126,9 @@ def _padded(sequences: list[np.ndarray], width: int) -> tuple[np.ndarray, np.nda
     # Ids, or real numbers [T,C].
     kind = sequences[0].dtype if sequences[0].dtype.kind == "f" else np.dtype(np.int64)
     tokens = np.zeros((len(sequences), width, *sequences[0].shape[1:]), dtype=kind)
-    keep = np.zeros((len(sequences), width), dtype=bool)
+    padding_mask = np.zeros((len(sequences), width), dtype=bool)
     for row, sequence in enumerate(sequences):
         length = min(len(sequence), width)
         tokens[row, :length] = sequence[:length]
-        keep[row, :length] = True
-    return tokens, keep
+        padding_mask[row, :length] = True
+    return tokens, padding_mask

@@ -27,7 +27,7 @@ class Part(NamedTuple):
 class Corpus:
     """A row of `n_tokens` token ids in which `n_documents` documents lie one after the other.
 
-    `vocab_size` bounds the ids. `text_bytes` is the UTF-8 size of the text behind all the tokens: mean loss in nats a
+    `vocab_size` bounds the ids. `text_bytes` is the UTF-8 size of the text behind all the tokens: mean loss in nats per
     token * n_tokens / text_bytes / ln 2 is bits per byte. `name` is for messages. Reading never loads more than is
     asked for; several readers may share one corpus.
     """

@@ -13,13 +13,13 @@ import numpy as np
 
 from hgrn2.data.image_files import Entry, class_folders, folder_entries, tar_entries, tars_in
 from hgrn2.data.image_sets import Labelled
-from hgrn2.data.pictures import BadPicture, Picture, pillow, quiet, read_picture
+from hgrn2.data.read_image import BadImage, DecodedImage, pillow, quiet, read_image
 from hgrn2.errors import UserError
 from hgrn2.progress import Progress
 from hgrn2.settings import refuse, settings
 
 LARGEST = 16_384
-"""Pixels of a side that pictures are resized to, at most."""
+"""Pixels of a side that images are resized to, at most."""
 
 
 @settings
@@ -27,7 +27,7 @@ class ImageConfig:
     """How a set of images is prepared."""
 
     size: int = 0
-    """Side of the square pictures: the shorter side is resized, the middle cut out. 0: as they are, all alike."""
+    """Side of the square images: the shorter side is resized, the middle cut out. 0: as they are, all alike."""
     channels: Literal[0, 1, 3] = 0
     """1: grey, 3: colour; 0: what the set has (colour for files of image folders)."""
     valid: int = -1
@@ -103,10 +103,10 @@ def decoded(task: str, files: Files, config: ImageConfig, scratch: Path, progres
     found = Found(task=task, origin=f"image files of {files.source.name}", classes=(), splits={})
     with quiet(), contextlib.ExitStack() as open_files:
         rows: dict[str, Rows] = {}
-        for entry, picture in _kept(entries, total, files.source, config, found, progress):
+        for entry, image in _kept(entries, total, files.source, config, found, progress):
             if entry.split not in rows:
                 rows[entry.split] = Rows(open_files.enter_context(tempfile.TemporaryFile(dir=scratch)))
-            rows[entry.split].add(picture.pixels, entry.label)
+            rows[entry.split].add(image.pixels, entry.label)
         found.classes = class_names({split: set(some.labels) for split, some in rows.items()}, files.source)
         number = {name: n for n, name in enumerate(found.classes)}
         found.splits = {split: some.mapped(number) for split, some in rows.items()}
@@ -115,28 +115,28 @@ def decoded(task: str, files: Files, config: ImageConfig, scratch: Path, progres
 
 def _kept(
     entries: Iterable[Entry], total: int, source: Path, config: ImageConfig, found: Found, progress: Progress
-) -> Iterator[tuple[Entry, Picture]]:
+) -> Iterator[tuple[Entry, DecodedImage]]:
     """Decode and check; what is left out or converted is counted in `found`."""
     shape: tuple[int, ...] | None = None
     wanted = config.channels or 3
-    for done, (entry, picture) in enumerate(_pictures(entries, config.size, wanted, config.workers)):
+    for done, (entry, image) in enumerate(_images(entries, config.size, wanted, config.workers)):
         if done % 64 == 0:
             progress(f"decoding {source}", done, max(total, done))
-        if isinstance(picture, BadPicture):
+        if isinstance(image, BadImage):
             hint = "; --corrupt skip leaves such images out"
-            refuse(config.corrupt == "stop", f"{entry.name} cannot be read: {picture}{hint}")
+            refuse(config.corrupt == "stop", f"{entry.name} cannot be read: {image}{hint}")
             found.skipped.setdefault(entry.split, []).append(entry.name)
             continue
-        shape = shape or picture.pixels.shape
-        if picture.pixels.shape != shape:
-            height, width = picture.pixels.shape[:2]
+        shape = shape or image.pixels.shape
+        if image.pixels.shape != shape:
+            height, width = image.pixels.shape[:2]
             raise UserError(
                 f"{entry.name} is {width} × {height}, images before it are {shape[1]} × {shape[0]}: "
                 "give them one size with --size"
             )
-        if picture.channels != wanted:
+        if image.channels != wanted:
             found.converted[entry.split] = found.converted.get(entry.split, 0) + 1
-        yield entry, picture
+        yield entry, image
 
 
 def _labels_by_split(entries: list[Entry]) -> dict[str, set[str | int]]:
@@ -168,7 +168,7 @@ def class_names(labels: dict[str, set[str | int]], source: Path) -> tuple[str, .
 
 
 class Rows:
-    """Pictures of one split as they come, in a file without a name that vanishes with them."""
+    """Images of one split as they come, in a file without a name that vanishes with them."""
 
     def __init__(self, stream: IO[bytes]) -> None:
         self.stream = stream
@@ -176,30 +176,30 @@ class Rows:
         self.shape: tuple[int, ...] = ()
 
     def add(self, pixels: np.ndarray, label: str | int) -> None:
-        """One picture more, of the same shape as those before."""
+        """One image more, of the same shape as those before."""
         self.shape = pixels.shape
         self.stream.write(pixels.tobytes())
         self.labels.append(label)
 
     def mapped(self, number: dict[str, int]) -> Labelled:
-        """All pictures, mapped, and their labels as numbers; the mapping outlives the stream."""
+        """All images, mapped, and their labels as numbers; the mapping outlives the stream."""
         self.stream.flush()
         images = np.memmap(self.stream, dtype=np.uint8, mode="r+", shape=(len(self.labels), *self.shape))
         return Labelled(images, np.array([number[str(label)] for label in self.labels], dtype=np.int64))
 
 
-def _pictures(
+def _images(
     entries: Iterable[Entry], size: int, channels: int, workers: int
-) -> Iterator[tuple[Entry, Picture | BadPicture]]:  # fmt: skip
+) -> Iterator[tuple[Entry, DecodedImage | BadImage]]:  # fmt: skip
     """Decode in threads (Pillow frees the interpreter while it does), a few ahead; order is kept."""
 
-    def one(entry: Entry) -> Picture | BadPicture:
+    def one(entry: Entry) -> DecodedImage | BadImage:
         try:
-            return read_picture(entry.data, size, channels)
-        except BadPicture as error:
+            return read_image(entry.data, size, channels)
+        except BadImage as error:
             return error
 
-    ahead: deque[tuple[Entry, Future[Picture | BadPicture]]] = deque()
+    ahead: deque[tuple[Entry, Future[DecodedImage | BadImage]]] = deque()
     with ThreadPoolExecutor(workers) as pool:
         try:
             for entry in entries:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO, NamedTuple
 
-from hgrn2.data.pictures import BYTE_LIMIT, SUFFIXES
+from hgrn2.data.read_image import BYTE_LIMIT, SUFFIXES
 from hgrn2.errors import UserError
 from hgrn2.files import refuse_special
 from hgrn2.settings import refuse
@@ -87,7 +87,7 @@ def tar_entries(tars: list[Path]) -> Iterator[Entry]:
 
 
 def _archive_entries(path: Path, archive: tarfile.TarFile) -> Iterator[Entry]:
-    waiting: dict[str, bytes | int] = {}  # by stem: the picture or the number whose other half has not come yet
+    waiting: dict[str, bytes | int] = {}  # by stem: the image or the number whose other half has not come yet
     for member in archive:
         if not member.isfile():
             continue
@@ -111,10 +111,10 @@ def _archive_entries(path: Path, archive: tarfile.TarFile) -> Iterator[Entry]:
             waiting[stem] = half
             refuse(len(waiting) > 1000, f"{path}: {stem} and others lie in no split/class/ and have no .cls")
             continue
-        label, picture = (half, other) if isinstance(half, int) else (other, half)
+        label, image = (half, other) if isinstance(half, int) else (other, half)
         assert isinstance(label, int)
-        assert isinstance(picture, bytes)
-        yield Entry(_split_of(path), label, where, picture)
+        assert isinstance(image, bytes)
+        yield Entry(_split_of(path), label, where, image)
     refuse(bool(waiting), f"{path}: {next(iter(waiting), '')} lies in no split/class/, and .cls or image lacks")
 
 

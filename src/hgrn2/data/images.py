@@ -1,7 +1,7 @@
 """Sets of images become folders of examples: published files, class folders and tars, whatever they are made of.
 
-Pictures that are decoded one by one go through a file without a name beside the result, so memory stays small; the
-result is then written from it, which needs the room twice until that is done.
+Images that are decoded one by one go through a file without a name beside the result, so memory stays small; the
+result is then written from it, which needs twice the memory until that is done.
 """
 
 from dataclasses import asdict, replace
@@ -89,12 +89,12 @@ def _counted(title: str, splits: dict[str, Labelled], published: int) -> str:
 
 
 def _in_memory(found: Found, config: ImageConfig) -> Found:
-    """Bring a published set to the wished channels; its pictures have one size already."""
+    """Bring a published set to the wished channels; its images have one size already."""
     for split, (images, labels) in found.splits.items():
         side, had = images.shape[1], images.shape[3]
         refuse(
             config.size not in (0, side),
-            f"{found.task} has pictures of {side} × {side}; --size resizes image files only",
+            f"{found.task} has images of {side} × {side}; --size resizes image files only",
         )
         if config.channels not in (0, had):
             found.converted[split] = len(images)
@@ -137,7 +137,7 @@ def _kept(images: np.ndarray, keep: np.ndarray) -> np.ndarray:
 
 
 def _moments(images: np.ndarray) -> tuple[list[float], list[float]]:
-    """Mean and deviation of each channel in [0,1], of at most 10,000 pictures evenly taken."""
+    """Mean and deviation of each channel in [0,1], of at most 10,000 images evenly taken."""
     total, squares, count = 0.0, 0.0, 0
     for rows in np.array_split(np.unique(np.linspace(0, len(images) - 1, 10_000).astype(np.int64)), 40):
         pixels = images[rows].reshape(-1, images.shape[3]).astype(np.float64) / 255

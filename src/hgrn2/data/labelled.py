@@ -145,7 +145,7 @@ def read_labelled(
             if columns.kind == "numbers":
                 channels = channels or value.shape[1]
                 same = value.shape[1] == channels
-                refuse(not same, f"{row.where} has {value.shape[1]} numbers a step, rows before it have {channels}")
+                refuse(not same, f"{row.where} has {value.shape[1]} numbers per step, rows before it have {channels}")
             inputs.append(value)
             where.append(row.where)
             found += [label] if labels else []
@@ -184,7 +184,7 @@ def _label(row: Row, column: str) -> str:
         return str(value).lower()
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    refuse(isinstance(value, (list, dict)), f"{row.where}: the label ({column!r}) is {shown(value)}; give one a row")
+    refuse(isinstance(value, (list, dict)), f"{row.where}: the label ({column!r}) is {shown(value)}; give one per row")
     text = "" if value is None else str(value).strip()
     refuse(not text, f"{row.where}: the label ({column!r}) is empty")
     return text

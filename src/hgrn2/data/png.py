@@ -1,4 +1,4 @@
-"""Pictures as PNG, and sheets of grey ones, with nothing but zlib."""
+"""Images as PNG, and sheets of grey ones, with nothing but zlib."""
 
 import struct
 import zlib
@@ -10,7 +10,7 @@ from hgrn2.files import write_bytes
 
 
 def sheet(images: np.ndarray, columns: int = 8, scale: int = 1, border: int = 2) -> np.ndarray:
-    """Pictures uint8 [N,H,W] side by side on a grey ground: uint8 [H',W']."""
+    """Images uint8 [N,H,W] side by side on a grey ground: uint8 [H',W']."""
     images = images.repeat(scale, axis=1).repeat(scale, axis=2)
     count, height, width = images.shape
     rows = -(-count // columns)
@@ -22,12 +22,12 @@ def sheet(images: np.ndarray, columns: int = 8, scale: int = 1, border: int = 2)
 
 
 def write_png(path: Path, image: np.ndarray) -> None:
-    """Write a picture uint8 [H,W] (grey) or [H,W,3] atomically."""
+    """Write an image uint8 [H,W] (grey) or [H,W,3] atomically."""
     write_bytes(path, png_bytes(image))
 
 
 def png_bytes(image: np.ndarray) -> bytes:
-    """A picture uint8 [H,W] or [H,W,1] (grey), or [H,W,3] (colour), as a PNG file."""
+    """An image uint8 [H,W] or [H,W,1] (grey), or [H,W,3] (colour), as a PNG file."""
     height, width = image.shape[:2]
     lines = image.reshape(height, -1)
     rows = np.concatenate([np.zeros((height, 1), dtype=np.uint8), lines], axis=1).tobytes()

@@ -102,7 +102,7 @@ def prepare(
 
 
 def _version() -> str:
-    """From the installed package: importing `hgrn2` itself from here would tie the data room to all the others."""
+    """From the installed package: importing `hgrn2` itself from here would make data depend on all other packages."""
     try:
         return version("hgrn2")
     except PackageNotFoundError:

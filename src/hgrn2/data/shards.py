@@ -11,7 +11,7 @@ from hgrn2.data.manifest import DOCUMENTS_DTYPE, Shard, Split
 from hgrn2.data.splitting import Piece
 from hgrn2.data.tokenizer import Tokenizer
 
-SHARD_TOKENS = 1 << 28  # 512 MiB a file with 16-bit ids
+SHARD_TOKENS = 1 << 28  # 512 MiB per file with 16-bit ids
 
 
 def item_type(tokenizer: Tokenizer) -> np.dtype:

@@ -205,7 +205,7 @@ def ask_examples(
     for begin in range(0, len(order), BATCH):
         rows = order[begin : begin + BATCH]
         batch = loader.batch(rows)
-        answers = _answers(loaded, batch.inputs, batch.keep, count)
+        answers = _answers(loaded, batch.inputs, batch.padding_mask, count)
         found |= dict(zip(rows.tolist(), answers, strict=True))
         progress("classifying", len(found), len(order))
     return [found[place] for place in range(len(made))]
@@ -270,9 +270,9 @@ def ask_text(loaded: LoadedClassifier, text: str, count: int = 5) -> Answer:
     return _answers(loaded, ids, torch.ones_like(ids, dtype=torch.bool), count)[0]
 
 
-def _answers(loaded: LoadedClassifier, inputs: Tensor, keep: Tensor | None, count: int) -> list[Answer]:
+def _answers(loaded: LoadedClassifier, inputs: Tensor, padding_mask: Tensor | None, count: int) -> list[Answer]:
     with reading(loaded.model), loaded.precision():
-        chances = logits(loaded.model, loaded.run, inputs, keep).float().softmax(-1).cpu()
+        chances = logits(loaded.model, loaded.run, inputs, padding_mask).float().softmax(-1).cpu()
     best, places = chances.topk(min(count, chances.shape[-1]), -1)
     return [Answer(tuple(n), tuple(p)) for n, p in zip(places.tolist(), best.tolist(), strict=True)]
 

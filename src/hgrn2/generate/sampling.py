@@ -111,7 +111,7 @@ def choose(
     Args:
         logits: [B,V].
         config: the settings.
-        generators: one a row, on the CPU, each advanced by one number; not needed for greedy.
+        generators: one per row, on the CPU, each advanced by one number; not needed for greedy.
         seen: [B,V] bool, ids that occurred already; needed for the repetition penalty only.
 
     Raises:

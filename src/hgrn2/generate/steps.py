@@ -4,7 +4,7 @@
 
 Everything between two tokens happens on the device; the host reads the chosen ids, and sends random numbers where
 tokens are drawn. On a CUDA device the whole step is captured once and replayed: the processor then no longer starts
-hundreds of small kernels a token. Elsewhere the same code runs call by call.
+hundreds of small kernels per token. Elsewhere the same code runs call by call.
 """
 
 from collections.abc import Callable, Sequence
@@ -106,7 +106,7 @@ class Steps:
             self.state = self.state.overwrite(state)  # one sequence is repeated
 
     def choose(self, generators: Sequence[torch.Generator] = ()) -> list[int]:
-        """One step: the next token of every row. `generators`, one a row, are needed unless greedy.
+        """One step: the next token of every row. `generators`, one per row, are needed unless greedy.
 
         Raises:
             UserError: where the model's output is not a finite number.

@@ -70,7 +70,7 @@ def _by_head(found: Inspection, values: Sequence[np.ndarray], label: str, log: b
 
 
 def _gates(found: Inspection) -> "Figure":
-    """Memory length at every token, a row a head, layers from the bottom up."""
+    """Memory length at every token, one row per head, layers from the bottom up."""
     rows = np.concatenate([layer.memory_along.T for layer in found.layers])
     groups = np.array_split(np.arange(found.tokens), min(COLUMNS, found.tokens))
     # The mean of ln f over a group of tokens, as a length in tokens again.

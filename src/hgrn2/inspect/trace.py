@@ -158,16 +158,20 @@ def trace(model: LanguageModel, tokens: Tensor | Sequence[int]) -> Trace:
         logits = logits if logits.dtype == torch.float64 else logits.float()
         logprobs = logits.log_softmax(-1).gather(1, ids[0, 1:, None]).squeeze(1)
         backbone = model.backbone
-        for n, (block, x, bound) in enumerate(zip(backbone.blocks, entered[:-1], backbone.bounds(), strict=True)):
+        for n, (block, x, lower_bound) in enumerate(
+            zip(backbone.blocks, entered[:-1], backbone.layer_lower_bounds(), strict=True)
+        ):
             assert isinstance(block, Block)
             mixer: Any = block.mixer
-            terms = mixer.terms(block.mixer_norm(x), bound).sequence(0) if hasattr(mixer, "terms") else None
+            terms = mixer.terms(block.mixer_norm(x), lower_bound).sequence(0) if hasattr(mixer, "terms") else None
             if terms is None:
                 left_out[n] = mixer.config.kind
                 continue
             shape = terms.key.shape[1:]
-            gamma = terms.key.new_zeros(shape) if bound is None else bound.to(terms.key.dtype).reshape(shape)
-            layers.append(LayerTrace(n, mixer.config.kind, terms, gamma))
+            lower_bound = (
+                terms.key.new_zeros(shape) if lower_bound is None else lower_bound.to(terms.key.dtype).reshape(shape)
+            )
+            layers.append(LayerTrace(n, mixer.config.kind, terms, lower_bound))
     if not layers:
         kinds = model.config.named_kinds
         raise UserError(

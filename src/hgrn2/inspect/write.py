@@ -11,7 +11,7 @@ from hgrn2.inspect.figures import plans
 from hgrn2.inspect.measure import Inspection, LayerNumbers
 from hgrn2.models.saved import reported
 from hgrn2.report import page, plotting
-from hgrn2.report.plotting import Picture
+from hgrn2.report.plotting import SavedFigure
 from hgrn2.units import number
 
 PAGE, NUMBERS, FIGURES = "inspect.html", "inspect.json", "figures"
@@ -29,7 +29,7 @@ _TITLES = {
 _CAPTIONS = {
     "time_scales": "τ = -1 / mean log f of each channel on this text, on the right; on the left -1 / log γ, below "
     "which no text can bring it. Shapes are densities over the channels, bars hold the middle half, dots are medians.",
-    "memory": "The median over a head's channels of τ: after so many tokens a channel holds 1/e of what was written.",
+    "memory": "The median over a head's channels of τ: after so many tokens per channel holds 1/e of what was written.",
     "gates": "-1 / log f at every token, mean over the channels of a head. Dark: at this token the head forgets fast.",
     "state": "Frobenius norm of the state, and its effective rank: the exponential of the entropy of the singular "
     "values' shares, 1 for a single outer product, at most the head's size. Means over heads.",
@@ -54,14 +54,14 @@ def write(
         text, other: what was read, for the page.
     """
     with reported(out), atomic_folder(out, replace=overwrite) as folder:
-        pictures = _draw(folder / FIGURES, found)
+        figures = _draw(folder / FIGURES, found)
         write_json(folder / NUMBERS, finite({"model": model, **found.as_json()}))
-        body = _body(found, pictures, model, text, other)
+        body = _body(found, figures, model, text, other)
         write_text(folder / PAGE, page.page(model, body, "gates and states"))
-    return list(pictures)
+    return list(figures)
 
 
-def _draw(folder: Path, found: Inspection) -> dict[str, Picture]:
+def _draw(folder: Path, found: Inspection) -> dict[str, SavedFigure]:
     try:
         import matplotlib
     except ImportError:
@@ -73,13 +73,11 @@ def _draw(folder: Path, found: Inspection) -> dict[str, Picture]:
         return {name: plotting.save(plan(), folder, name) for name, plan in plans(found).items()}
 
 
-def _body(found: Inspection, pictures: dict[str, Picture], model: str, text: str, other: str | None) -> str:
+def _body(found: Inspection, figures: dict[str, SavedFigure], model: str, text: str, other: str | None) -> str:
     facts = [("tokens", f"{found.tokens:,}")]
     facts += [("nats/token", number(found.nats, 3))] if found.nats is not None else []
     facts += [("layers looked at", str(len(found.layers)))]
-    note = (
-        "" if pictures else page.paragraph("Figures need matplotlib: <code>pip install 'hgrn2[plot]'</code>.", "note")
-    )
+    note = "" if figures else page.paragraph("Figures need matplotlib: <code>pip install 'hgrn2[plot]'</code>.", "note")
     left = ", ".join(f"{layer} ({kind})" for layer, kind in found.left_out.items())
     missing = (
         page.paragraph(
@@ -88,9 +86,7 @@ def _body(found: Inspection, pictures: dict[str, Picture], model: str, text: str
         if left
         else ""
     )
-    sections = "".join(
-        page.section(_TITLES[name], _figure(pictures[name], name)) for name in _TITLES if name in pictures
-    )
+    sections = "".join(page.section(_TITLES[name], _figure(figures[name], name)) for name in _TITLES if name in figures)
     return "\n".join([
         f"<h1>{page.text(model)}</h1>",
         page.paragraph("What its gates and states do on one text.", "sub"),
@@ -106,7 +102,7 @@ HEAD = ["layer", "kind", "heads", "τ of 5 %", "median τ", "τ of 95 %", "guara
 
 
 def rows(found: Inspection) -> list[list[str]]:
-    """A row a layer, for tables."""
+    """One row per layer, for tables."""
     return [_row(layer) for layer in found.layers]
 
 
@@ -137,9 +133,9 @@ def _shares(found: Inspection) -> str:
     return legend + page.table(head, lines) + page.paragraph(page.text(MEANING), "sub")
 
 
-def _figure(picture: Picture, name: str) -> str:
+def _figure(figure: SavedFigure, name: str) -> str:
     caption = page.text(_CAPTIONS[name])
-    svg = picture.svg.replace("<svg", f'<svg role="img" aria-label="{caption}"', 1)
+    svg = figure.svg.replace("<svg", f'<svg role="img" aria-label="{caption}"', 1)
     return f"<figure>{svg}<figcaption>{caption}</figcaption></figure>"
 
 

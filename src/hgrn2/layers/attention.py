@@ -77,15 +77,15 @@ class Attention(nn.Module):
         state: KeyValues | None = None,
         *,
         cu_seqlens: Tensor | None = None,
-        keep: Tensor | None = None,
+        padding_mask: Tensor | None = None,
         shape: Shape | None = None,
         output_state: bool = True,
         inplace: bool = False,
     ) -> tuple[Tensor, KeyValues | None]:
         """x [B,T,D], state of B (or N packed) sequences -> (y [B,T,D], state after the last token).
 
-        Tokens whose `keep` [B,T] is False are seen by nobody and counted by no position; their y means nothing. The
-        state given stays valid, with `inplace` too: what is appended to its buffer lies behind it.
+        Tokens whose `padding_mask` [B,T] is False are seen by nobody and counted by no position; their y means nothing.
+        The state given stays valid, with `inplace` too: what is appended to its buffer lies behind it.
 
         Raises:
             UserError: a state given or asked for where attention is bidirectional, a shape, as of every mixer that
@@ -97,53 +97,60 @@ class Attention(nn.Module):
             raise UserError(no_state(self.config))
         past = None if state is None else state.conv
         mixed, conv = self.operators.short_conv(
-            self.in_proj(x), self.conv, past, cu_seqlens, keep, output_state=output_state
+            self.in_proj(x), self.conv, past, cu_seqlens, padding_mask, output_state=output_state
         )
         qkv = mixed.unflatten(-1, (3, self.heads, -1))
         y, final = self.operators.attend(
-            self, qkv, cu_seqlens=cu_seqlens, state=state, keep=keep, output_state=output_state
+            self, qkv, cu_seqlens=cu_seqlens, state=state, padding_mask=padding_mask, output_state=output_state
         )
         return self.out_proj(y.flatten(2)), None if final is None else with_conv(final, conv)
 
     def attend(
-        self, qkv: Tensor, cu_seqlens: Tensor | None, state: KeyValues | None, keep: Tensor | None, output_state: bool
+        self,
+        qkv: Tensor,
+        cu_seqlens: Tensor | None,
+        state: KeyValues | None,
+        padding_mask: Tensor | None,
+        output_state: bool,
     ) -> tuple[Tensor, KeyValues | None]:
         """qkv [B,T,3,H,n] -> (outputs of the heads [B,T,H,n], state).
 
         Packed documents go one by one: the cost is the sum of their own, however long the longest of them is.
         """
         if cu_seqlens is None:
-            return self._attend(qkv, state, keep, output_state)
+            return self._attend(qkv, state, padding_mask, output_state)
         check_cu_seqlens(cu_seqlens, qkv.shape[0])
         ends = offsets_of(cu_seqlens, 1, qkv.shape[1]).tolist()
         outputs, finals = [], []
         for n, (a, b) in enumerate(pairwise(ends)):
             own = None if state is None else state.select([n])
-            y, final = self._attend(qkv[:, a:b], own, None if keep is None else keep[:, a:b], output_state)
+            y, final = self._attend(
+                qkv[:, a:b], own, None if padding_mask is None else padding_mask[:, a:b], output_state
+            )
             outputs.append(y)
             finals.append(final)
         return torch.cat(outputs, 1), join(finals) if output_state else None
 
     def _attend(
-        self, qkv: Tensor, state: KeyValues | None, keep: Tensor | None, output_state: bool
+        self, qkv: Tensor, state: KeyValues | None, padding_mask: Tensor | None, output_state: bool
     ) -> tuple[Tensor, KeyValues | None]:
         """qkv [B,T,3,H,n] -> (outputs of the heads [B,T,H,n], state)."""
         if not self.causal:
-            return self._both_ways(qkv, keep), None
+            return self._both_ways(qkv, padding_mask), None
         batch, tokens = qkv.shape[:2]
         fresh = state is None or state.longest == 0
         if state is None:
             none = qkv.new_zeros(batch, 0, 2, self.heads, qkv.shape[-1])
             state = KeyValues(none, (0,) * batch, window=self.config.window)
-        places = state.places(tokens, keep)
+        places = state.places(tokens, padding_mask)
         q, k, v = self.turned(qkv, state.positions(places))
         final = None
-        if output_state or keep is not None or not fresh:
-            final = state.append(torch.stack((k, v), 2), places, keep)
+        if output_state or padding_mask is not None or not fresh:
+            final = state.append(torch.stack((k, v), 2), places, padding_mask)
             k, v = final.seen.to(q.dtype).unbind(2)
-        if keep is None and not state.ragged and 0 < self.config.window < k.shape[1]:
+        if padding_mask is None and not state.ragged and 0 < self.config.window < k.shape[1]:
             y = windowed(q, k, v, self.config.window)
-        elif keep is None and not state.ragged:
+        elif padding_mask is None and not state.ragged:
             mask = None if fresh or tokens == 1 else self._visible(places, k.shape[1])
             y = scaled_dot_product(q, k, v, mask, causal=fresh and tokens > 1)
         elif k.shape[1] == 0:  # padding alone
@@ -152,14 +159,14 @@ class Attention(nn.Module):
             y = scaled_dot_product(q, k, v, self._visible(places, k.shape[1]))
         return y, final.released() if output_state and final is not None else None
 
-    def _both_ways(self, qkv: Tensor, keep: Tensor | None) -> Tensor:
-        if keep is None:
+    def _both_ways(self, qkv: Tensor, padding_mask: Tensor | None) -> Tensor:
+        if padding_mask is None:
             places, mask = torch.arange(qkv.shape[1], device=qkv.device).unsqueeze(0), None
         else:
             # T² numbers per sequence would be a gigabyte for long ones. Of padding alone everything is seen: a row
             # without any key has no softmax.
-            places = (keep.cumsum(1) - 1).clamp_min(0)
-            mask = (keep | ~keep.any(1, keepdim=True))[:, None, None]
+            places = (padding_mask.cumsum(1) - 1).clamp_min(0)
+            mask = (padding_mask | ~padding_mask.any(1, keepdim=True))[:, None, None]
         return scaled_dot_product(*self.turned(qkv, places), mask)
 
     def turned(self, qkv: Tensor, places: Tensor) -> tuple[Tensor, Tensor, Tensor]:

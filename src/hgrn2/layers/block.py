@@ -48,34 +48,35 @@ class Block(nn.Module):
         state: MixerState | None = None,
         *,
         cu_seqlens: Tensor | None = None,
-        keep: Tensor | None = None,
+        padding_mask: Tensor | None = None,
         shape: Shape | None = None,
         output_state: bool = True,
         inplace: bool = False,
     ) -> tuple[Tensor, MixerState | None]:
-        """x [B,T,D] -> (x [B,T,D], state); `keep` [B,T] is False where a token must leave the state alone, `shape` is
-        that of an image, for mixers that read one."""
+        """x [B,T,D] -> (x [B,T,D], state); `padding_mask` [B,T] is False where a token must leave the state alone,
+        `shape` is that of an image, for mixers that read one."""
         two_d = {"shape": shape} if self.mixer.config.is_2d else {}
         mixed, state = self.mixer(
-            self.mixer_norm(x, keep), lower_bound, state, cu_seqlens=cu_seqlens, keep=keep, output_state=output_state,
+            self.mixer_norm(x, padding_mask), lower_bound, state, cu_seqlens=cu_seqlens, padding_mask=padding_mask,
+            output_state=output_state,
             inplace=inplace, **two_d,
         )  # fmt: skip
         x = x + self.drop_path(self.dropout(mixed))
         if self.glu is None:
             return x, state
         if self.recompute_glu and torch.is_grad_enabled():
-            return x + recomputed(self._channels, x, keep, random=self.random), state
-        return x + self._channels(x, keep), state
+            return x + recomputed(self._channels, x, padding_mask, random=self.random), state
+        return x + self._channels(x, padding_mask), state
 
     @property
     def random(self) -> bool:
         """Whether a training step draws random numbers here."""
         return self.dropout.p > 0 or self.drop_path.rate > 0
 
-    def _channels(self, x: Tensor, keep: Tensor | None) -> Tensor:
+    def _channels(self, x: Tensor, padding_mask: Tensor | None) -> Tensor:
         assert self.glu is not None
         assert self.glu_norm is not None
-        return self.drop_path(self.dropout(self.glu(self.glu_norm(x, keep))))
+        return self.drop_path(self.dropout(self.glu(self.glu_norm(x, padding_mask))))
 
 
 def recomputed(function: Callable[..., Any], *arguments: Any, random: bool, **options: Any) -> Any:

@@ -12,7 +12,7 @@ InputActivation = Literal["none", "silu"]
 OutputActivation = Literal["silu", "sigmoid"]
 OutputGate = Literal["none", "silu", "sigmoid"]
 GLUActivation = Literal["none", "silu", "gelu"]
-BoundKind = Literal["inclusive", "exclusive", "none"]
+LowerBoundKind = Literal["inclusive", "exclusive", "none"]
 
 
 @settings

@@ -79,7 +79,7 @@ class Directional(nn.Module):
         state: LayerState | None = None,
         *,
         cu_seqlens: Tensor | None = None,
-        keep: Tensor | None = None,
+        padding_mask: Tensor | None = None,
         shape: Shape | None = None,
         output_state: bool = False,
         inplace: bool = False,
@@ -88,7 +88,7 @@ class Directional(nn.Module):
 
         Args:
             cu_seqlens: offsets [N+1] of packed sequences (B = 1); bidirectional only.
-            keep: [B,T] bool; tokens that are False do nothing, in every direction; their y means nothing.
+            padding_mask: [B,T] bool; tokens that are False do nothing, in every direction; their y means nothing.
             shape: (height, width) with height · width = T; needed by the 2-D directions, refused by the other.
 
         Raises:
@@ -100,21 +100,21 @@ class Directional(nn.Module):
         if cu_seqlens is not None and self.config.is_2d:
             raise UserError(f"direction {self.config.direction} takes batches of images, not cu_seqlens")
         if self.local is not None:
-            x = x + local_conv(x, self.local, keep, cu_seqlens, shape)
+            x = x + local_conv(x, self.local, padding_mask, cu_seqlens, shape)
         for scans in _PASSES[self.config.direction]:
-            x = self._read(x, lower_bound, scans, cu_seqlens, keep, shape)
+            x = self._read(x, lower_bound, scans, cu_seqlens, padding_mask, shape)
         return x, None
 
     def _read(
         self, x: Tensor, lower_bound: Tensor | None, scans: tuple[Scan, ...], cu_seqlens: Tensor | None,
-        keep: Tensor | None, shape: Shape | None,
+        padding_mask: Tensor | None, shape: Shape | None,
     ) -> Tensor:  # fmt: skip
         """One pass: project, scan in each direction, sum, norm, project."""
         unit = self.unit
         raw, gate = unit.split(unit.in_proj(x))
         dtype = raw[0].dtype
-        parts = [unit.masked(raw, keep, lower_bound)]
-        parts += [unit.masked(more(x).split(unit.scanned, -1), keep, lower_bound) for more in self.more]
+        parts = [unit.masked(raw, padding_mask, lower_bound)]
+        parts += [unit.masked(more(x).split(unit.scanned, -1), padding_mask, lower_bound) for more in self.more]
         total: Tensor | None = None
         for n, (axis, reverse) in enumerate(scans):
             lines = tuple(to_lines(part, axis, shape) for part in parts[n % len(parts)])
@@ -143,16 +143,20 @@ class Directional(nn.Module):
 
 
 def local_conv(
-    x: Tensor, weight: Tensor, keep: Tensor | None = None, cu_seqlens: Tensor | None = None, shape: Shape | None = None
+    x: Tensor,
+    weight: Tensor,
+    padding_mask: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    shape: Shape | None = None,
 ) -> Tensor:
     """y_t = Σ_j w_j x_{t+j}, j from -h to h, of every channel by itself; zeros beyond the ends. x [B,T,D] -> [B,T,D].
 
     Args:
         weight: [D,W], W = 2 h + 1, of a line; [D,W·W], row by row, of an image of `shape`.
-        keep: [B,T] bool; what is False counts as zero, so padding at either end changes nothing.
+        padding_mask: [B,T] bool; what is False counts as zero, so padding at either end changes nothing.
         cu_seqlens: offsets of packed sequences (B = 1), each with its own ends.
     """
-    x = x if keep is None else x.masked_fill(~keep.unsqueeze(-1), 0)
+    x = x if padding_mask is None else x.masked_fill(~padding_mask.unsqueeze(-1), 0)
     if shape is not None:
         side = round(weight.shape[1] ** 0.5)
         kernel = weight.to(x.dtype).unflatten(1, (1, side, side))

@@ -11,12 +11,12 @@ Both are 0 at the first layer and l/L at the uniform start; they differ in which
 import torch
 from torch import Tensor
 
-from hgrn2.layers.config import BoundKind
+from hgrn2.layers.config import LowerBoundKind
 from hgrn2.ops.backend import work_dtype
 from hgrn2.ops.hgru2.chunked import gates
 
 
-def lower_bounds(raw: Tensor, kind: BoundKind) -> Tensor:
+def lower_bounds(raw: Tensor, kind: LowerBoundKind) -> Tensor:
     """Γ [L,D] -> γ [L,D] in float32 (float64 for float64), rising from 0 and below 1; a running sum: nothing cancels.
 
     Where one row of Γ outweighs the unused one by more than the dtype resolves, the sum rounds to 1 or above it, and a

@@ -72,25 +72,25 @@ class GLA(nn.Module):
         state: LayerState | None = None,
         *,
         cu_seqlens: Tensor | None = None,
-        keep: Tensor | None = None,
+        padding_mask: Tensor | None = None,
         output_state: bool = True,
         inplace: bool = False,
     ) -> tuple[Tensor, LayerState | None]:
         """x [B,T,D], state of B (or N packed) sequences -> (y [B,T,D], state after the last token).
 
-        `lower_bound` is that of other mixers and must be None. Tokens whose `keep` [B,T] is False leave the state
-        exactly as it was; their y means nothing. With `inplace` the state given is overwritten and returned.
+        `lower_bound` is that of other mixers and must be None. Tokens whose `padding_mask` [B,T] is False leave the
+        state exactly as it was; their y means nothing. With `inplace` the state given is overwritten and returned.
         """
         assert lower_bound is None, "settings with lower bounds are refused for gla"
         past = None if state is None else state.conv
         mixed, gate = self.in_proj(x).split((sum(self.projections[:3]), self.width), -1)
         mixed, conv_state = self.operators.short_conv(
-            mixed, self.conv, past, cu_seqlens, keep, output_state=output_state
+            mixed, self.conv, past, cu_seqlens, padding_mask, output_state=output_state
         )
         q, k, v = (part.unflatten(-1, (self.heads, -1)) for part in mixed.split(self.projections[:3], -1))
         log_f = self.log_forget(x, None).unflatten(-1, (self.heads, -1))
-        if keep is not None:
-            skipped = ~keep[:, :, None, None]
+        if padding_mask is not None:
+            skipped = ~padding_mask[:, :, None, None]
             log_f, k, v = log_f.masked_fill(skipped, 0), k.masked_fill(skipped, 0), v.masked_fill(skipped, 0)
         start = None if state is None else state.recurrent
         if x.shape[1] == 1 and start is not None and cu_seqlens is None and not torch.is_grad_enabled():

@@ -7,16 +7,16 @@ from hgrn2.layers.norm import Norm
 from hgrn2.ops.backend import work_dtype
 
 
-def mean_pool(x: Tensor, keep: Tensor | None = None) -> Tensor:
-    """[B,T,D] -> [B,D], the mean over tokens (those whose `keep` [B,T] is True), summed in float32.
+def mean_pool(x: Tensor, padding_mask: Tensor | None = None) -> Tensor:
+    """[B,T,D] -> [B,D], the mean over tokens (those whose `padding_mask` [B,T] is True), summed in float32.
 
     A sequence of which nothing is kept has mean 0.
     """
     wide = x.to(work_dtype(x.dtype))
-    if keep is None:
+    if padding_mask is None:
         return wide.mean(1).to(x.dtype)
-    total = wide.masked_fill(~keep.unsqueeze(-1), 0).sum(1)  # not a product: padding may hold anything, NaN too
-    return (total / keep.sum(1, keepdim=True).clamp_min(1)).to(x.dtype)
+    total = wide.masked_fill(~padding_mask.unsqueeze(-1), 0).sum(1)  # not a product: padding may hold anything, NaN too
+    return (total / padding_mask.sum(1, keepdim=True).clamp_min(1)).to(x.dtype)
 
 
 class PoolHead(nn.Module):
@@ -27,9 +27,9 @@ class PoolHead(nn.Module):
         self.norm = norm
         self.proj = nn.Linear(width, classes)
 
-    def forward(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, padding_mask: Tensor | None = None) -> Tensor:
         """Logits [B,classes]."""
-        pooled = mean_pool(x, keep)
+        pooled = mean_pool(x, padding_mask)
         return self.proj(pooled if self.norm is None else self.norm(pooled))
 
 
@@ -46,9 +46,9 @@ class PairHead(nn.Module):
         self.hidden = nn.Linear(4 * width, width)
         self.proj = nn.Linear(width, classes)
 
-    def forward(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
-        """Logits [B,classes]; keep [B,2,T]."""
-        pooled = mean_pool(x.flatten(0, 1), None if keep is None else keep.flatten(0, 1))
+    def forward(self, x: Tensor, padding_mask: Tensor | None = None) -> Tensor:
+        """Logits [B,classes]; padding_mask [B,2,T]."""
+        pooled = mean_pool(x.flatten(0, 1), None if padding_mask is None else padding_mask.flatten(0, 1))
         pooled = pooled if self.norm is None else self.norm(pooled)
         u, v = pooled.unflatten(0, (-1, 2)).unbind(1)
         return self.proj(nn.functional.gelu(self.hidden(torch.cat((u, v, u * v, u - v), -1))))

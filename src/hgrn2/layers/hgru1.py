@@ -69,17 +69,17 @@ class HGRU1(nn.Module):
         state: LayerState | None = None,
         *,
         cu_seqlens: Tensor | None = None,
-        keep: Tensor | None = None,
+        padding_mask: Tensor | None = None,
         output_state: bool = True,
         inplace: bool = False,
     ) -> tuple[Tensor, LayerState | None]:
         """x [B,T,D], lower bound [D], state of B (or N packed) sequences -> (y [B,T,D], state after the last token).
 
-        Tokens whose `keep` [B,T] is False leave the state exactly as it was; their y means nothing. With `inplace` the
-        state given is overwritten by the new one and returned.
+        Tokens whose `padding_mask` [B,T] is False leave the state exactly as it was; their y means nothing. With
+        `inplace` the state given is overwritten by the new one and returned.
         """
         scanned, gate = self.split(self.in_proj(x))
-        added, up = self.masked(scanned, keep, lower_bound)
+        added, up = self.masked(scanned, padding_mask, lower_bound)
         start = None if state is None else state.recurrent
         if x.shape[1] == 1 and start is not None and cu_seqlens is None and not torch.is_grad_enabled():
             h, final = ops.gated_step(added[:, 0], up[:, 0], state=start)
@@ -105,9 +105,9 @@ class HGRU1(nn.Module):
         return (c, f), g
 
     def masked(
-        self, raw: tuple[Tensor, ...], keep: Tensor | None, lower_bound: Tensor | None = None
+        self, raw: tuple[Tensor, ...], padding_mask: Tensor | None, lower_bound: Tensor | None = None
     ) -> tuple[Tensor, ...]:
-        """Raw c, f -> (1-f) c and f [B,T,D], complex or real; a token whose `keep` is False does nothing."""
+        """Raw c, f -> (1-f) c and f [B,T,D], complex or real; a token whose `padding_mask` is False does nothing."""
         c, f = raw
         work = torch.float64 if c.dtype == torch.float64 else torch.float32
         up, key = torch.sigmoid(f.to(work)), torch.sigmoid(-f.to(work))
@@ -119,8 +119,11 @@ class HGRU1(nn.Module):
             value = torch.view_as_complex(value.unflatten(-1, (-1, 2)).contiguous())
             up = torch.polar(up, self.theta.to(work).expand_as(up))
         added = key * value
-        if keep is not None:
-            up, added = up.masked_fill(~keep.unsqueeze(-1), 1), added.masked_fill(~keep.unsqueeze(-1), 0)
+        if padding_mask is not None:
+            up, added = (
+                up.masked_fill(~padding_mask.unsqueeze(-1), 1),
+                added.masked_fill(~padding_mask.unsqueeze(-1), 0),
+            )
         return added, up
 
     def scan(

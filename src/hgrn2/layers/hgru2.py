@@ -105,17 +105,17 @@ class HGRU2(nn.Module):
         state: LayerState | None = None,
         *,
         cu_seqlens: Tensor | None = None,
-        keep: Tensor | None = None,
+        padding_mask: Tensor | None = None,
         output_state: bool = True,
         inplace: bool = False,
     ) -> tuple[Tensor, LayerState | None]:
         """x [B,T,D], lower bound [D], state of B (or N packed) sequences -> (y [B,T,D], state after the last token).
 
-        Tokens whose `keep` [B,T] is False leave the state exactly as it was; their y means nothing. With `inplace` the
-        state given is overwritten by the new one and returned, whatever its dtype.
+        Tokens whose `padding_mask` [B,T] is False leave the state exactly as it was; their y means nothing. With
+        `inplace` the state given is overwritten by the new one and returned, whatever its dtype.
         """
-        projected, conv_state = self._convolve(self.in_proj(x), state, cu_seqlens, keep, output_state)
-        q, f, i = self.masked(self.split(projected)[0], keep)
+        projected, conv_state = self._convolve(self.in_proj(x), state, cu_seqlens, padding_mask, output_state)
+        q, f, i = self.masked(self.split(projected)[0], padding_mask)
         start = None if state is None else state.recurrent
         if x.shape[1] == 1 and start is not None and cu_seqlens is None and not torch.is_grad_enabled():
             y, final = one_token(q[:, 0], f[:, 0], i[:, 0], lower_bound, state=start, inplace=inplace, **self.options)
@@ -141,14 +141,15 @@ class HGRU2(nn.Module):
         return (i, o, f), gate
 
     def masked(
-        self, raw: tuple[Tensor, ...], keep: Tensor | None, lower_bound: Tensor | None = None
+        self, raw: tuple[Tensor, ...], padding_mask: Tensor | None, lower_bound: Tensor | None = None
     ) -> tuple[Tensor, ...]:
-        """Raw i, o, f -> o, f, i in which a token whose `keep` is False does nothing; the bound is not needed."""
+        """Raw i, o, f -> o, f, i in which a token whose `padding_mask` is False does nothing; the bound is not
+        needed."""
         i, q, f = raw
-        if keep is not None:
+        if padding_mask is not None:
             # A gate logit of +inf is the operator's exact "nothing happened"; a zero input keeps 0 * inf out of it.
-            f = f.masked_fill(~keep.unsqueeze(-1), inf)
-            i = i.masked_fill(~keep.unsqueeze(-1), 0)
+            f = f.masked_fill(~padding_mask.unsqueeze(-1), inf)
+            i = i.masked_fill(~padding_mask.unsqueeze(-1), 0)
         return q, f, i
 
     def scan(
@@ -183,7 +184,12 @@ class HGRU2(nn.Module):
         return Terms(*(part.unflatten(-1, (self.heads, -1)) for part in (query, key, value, log_f)))
 
     def _convolve(
-        self, x: Tensor, state: LayerState | None, cu_seqlens: Tensor | None, keep: Tensor | None, output_state: bool
+        self,
+        x: Tensor,
+        state: LayerState | None,
+        cu_seqlens: Tensor | None,
+        padding_mask: Tensor | None,
+        output_state: bool,
     ) -> tuple[Tensor, Tensor | None]:
         past = None if state is None else state.conv
-        return self.operators.short_conv(x, self.conv, past, cu_seqlens, keep, output_state=output_state)
+        return self.operators.short_conv(x, self.conv, past, cu_seqlens, padding_mask, output_state=output_state)

@@ -59,16 +59,16 @@ class KeyValues:
         """The buffer up to the longest sequence [B,S,2,H,n]."""
         return self.buffer[:, : self.longest]
 
-    def places(self, tokens: int, keep: Tensor | None) -> Tensor:
+    def places(self, tokens: int, padding_mask: Tensor | None) -> Tensor:
         """Where in the buffer each of the next tokens goes, [1 or B,T]; for padding, where the token before does
         (0 without one)."""
         device = self.buffer.device
-        if keep is None and not self.ragged:
+        if padding_mask is None and not self.ragged:
             return torch.arange(self.longest, self.longest + tokens, device=device).unsqueeze(0)
         before = torch.tensor(self.lengths, device=device).unsqueeze(1)
-        if keep is None:
+        if padding_mask is None:
             return before + torch.arange(tokens, device=device)
-        return (before + keep.cumsum(1) - 1).clamp_min(0)
+        return (before + padding_mask.cumsum(1) - 1).clamp_min(0)
 
     def positions(self, places: Tensor) -> Tensor:
         """Where in its sequence a token stands that is at these places of the buffer, [1 or B,T]."""
@@ -104,22 +104,23 @@ class KeyValues:
             return kept
         return replace(kept, buffer=kept._copy(0), permit=[None])
 
-    def append(self, new: Tensor, places: Tensor, keep: Tensor | None) -> "KeyValues":
-        """The state after the tokens `new` [B,T,2,H,n], of which those whose `keep` [B,T] is False are left out."""
-        counts = [new.shape[1]] * self.batch if keep is None else keep.sum(1).tolist()
+    def append(self, new: Tensor, places: Tensor, padding_mask: Tensor | None) -> "KeyValues":
+        """The state after the tokens `new` [B,T,2,H,n], of which those whose `padding_mask` [B,T] is False are left
+        out."""
+        counts = [new.shape[1]] * self.batch if padding_mask is None else padding_mask.sum(1).tolist()
         lengths = tuple(old + more for old, more in zip(self.lengths, counts, strict=True))
         new = new.to(self.buffer.dtype)
         size = max(lengths, default=0)
         rows = torch.arange(self.batch, device=new.device).unsqueeze(1).expand(new.shape[:2])
         places = places.expand(new.shape[:2])
-        if keep is not None:
-            rows, places, new = rows[keep], places[keep], new[keep]
+        if padding_mask is not None:
+            rows, places, new = rows[padding_mask], places[padding_mask], new[padding_mask]
         if torch.is_grad_enabled() and (new.requires_grad or self.buffer.requires_grad):
             grown = torch.nn.functional.pad(self.seen, (0,) * 6 + (0, size - self.longest))
             return replace(self, buffer=grown.index_put((rows, places), new), lengths=lengths, permit=[])
         mine = self._may_append(size)
         buffer = self.buffer if mine else self._copy(size)
-        if keep is None and not self.ragged:
+        if padding_mask is None and not self.ragged:
             buffer[:, self.longest : size] = new
         else:
             buffer[rows, places] = new

@@ -31,7 +31,7 @@ class Kind:
     """Which of the settings in OPTIONAL it has."""
     heads: bool
     """The width is cut into heads of `head_size`; else `head_size` is ignored."""
-    bounds: bool
+    lower_bounds: bool
     """The forget gate has lower bounds; else `lower_bound` must be none."""
     gates: bool
     """There are forget gates to look at: the report of a run shows their time scales."""
@@ -124,11 +124,11 @@ KINDS: dict[MixerKind, Kind] = {
     "hgru2": Kind(
         meaning="HGRN2: matrix state by outer product, key tied to the gate", made_by="hgrn2.layers.hgru2:HGRU2",
         offers=("conv_width", "input_activation", "scale_scores", "output_gate", *_SCANS),
-        heads=True, bounds=True, gates=True, norm=True, directions=_ALL,
+        heads=True, lower_bounds=True, gates=True, norm=True, directions=_ALL,
     ),
     "hgru1": Kind(
         meaning="HGRN1: complex vector state", made_by="hgrn2.layers.hgru1:HGRU1",
-        offers=("input_activation", *_SCANS), heads=False, bounds=True, gates=True, norm=True,
+        offers=("input_activation", *_SCANS), heads=False, lower_bounds=True, gates=True, norm=True,
         directions=_ALL, narrow_states=False, tokens="2 D", matrices=lambda width, mixer: 7 * width**2,
         biases=lambda width, mixer: 6 * width, vectors=lambda width, mixer: width,
         normed=lambda width, mixer: 2 * width, state=lambda width, mixer, tokens: 2 * width,
@@ -136,13 +136,13 @@ KINDS: dict[MixerKind, Kind] = {
     ),
     "hgru1_real": Kind(
         meaning="HGRN1 without phases: real vector state", made_by="hgrn2.layers.hgru1:HGRU1",
-        offers=("input_activation", *_SCANS), heads=False, bounds=True, gates=True, norm=True,
+        offers=("input_activation", *_SCANS), heads=False, lower_bounds=True, gates=True, norm=True,
         directions=_ALL, narrow_states=False, tokens="D", scanned=2,
         state=lambda width, mixer, tokens: width, scan=lambda width, mixer, tokens: 3 * width,
     ),
     "gla": Kind(
         meaning="gated linear attention: matrix state, key of its own", made_by="hgrn2.layers.gla:GLA",
-        offers=("conv_width", "scale_scores", "key_size"), heads=True, bounds=False, gates=True, norm=True,
+        offers=("conv_width", "scale_scores", "key_size"), heads=True, lower_bounds=False, gates=True, norm=True,
         directions=("causal",), tokens="D k",
         matrices=lambda d, mixer: (3 * d + GATE_RANK) * d + (2 * d + GATE_RANK) * key_width(d, mixer),
         biases=lambda width, mixer: 3 * width + 2 * key_width(width, mixer), vectors=key_width,
@@ -152,7 +152,8 @@ KINDS: dict[MixerKind, Kind] = {
     ),
     "mamba": Kind(
         meaning="Mamba: vector state of N numbers per channel, selective", made_by="hgrn2.layers.mamba:Mamba",
-        offers=("conv_width", "expand", "state_size", "step_min", "step_max"), heads=False, bounds=False, gates=True,
+        offers=("conv_width", "expand", "state_size", "step_min", "step_max"), heads=False, lower_bounds=False,
+        gates=True,
         norm=False, directions=("causal",), alone=True, narrow_states=False, tokens="E N",
         matrices=_mamba_matrices, biases=lambda width, mixer: 2 * inner_width(width, mixer) + width,
         vectors=_mamba_vectors, convolved=inner_width,
@@ -161,7 +162,7 @@ KINDS: dict[MixerKind, Kind] = {
     ),
     "mamba2": Kind(
         meaning="Mamba-2: matrix state, one gate a head, keys that heads share", made_by="hgrn2.layers.mamba2:Mamba2",
-        offers=("conv_width", "expand", "state_size", "groups", "step_min", "step_max"), heads=True, bounds=False,
+        offers=("conv_width", "expand", "state_size", "groups", "step_min", "step_max"), heads=True, lower_bounds=False,
         gates=True, norm=True, directions=("causal",), alone=True, tokens="E N",
         matrices=lambda width, mixer: width * (_mamba2_in(width, mixer) + inner_width(width, mixer)),
         biases=lambda width, mixer: _mamba2_in(width, mixer) + width, vectors=_mamba2_vectors, normed=inner_width,
@@ -172,7 +173,7 @@ KINDS: dict[MixerKind, Kind] = {
     "attention": Kind(
         meaning="softmax attention over the keys so far, or over the whole sequence",
         made_by="hgrn2.layers.attention:Attention", offers=("conv_width", "rotary", "qk_norm", "window"),
-        heads=True, bounds=False, gates=False, norm=False,
+        heads=True, lower_bounds=False, gates=False, norm=False,
         directions=("causal", "bidirectional"), grows=True, tokens="2 D S",
         vectors=lambda width, mixer: 2 * mixer.head_size if mixer.qk_norm else 0,
         state=lambda width, mixer, tokens: 2 * width * tokens, scan=lambda width, mixer, tokens: 4 * width * tokens,

@@ -76,20 +76,20 @@ class Mamba2(nn.Module):
         state: LayerState | None = None,
         *,
         cu_seqlens: Tensor | None = None,
-        keep: Tensor | None = None,
+        padding_mask: Tensor | None = None,
         output_state: bool = True,
         inplace: bool = False,
     ) -> tuple[Tensor, LayerState | None]:
         """x [B,T,D], state of B (or N packed) sequences -> (y [B,T,D], state after the last token).
 
-        `lower_bound` is that of other mixers and must be None. Tokens whose `keep` [B,T] is False leave the state
-        exactly as it was; their y means nothing. With `inplace` the state given is overwritten and returned.
+        `lower_bound` is that of other mixers and must be None. Tokens whose `padding_mask` [B,T] is False leave the
+        state exactly as it was; their y means nothing. With `inplace` the state given is overwritten and returned.
         """
         assert lower_bound is None, "settings with lower bounds are refused for mamba2"
         gate, mixed, step = self.in_proj(x).split(self.projections, -1)
         past = None if state is None else state.conv
-        mixed, conv_state = self._convolve(mixed, past, cu_seqlens, keep, output_state)
-        step = self._steps(step, keep)
+        mixed, conv_state = self._convolve(mixed, past, cu_seqlens, padding_mask, output_state)
+        step = self._steps(step, padding_mask)
         values, *parts = self._parts(mixed, step)
         start = None if state is None else state.recurrent
         if x.shape[1] == 1 and start is not None and cu_seqlens is None and not torch.is_grad_enabled():
@@ -117,18 +117,20 @@ class Mamba2(nn.Module):
         return Terms(*self._parts(mixed.to(step.dtype), step)[1:])
 
     def _convolve(
-        self, x: Tensor, past: Tensor | None, cu_seqlens: Tensor | None, keep: Tensor | None, output_state: bool
+        self, x: Tensor, past: Tensor | None, cu_seqlens: Tensor | None, padding_mask: Tensor | None, output_state: bool
     ) -> tuple[Tensor, Tensor | None]:
         """Convolution, bias and activation; zeros at padding."""
-        x, conv_state = self.operators.short_conv(x, self.conv, past, cu_seqlens, keep, output_state=output_state)
+        x, conv_state = self.operators.short_conv(
+            x, self.conv, past, cu_seqlens, padding_mask, output_state=output_state
+        )
         x = nn.functional.silu(x if self.conv_bias is None else x + self.conv_bias.to(x.dtype))
-        return x if keep is None else x.masked_fill(~keep.unsqueeze(-1), 0), conv_state
+        return x if padding_mask is None else x.masked_fill(~padding_mask.unsqueeze(-1), 0), conv_state
 
-    def _steps(self, step: Tensor, keep: Tensor | None) -> Tensor:
+    def _steps(self, step: Tensor, padding_mask: Tensor | None) -> Tensor:
         """Δ [B,T,H] in float32 (float64 for float64), 0 at padding."""
         work = work_dtype(step.dtype)
         step = nn.functional.softplus(step.to(work) + self.step_bias.to(work))
-        return step if keep is None else step.masked_fill(~keep.unsqueeze(-1), 0)
+        return step if padding_mask is None else step.masked_fill(~padding_mask.unsqueeze(-1), 0)
 
     def _parts(self, mixed: Tensor, step: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """x [B,T,H,n], and r, w [B,T,H,N], Δ x and log f of the scan; what heads share, and the one gate of all

@@ -12,29 +12,32 @@ from hgrn2.errors import UserError
 from hgrn2.ops.arguments import check_tensors
 
 
-def check_keep(keep: Tensor | None, x: Tensor) -> None:
+def check_padding_mask(padding_mask: Tensor | None, x: Tensor) -> None:
     """Refuse a mask that is not [B,T] bool beside x [B,T,D]; reads no device memory."""
-    check_tensors(keep=keep)
-    if keep is not None and (keep.shape != x.shape[:2] or keep.dtype != torch.bool):
-        dtype = str(keep.dtype).removeprefix("torch.")
-        raise UserError(f"keep must be {list(x.shape[:2])} bool, one value per token; got {list(keep.shape)} {dtype}")
+    check_tensors(padding_mask=padding_mask)
+    if padding_mask is not None and (padding_mask.shape != x.shape[:2] or padding_mask.dtype != torch.bool):
+        dtype = str(padding_mask.dtype).removeprefix("torch.")
+        raise UserError(
+            f"padding_mask must be {list(x.shape[:2])} bool, one value per token; "
+            f"got {list(padding_mask.shape)} {dtype}"
+        )
 
 
 def convolve_kept(
-    x: Tensor, weight: Tensor, keep: Tensor, state: Tensor | None, cu_seqlens: Tensor | None
+    x: Tensor, weight: Tensor, padding_mask: Tensor, state: Tensor | None, cu_seqlens: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """`ops.causal_conv` over the tokens that are kept, as if the others were not there.
 
     Args:
         x: [B,T,D].
         weight: [D,W].
-        keep: [B,T] bool.
+        padding_mask: [B,T] bool.
         state, cu_seqlens: as in `ops.causal_conv`.
 
     Returns:
-        y [B,T,D], meaningless where keep is False, and the last W-1 kept inputs of each sequence.
+        y [B,T,D], meaningless where padding_mask is False, and the last W-1 kept inputs of each sequence.
     """
-    flat, kept = x.flatten(0, 1), keep.flatten()
+    flat, kept = x.flatten(0, 1), padding_mask.flatten()
     total = flat.shape[0]
     ends = cu_seqlens
     if ends is None:

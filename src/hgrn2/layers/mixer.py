@@ -35,7 +35,7 @@ class Mixer(Protocol):
 
     def forward(
         self, x: Tensor, lower_bound: Tensor | None = None, state: Any = None, *, cu_seqlens: Tensor | None = None,
-        keep: Tensor | None = None, output_state: bool = True, inplace: bool = False,
+        padding_mask: Tensor | None = None, output_state: bool = True, inplace: bool = False,
     ) -> tuple[Tensor, Any]:  # fmt: skip
         """x [B,T,D] -> (y [B,T,D], the state after the last token or None where it is not wanted).
 
@@ -43,7 +43,8 @@ class Mixer(Protocol):
             lower_bound: γ [D] of the forget gate; None for kinds without lower bounds.
             state: of B sequences, or of the N packed ones.
             cu_seqlens: offsets [N+1] of packed sequences (B = 1).
-            keep: [B,T] bool; a token that is False leaves the state and other tokens alone, its y means nothing.
+            padding_mask: [B,T] bool; a token that is False leaves the state and other tokens alone, its y means
+                nothing.
             inplace: the state given may be overwritten; go on with the one returned.
         """
         ...

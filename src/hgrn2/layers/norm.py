@@ -41,11 +41,11 @@ class Norm(nn.Module):
             if tensor is not None:
                 nn.init.zeros_(tensor)
 
-    def forward(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
-        """[..., D] -> [..., D] in x's dtype; a batch norm leaves tokens whose `keep` [...] is False out of its
+    def forward(self, x: Tensor, padding_mask: Tensor | None = None) -> Tensor:
+        """[..., D] -> [..., D] in x's dtype; a batch norm leaves tokens whose `padding_mask` [...] is False out of its
         statistics, the others look at one token at a time and need no mask."""
         if self.kind == "batch":
-            return self._batch(x, keep)
+            return self._batch(x, padding_mask)
         if self.kind == "layer":
             return nn.functional.layer_norm(x, (self.width,), self.weight, self.bias, self.eps)
         if self.kind == "head_rms":
@@ -57,7 +57,7 @@ class Norm(nn.Module):
         weight = None if self.weight is None else self.weight.to(x.dtype)
         return nn.functional.rms_norm(x, (self.width,), weight, self.eps)
 
-    def _batch(self, x: Tensor, keep: Tensor | None) -> Tensor:
+    def _batch(self, x: Tensor, padding_mask: Tensor | None) -> Tensor:
         assert self.weight is not None
         assert self.bias is not None
         assert self.running_mean is not None
@@ -65,7 +65,10 @@ class Norm(nn.Module):
         work = work_dtype(x.dtype)
         mean, var = self.running_mean.to(work), self.running_var.to(work)
         if learns(self):
-            rows, kept = x.to(work).flatten(0, -2), None if keep is None else keep.flatten().unsqueeze(-1)
+            rows, kept = (
+                x.to(work).flatten(0, -2),
+                None if padding_mask is None else padding_mask.flatten().unsqueeze(-1),
+            )
             if kept is None:
                 count = torch.full((), float(rows.shape[0]), dtype=work, device=x.device)
                 mean, var = rows.mean(0), rows.var(0, correction=0)

@@ -32,11 +32,11 @@ class Operators:
         return short_conv(*tensors, output_state=output_state)  # pyright: ignore[reportArgumentType]
 
     def attend(
-        self, attention: Any, qkv: Tensor, *, cu_seqlens: Tensor | None, state: Any, keep: Tensor | None,
+        self, attention: Any, qkv: Tensor, *, cu_seqlens: Tensor | None, state: Any, padding_mask: Tensor | None,
         output_state: bool,
     ) -> tuple[Tensor, Any]:  # fmt: skip
         """As `Attention.attend`."""
-        return attention.attend(qkv, cu_seqlens, state, keep, output_state)
+        return attention.attend(qkv, cu_seqlens, state, padding_mask, output_state)
 
 
 WHOLE = Operators()

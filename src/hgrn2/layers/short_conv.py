@@ -13,7 +13,7 @@ def start_conv(weight: Tensor | None) -> None:
 
 
 def short_conv(
-    x: Tensor, weight: Tensor | None, past: Tensor | None, cu_seqlens: Tensor | None, keep: Tensor | None,
+    x: Tensor, weight: Tensor | None, past: Tensor | None, cu_seqlens: Tensor | None, padding_mask: Tensor | None,
     *, output_state: bool,
 ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     """x [B,T,D] -> (y [B,T,D], the last W-1 inputs [B,W-1,D], or None where they are not wanted).
@@ -25,7 +25,7 @@ def short_conv(
     """
     if weight is None:
         return x, None
-    if keep is not None:
-        y, final = convolve_kept(x, weight, keep, past, cu_seqlens)
+    if padding_mask is not None:
+        y, final = convolve_kept(x, weight, padding_mask, past, cu_seqlens)
         return y, final if output_state else None
     return ops.causal_conv(x, weight, state=past, cu_seqlens=cu_seqlens, output_final_state=output_state)

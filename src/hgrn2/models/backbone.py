@@ -10,7 +10,7 @@ from hgrn2.layers.block import Block, recomputed
 from hgrn2.layers.directions import Shape, check_shape, no_state
 from hgrn2.layers.gates import lower_bounds
 from hgrn2.layers.key_values import KeyValues
-from hgrn2.layers.masking import check_keep
+from hgrn2.layers.masking import check_padding_mask
 from hgrn2.layers.norm import Norm
 from hgrn2.layers.state import ModelState
 from hgrn2.models.config import Recompute, StackConfig
@@ -25,11 +25,13 @@ class Backbone(nn.Module):
     def __init__(self, config: StackConfig, *, final_norm: bool = True) -> None:
         super().__init__()
         self.config = config
-        self.bounded = config.bounded if config.lower_bound != "none" else ()
-        # The first bound is zero by definition: with one such layer there is nothing to learn, though the tensor
+        self.with_lower_bound = config.with_lower_bound if config.lower_bound != "none" else ()
+        # The first lower bound is zero by definition: with one such layer there is nothing to learn, though the tensor
         # stays where checkpoints and other implementations have it.
-        raw = nn.Parameter(torch.empty(len(self.bounded), config.width), requires_grad=len(self.bounded) > 1)
-        self.lower_bounds = raw if self.bounded else None
+        raw = nn.Parameter(
+            torch.empty(len(self.with_lower_bound), config.width), requires_grad=len(self.with_lower_bound) > 1
+        )
+        self.lower_bounds = raw if self.with_lower_bound else None
         self.blocks = nn.ModuleList(
             Block(
                 config.width,
@@ -49,14 +51,14 @@ class Backbone(nn.Module):
         self.shaped = next((mixer for mixer in config.kinds.values() if mixer.is_2d), config.mixer)
         self.recompute_blocks = False
 
-    def bounds(self) -> list[Tensor | None]:
-        """γ of every layer, [D] float32; None where it is zero by definition (the first of those that have bounds) or
-        there is none."""
+    def layer_lower_bounds(self) -> list[Tensor | None]:
+        """γ of every layer, [D] float32; None where it is zero by definition (the first of those that have lower
+        bounds) or there is none."""
         found: list[Tensor | None] = [None] * self.config.layers
         if self.lower_bounds is not None:
             rows = lower_bounds(self.lower_bounds, self.config.lower_bound)
-            for layer, gamma in zip(self.bounded[1:], rows[1:].unbind(0), strict=True):
-                found[layer] = gamma
+            for layer, lower_bound in zip(self.with_lower_bound[1:], rows[1:].unbind(0), strict=True):
+                found[layer] = lower_bound
         return found
 
     def set_recompute(self, what: Recompute) -> None:
@@ -88,7 +90,7 @@ class Backbone(nn.Module):
         state: ModelState | None = None,
         *,
         cu_seqlens: Tensor | None = None,
-        keep: Tensor | None = None,
+        padding_mask: Tensor | None = None,
         shape: Shape | None = None,
         output_state: bool = True,
         inplace: bool = False,
@@ -97,8 +99,9 @@ class Backbone(nn.Module):
         """x [B,T,D] -> (norm of the last block's output [B,T,D], state of every block).
 
         Args:
-            keep: [B,T] bool; False marks padding: it leaves every state exactly alone, and its output means nothing.
-            shape: (height, width) of the pictures whose pixels or patches the tokens are, row by row; for mixers of a
+            padding_mask: [B,T] bool; False marks padding: it leaves every state exactly alone, and its output means
+                nothing.
+            shape: (height, width) of the images whose pixels or patches the tokens are, row by row; for mixers of a
                 2-D direction, and refused for others.
             output_state: directions other than causal have no state, and need False.
             inplace: the new state may overwrite the given one, in its dtype: go on with the one returned.
@@ -108,24 +111,24 @@ class Backbone(nn.Module):
             UserError: a mask that is not [B,T] bool, a shape that does not fit, a state where there is none.
         """
         self._check(x, state)
-        check_keep(keep, x)
+        check_padding_mask(padding_mask, x)
         check_shape(self.shaped, x.shape[1], shape)
         state = state if state is None or inplace else state.usable()
         finals = []
         recompute = self.recompute_blocks and torch.is_grad_enabled()
-        for n, (block, bound) in enumerate(zip(self.blocks, self.bounds(), strict=True)):
+        for n, (block, lower_bound) in enumerate(zip(self.blocks, self.layer_lower_bounds(), strict=True)):
             start = None if state is None else state.layers[n]
-            options = {"cu_seqlens": cu_seqlens, "keep": keep, "shape": shape}
+            options = {"cu_seqlens": cu_seqlens, "padding_mask": padding_mask, "shape": shape}
             options |= {"output_state": output_state, "inplace": inplace}
             if trace is not None:
                 trace.append(x)
             if recompute:
                 draws = self.config.dropout > 0 or self.config.drop_path > 0
-                x, final = recomputed(block, x, bound, start, random=draws, **options)
+                x, final = recomputed(block, x, lower_bound, start, random=draws, **options)
             else:
-                x, final = block(x, bound, start, **options)
+                x, final = block(x, lower_bound, start, **options)
             finals.append(final)
-        x = x if self.norm is None else self.norm(x, keep)
+        x = x if self.norm is None else self.norm(x, padding_mask)
         if trace is not None:
             trace.append(x)
         return x, ModelState(tuple(finals)) if output_state else None

@@ -102,8 +102,8 @@ def _lra(
     authors' image models), and what the encoder called `position` adds; sines, which have no weights, here. Its
     synchronised batch norm is an ordinary one where there is one device. hgrn1: the same rows with HGRN1's unit, a
     comparison of ours and not its published recipe. transformer: the same rows with softmax attention over the whole
-    sequence in heads of D/4 channels, at most 64, without rotary positions. It sees no order by itself, nor a picture's
-    shape: positions are sines in every row, and pictures a line of pixels.
+    sequence in heads of D/4 channels, at most 64, without rotary positions. It sees no order by itself, nor an image's
+    shape: positions are sines in every row, and images a line of pixels.
 
     The script names no start. Here weights have the size of PyTorch's own (uniform within D^-1/2, a standard deviation
     of (3 D)^-1/2), and tokens that of the sines beside them.

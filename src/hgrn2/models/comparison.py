@@ -9,7 +9,7 @@ is the mixer, in the form in which it was published:
     gla              keys half as wide as values, 4 D²; values of 256 and keys of 128 a head (64 and 32), which at a
                      width of 1024 are the published four heads, and give a state of HGRN2's size (arXiv 2312.06635)
     mamba, mamba2    blocks without a GLU, about twice as many, twice as wide inside, a convolution of 4; states of 16
-                     numbers a channel, and keys of 128 with values of 64 a head (64 and 32), as published, sizes 125m
+                     numbers per channel, and keys of 128 with values of 64 a head (64 and 32), as published, sizes 125m
                      and 350m with the published width and depth (arXiv 2312.00752, 2405.21060)
     hgrn2-attention  hgrn2 with every fourth layer attention
     hgrn2-window     the same, and attention looks 512 tokens back

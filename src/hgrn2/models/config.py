@@ -8,7 +8,7 @@ from dataclasses import asdict, field
 from typing import Any, ClassVar, Literal
 
 from hgrn2.errors import UserError
-from hgrn2.layers.config import KINDS, BoundKind, GLUActivation, MixerConfig, MixerKind, NormKind
+from hgrn2.layers.config import KINDS, GLUActivation, LowerBoundKind, MixerConfig, MixerKind, NormKind
 from hgrn2.settings import refuse, settings
 
 InitKind = Literal["normal", "scaled_normal"]
@@ -34,8 +34,8 @@ class InitConfig:
     0.7, and tokens of size 0.02 are hardly seen there."""
     memory: float = 0.0
     """Tokens that the slowest channels remember at the start: biases of the forget gates (hgru2, hgru1) such that, but
-    for bounds and inputs, they are 1 - 1/4 to 1 - 1/memory over the channels of a head (models/open_gates.py); 0: they
-    start at a half, and remember two tokens."""
+    for lower bounds and inputs, they are 1 - 1/4 to 1 - 1/memory over the channels of a head (models/open_gates.py); 0:
+    they start at a half, and remember two tokens."""
 
     def __post_init__(self) -> None:
         refuse(self.std <= 0, f"init std is {self.std}; it must be positive")
@@ -72,10 +72,10 @@ class StackConfig:
     """On the embedding and on what each mixer and GLU adds to the residual stream."""
     drop_path: float = 0.0
     """Stochastic depth: share of sequences for which the last block's branches are left out; 0 at the first block."""
-    lower_bound: BoundKind = "inclusive"
-    """Bounds of the forget gate from a softmax over the layers that have such gates. inclusive: cumulative sum minus
-    the first row (language models); exclusive: sum of the rows below (HGRN1's formula, images, long range); none: no
-    bound."""
+    lower_bound: LowerBoundKind = "inclusive"
+    """Lower bounds of the forget gate from a softmax over the layers that have such gates. inclusive: cumulative sum
+    minus the first row (language models); exclusive: sum of the rows below (HGRN1's formula, images, long range); none:
+    no bound."""
     init: InitConfig = field(default_factory=InitConfig)
 
     def __post_init__(self) -> None:
@@ -103,8 +103,8 @@ class StackConfig:
         for name in ("dropout", "drop_path"):
             refuse(not 0 <= getattr(self, name) < 1, f"{name} is {getattr(self, name)}; it must be in [0, 1)")
         refuse(
-            not any(KINDS[kind].bounds for kind in self.kinds) and self.lower_bound != "none",
-            f"{self.named_kinds} has no bounds: lower_bound {self.lower_bound} must be none",
+            not any(KINDS[kind].lower_bounds for kind in self.kinds) and self.lower_bound != "none",
+            f"{self.named_kinds} has no lower bounds: lower_bound {self.lower_bound} must be none",
         )
         refuse(self.norm == "head_rms", "norm head_rms is offered inside the mixer only")
         refuse(self.norm_eps <= 0, f"norm_eps is {self.norm_eps}; it must be positive")
@@ -157,9 +157,9 @@ class StackConfig:
         return " with ".join(self.kinds)
 
     @property
-    def bounded(self) -> tuple[int, ...]:
-        """Layers whose forget gates can have lower bounds: the softmax of the bounds runs over these alone."""
-        return tuple(layer for layer, mixer in enumerate(self.mixers) if KINDS[mixer.kind].bounds)
+    def with_lower_bound(self) -> tuple[int, ...]:
+        """Layers whose forget gates can have lower bounds: the softmax of the lower bounds runs over these alone."""
+        return tuple(layer for layer, mixer in enumerate(self.mixers) if KINDS[mixer.kind].lower_bounds)
 
     @property
     def grows(self) -> bool:
@@ -168,7 +168,7 @@ class StackConfig:
 
     @property
     def is_2d(self) -> bool:
-        """Whether any mixer reads pictures, and must be told their height and width."""
+        """Whether any mixer reads images, and must be told their height and width."""
         return any(mixer.is_2d for mixer in self.kinds.values())
 
     @property
@@ -189,7 +189,7 @@ class StackConfig:
         if "mixer.kind" in given:
             own = {name: value for name, value in values["mixer"].items() if f"mixer.{name}" in given}
             found["mixer"] = MixerConfig.fitted(kind, values["mixer"]) | own
-        if not any(KINDS[one].bounds for one in (kind, *pattern)) and "lower_bound" not in given:
+        if not any(KINDS[one].lower_bounds for one in (kind, *pattern)) and "lower_bound" not in given:
             found["lower_bound"] = "none"
         if values["other"] is not None:
             second = next((one for one in pattern if one != kind), None)
@@ -256,7 +256,7 @@ class ClassifierConfig(StackConfig):
 
 @settings
 class SequenceConfig(ClassifierConfig):
-    """A classifier of sequences, or of pairs of them: token ids or one real-valued vector a step."""
+    """A classifier of sequences, or of pairs of them: token ids or one real-valued vector per step."""
 
     tag: ClassVar[str] = "sequence"
     untagged: ClassVar[tuple[str, ...]] = ("mixer", "vocab_size")
@@ -292,7 +292,7 @@ class VisionConfig(ClassifierConfig):
     """See hgrn2.settings: the fields by which files without a tag are told."""
 
     image_size: int = 224
-    """Height and width in pixels for which learned positions have one row a patch; other sizes interpolate them."""
+    """Height and width in pixels for which learned positions have one row per patch; other sizes interpolate them."""
     patch: int = 16
     """Pixels along each side of a patch; 1: every pixel is a token."""
     channels: int = 3
@@ -307,12 +307,12 @@ class VisionConfig(ClassifierConfig):
         sine = self.positions == "sine"
         refuse(
             sine and self.width % 4 != 0,
-            f"sine positions of a picture need a width that divides by 4, not {self.width}",
+            f"sine positions of an image need a width that divides by 4, not {self.width}",
         )
 
     @property
     def grid(self) -> int:
-        """Patches along each side of a picture of `image_size`."""
+        """Patches along each side of an image of `image_size`."""
         return self.image_size // self.patch
 
 
@@ -331,7 +331,7 @@ class DeiTConfig:
     classes: int
     """Number of classes."""
     image_size: int = 224
-    """Height and width in pixels for which there is one position a patch; other sizes interpolate them."""
+    """Height and width in pixels for which there is one position per patch; other sizes interpolate them."""
     patch: int = 16
     """Pixels along each side of a patch."""
     channels: int = 3

@@ -1,4 +1,4 @@
-"""What a configuration costs, computed from it alone: parameters, floating-point operations a token, bytes of state.
+"""What a configuration costs, computed from it alone: parameters, floating-point operations per token, bytes of state.
 
 No torch here: the numbers are formulas, and tests hold them to the modules that are really built.
 """
@@ -16,7 +16,7 @@ class ParameterCount:
     embedding: int
     """What stands around the stack: a language model's token embedding and, unless it is tied, its head, V D each; a
     classifier's input map, learned positions and head."""
-    bounds: int
+    lower_bounds: int
     """Γ of the lower bounds: D for each layer that has them."""
     final_norm: int
     mixers: int
@@ -27,7 +27,7 @@ class ParameterCount:
     @property
     def non_embedding(self) -> int:
         """All but the embedding and the head: what papers compare."""
-        return self.mixers + self.glus + self.bounds + self.final_norm
+        return self.mixers + self.glus + self.lower_bounds + self.final_norm
 
     @property
     def total(self) -> int:
@@ -40,17 +40,17 @@ def parameters(config: StackConfig) -> ParameterCount:
 
     With width D, GLU width m and convolution width W, biases and norm weights aside: 4 D² + 3 D W for hgru2 and
     attention, 4 D² for hgru1_real, 7 D² + D for hgru1, 5 D² + 33 D + 3 D W for gla with keys as wide as values, 3 D m
-    for the GLU, L D for the bounds of the L layers that have them; `hgrn2.layers.kinds` has each kind's in full. Every
-    scan with projections of its own beside the first adds 3 D² (2 D² for hgru1_real), an output gate D², a local
-    convolution of width W D W (D W² for pictures).
+    for the GLU, L D for the lower bounds of the L layers that have them; `hgrn2.layers.kinds` has each kind's in full.
+    Every scan with projections of its own beside the first adds 3 D² (2 D² for hgru1_real), an output gate D², a local
+    convolution of width W D W (D W² for images).
     """
     width, hidden = config.width, config.glu_width
     before = _norm(config.norm, width)
     glu = 3 * width * hidden + (2 * hidden + width if config.glu_bias else 0)
-    bounded = sum(layers for mixer, layers in config.mixer_counts if KINDS[mixer.kind].bounds)
+    with_lower_bound = sum(layers for mixer, layers in config.mixer_counts if KINDS[mixer.kind].lower_bounds)
     return ParameterCount(
         embedding=_around(config),
-        bounds=0 if config.lower_bound == "none" else bounded * width,
+        lower_bounds=0 if config.lower_bound == "none" else with_lower_bound * width,
         final_norm=before if not isinstance(config, ClassifierConfig) or config.head_norm == "tokens" else 0,
         mixers=config.layers * before + sum(n * _mixer(width, mixer) for mixer, n in config.mixer_counts),
         glus=config.layers * (before + glu) if hidden else 0,

@@ -29,13 +29,13 @@ def gate_statistics(model: Any, tokens: Tensor) -> list[GateStatistics]:
     found: list[GateStatistics] = []
     with reading(model):
         model.hidden(tokens, output_state=False, trace=entered)
-        parts = zip(backbone.blocks, entered[:-1], backbone.bounds(), strict=True)
-        for layer, (block, x, bound) in enumerate(parts):
+        parts = zip(backbone.blocks, entered[:-1], backbone.layer_lower_bounds(), strict=True)
+        for layer, (block, x, lower_bound) in enumerate(parts):
             assert isinstance(block, Block)
             mixer: Any = block.mixer
-            log_forget = mixer.log_forget(block.mixer_norm(x), bound)
+            log_forget = mixer.log_forget(block.mixer_norm(x), lower_bound)
             if log_forget is not None:
                 mean = log_forget.float().mean((0, 1))
-                gamma = torch.zeros_like(mean) if bound is None else bound.float()
-                found.append(GateStatistics(gamma.cpu(), mean.cpu(), layer))
+                lower_bound = torch.zeros_like(mean) if lower_bound is None else lower_bound.float()
+                found.append(GateStatistics(lower_bound.cpu(), mean.cpu(), layer))
     return found

@@ -4,8 +4,8 @@ normal        every matrix normal(0, std), std 0.02: hgru2-pytorch's language mo
 scaled_normal the same, projections that write to the residual stream divided by the root of their number (2 L; L in
               models without gated linear units): GPT-2's rule.
 
-Learned positions are normal(0, std). Biases start at 0, norm weights at 1, bound parameters at 1 (hgru2, xmixers; any
-constant gives the same softmax, so layer l starts bounded by l/L), biases of forget gates as `memory` says, HGRN1's
+Learned positions are normal(0, std). Biases start at 0, norm weights at 1, lower-bound parameters at 1 (hgru2, xmixers;
+any constant gives the same softmax, so layer l starts bounded by l/L), biases of forget gates as `memory` says, HGRN1's
 phases at 10000^(-2j/D) (hgru-pytorch), Mamba's steps and rates of decay as published, convolutions uniform within
 1/sqrt(W) as PyTorch's own Conv1d.
 """

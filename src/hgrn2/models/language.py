@@ -67,20 +67,25 @@ class LanguageModel(nn.Module):
         state: ModelState | None = None,
         *,
         cu_seqlens: Tensor | None = None,
-        keep: Tensor | None = None,
+        padding_mask: Tensor | None = None,
         output_state: bool = True,
         inplace: bool = False,
         trace: list[Tensor] | None = None,
     ) -> tuple[Tensor, ModelState | None]:
         """Tokens [B,T], or their embeddings [B,T,D] -> (features before the head [B,T,D], state).
 
-        `cu_seqlens`, `keep` and `inplace` as in `forward`, `trace` as in `Backbone.forward`.
+        `cu_seqlens`, `padding_mask` and `inplace` as in `forward`, `trace` as in `Backbone.forward`.
         """
         self._check(tokens)
         x = tokens if tokens.is_floating_point() else self.embedding(tokens)
         x = x * self.embedding_scale if self.embedding_scale != 1.0 else x
         x = self.dropout(x)
-        options = {"cu_seqlens": cu_seqlens, "keep": keep, "output_state": output_state, "inplace": inplace}
+        options = {
+            "cu_seqlens": cu_seqlens,
+            "padding_mask": padding_mask,
+            "output_state": output_state,
+            "inplace": inplace,
+        }
         return self.backbone(x, state, trace=trace, **options)
 
     def set_recompute(self, what: Recompute) -> None:
@@ -111,7 +116,7 @@ class LanguageModel(nn.Module):
         state: ModelState | None = None,
         *,
         cu_seqlens: Tensor | None = None,
-        keep: Tensor | None = None,
+        padding_mask: Tensor | None = None,
         output_state: bool = True,
         inplace: bool = False,
     ) -> tuple[Tensor, ModelState | None]:
@@ -121,22 +126,28 @@ class LanguageModel(nn.Module):
             tokens: [B,T] integers below vocab_size.
             state: from an earlier call on the same sequences; None starts afresh.
             cu_seqlens: offsets [N+1] of packed documents (B = 1): the state is reset at each; states are [N, ...].
-            keep: [B,T] bool for texts of different lengths; False marks padding, wherever it stands: states, gradients
-                and the logits of other tokens are those of the text without it. Logits at padding mean nothing.
+            padding_mask: [B,T] bool for texts of different lengths; False marks padding, wherever it stands: states,
+                gradients and the logits of other tokens are those of the text without it. Logits at padding mean
+                nothing.
             inplace: the state given may be overwritten; go on with the one returned.
 
         Raises:
             UserError: tokens that are no integers [B,T], or outside the vocabulary (looked at on the CPU only, as a GPU
                 would have to wait), a mask or a state that does not fit.
         """
-        options = {"cu_seqlens": cu_seqlens, "keep": keep, "output_state": output_state, "inplace": inplace}
+        options = {
+            "cu_seqlens": cu_seqlens,
+            "padding_mask": padding_mask,
+            "output_state": output_state,
+            "inplace": inplace,
+        }
         features, state = self.hidden(tokens, state, **options)
         return self.logits(features), state
 
     def loss(
         self, tokens: Tensor, targets: Tensor, *, cu_seqlens: Tensor | None = None, method: LossKind = "auto"
     ) -> Tensor:
-        """Mean cross-entropy in nats a token, computed in float32 (float64 for a float64 model).
+        """Mean cross-entropy in nats/token, computed in float32 (float64 for a float64 model).
 
         Args:
             tokens, targets: [B,T] integers below vocab_size.

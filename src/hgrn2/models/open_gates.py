@@ -2,7 +2,8 @@
 
 With weights around zero a forget gate of HGRN2 or HGRN1 starts at a half, and what a token wrote is gone after two
 more. Nothing links a query to its value then, no gradient opens the gate, and nothing is learned for long
-(docs/mqar.md has numbers). Language models hide this: their upper layers have high bounds, and near tokens teach them.
+(docs/mqar.md has numbers). Language models hide this: their upper layers have high lower bounds, and near tokens teach
+them.
 """
 
 import math
@@ -20,8 +21,8 @@ SHORTEST = 4.0
 
 @torch.no_grad()
 def open_gates(model: nn.Module, memory: float) -> None:
-    """Start forget gates, but for bounds and inputs, at 1 - 1/m; m goes from 4 to `memory` over the channels of a head
-    (of the layer, for HGRN1), evenly in its logarithm. Other models are left as they are."""
+    """Start forget gates, but for lower bounds and inputs, at 1 - 1/m; m goes from 4 to `memory` over the channels of a
+    head (of the layer, for HGRN1), evenly in its logarithm. Other models are left as they are."""
     for mixer in model.modules():
         if isinstance(mixer, (HGRU2, HGRU1)):
             _start(mixer.in_proj, _logits(_memories(mixer, memory)))

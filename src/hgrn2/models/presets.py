@@ -88,9 +88,10 @@ def _wikitext103(kind: str) -> ModelConfig:
 def _scaling_laws(layers: int, width: int, glu_width: int) -> ModelConfig:
     """Shapes of "Scaling Laws for Linear Complexity Language Models" (arXiv 2406.16690), by the authors of HGRN2.
 
-    Its counts without embeddings (20.5 to 6476.1 M) come out to the digit with norms without weights and with bounds,
-    as in the authors' own language model (hgru2-pytorch), whose GLU has no activation; its names (70M, …) fit tied
-    embeddings. At 1B the table prints a hidden width of 5632, which contradicts its own count; 4096 agrees with it.
+    Its counts without embeddings (20.5 to 6476.1 M) come out to the digit with norms without weights and with lower
+    bounds, as in the authors' own language model (hgru2-pytorch), whose GLU has no activation; its names (70M, …) fit
+    tied embeddings. At 1B the table prints a hidden width of 5632, which contradicts its own count; 4096 agrees with
+    it.
     """
     return ModelConfig(
         vocab_size=100280,

@@ -50,41 +50,41 @@ class SequenceClassifier(nn.Module):
         """Which activations a training step keeps; see `Backbone.set_recompute`."""
         self.backbone.set_recompute(what)
 
-    def hidden(self, inputs: Tensor, keep: Tensor | None = None, *, shape: Shape | None = None) -> Tensor:
+    def hidden(self, inputs: Tensor, padding_mask: Tensor | None = None, *, shape: Shape | None = None) -> Tensor:
         """Features [B,T,D] ([2B,T,D] for pairs: first and second of a pair side by side) before the head."""
         if self.config.pair:
-            inputs, keep = inputs.flatten(0, 1), None if keep is None else keep.flatten(0, 1)
+            inputs, padding_mask = inputs.flatten(0, 1), None if padding_mask is None else padding_mask.flatten(0, 1)
         if self.embedding is not None:
             x = self.embedding(inputs)
         else:
             assert self.input is not None
             x = self.input(inputs.to(self.input.weight.dtype))
         x = self.dropout(self.positions.line(x))
-        x, _ = self.backbone(x, keep=keep, shape=shape, output_state=False)
+        x, _ = self.backbone(x, padding_mask=padding_mask, shape=shape, output_state=False)
         return x
 
-    def forward(self, inputs: Tensor, keep: Tensor | None = None, *, shape: Shape | None = None) -> Tensor:
+    def forward(self, inputs: Tensor, padding_mask: Tensor | None = None, *, shape: Shape | None = None) -> Tensor:
         """Logits [B,classes].
 
         Args:
             inputs: ids [B,T] below vocab_size, or real vectors [B,T,channels]; with an axis of 2 after B for pairs.
             keep: bool, [B,T] or [B,2,T]; False marks padding, wherever it stands: the logits are those without it. A
                 learned position is that of the place in the padded row, so pad on the right with them.
-            shape: (height, width) of the picture that a sequence is, for mixers of a 2-D direction.
+            shape: (height, width) of the image that a sequence is, for mixers of a 2-D direction.
 
         Raises:
             UserError: axes, channels or a mask that do not fit, a sequence longer than its positions.
         """
-        self._check(inputs, keep)
-        x = self.hidden(inputs, keep, shape=shape)
-        return self.head(x.unflatten(0, (-1, 2)) if self.config.pair else x, keep)
+        self._check(inputs, padding_mask)
+        x = self.hidden(inputs, padding_mask, shape=shape)
+        return self.head(x.unflatten(0, (-1, 2)) if self.config.pair else x, padding_mask)
 
     def loss(
-        self, inputs: Tensor, labels: Tensor, keep: Tensor | None = None, *, shape: Shape | None = None,
+        self, inputs: Tensor, labels: Tensor, padding_mask: Tensor | None = None, *, shape: Shape | None = None,
         label_smoothing: float = 0.0,
     ) -> Tensor:  # fmt: skip
         """Mean cross-entropy in nats, in float32; labels [B] of class numbers."""
-        return cross_entropy(self(inputs, keep, shape=shape), labels, label_smoothing)
+        return cross_entropy(self(inputs, padding_mask, shape=shape), labels, label_smoothing)
 
     def check_tokens(self, tokens: Tensor) -> None:
         """Refuse ids outside the vocabulary, which the embedding would read out of bounds; reads device memory."""
@@ -92,8 +92,8 @@ class SequenceClassifier(nn.Module):
             bad = int(tokens.max()) if int(tokens.max()) >= self.config.vocab_size else int(tokens.min())
             raise UserError(f"token id {bad} is outside the vocabulary of {self.config.vocab_size}")
 
-    def _check(self, inputs: Tensor, keep: Tensor | None) -> None:
-        check_tensors(inputs=inputs, keep=keep)
+    def _check(self, inputs: Tensor, padding_mask: Tensor | None) -> None:
+        check_tensors(inputs=inputs, padding_mask=padding_mask)
         config, ids = self.config, self.embedding is not None
         axes = 2 + config.pair + (not ids)
         fits = inputs.dim() == axes and (not config.pair or inputs.shape[1] == 2) and inputs.shape[axes - 1] != 0
@@ -106,9 +106,11 @@ class SequenceClassifier(nn.Module):
         if ids:
             check_ids(inputs, config.vocab_size)
         steps = inputs.shape if ids else inputs.shape[:-1]
-        if keep is not None and (keep.shape != steps or keep.dtype != torch.bool):
-            kind = str(keep.dtype).removeprefix("torch.")
-            raise UserError(f"keep must be {list(steps)} bool, one value a step; got {list(keep.shape)} {kind}")
+        if padding_mask is not None and (padding_mask.shape != steps or padding_mask.dtype != torch.bool):
+            kind = str(padding_mask.dtype).removeprefix("torch.")
+            raise UserError(
+                f"padding_mask must be {list(steps)} bool, one value per step; got {list(padding_mask.shape)} {kind}"
+            )
 
 
 def head_norm(config: ClassifierConfig) -> Norm | None:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from hgrn2.errors import UserError
 from hgrn2.settings import shown
 
-OPTIONAL = ("lower_bound", "state", "slots", "cu_seqlens", "keep")
+OPTIONAL = ("lower_bound", "state", "slots", "cu_seqlens", "padding_mask")
 
 
 def check_tensors(**tensors: Any) -> None:

@@ -81,12 +81,12 @@ class SlicedOperators(Operators):
     @untraced
     def short_conv(self, *tensors: Any, output_state: bool) -> tuple[Tensor, Tensor | None]:
         """As `layers.short_conv`."""
-        x, weight, past, cu_seqlens, keep = tensors
+        x, weight, past, cu_seqlens, padding_mask = tensors
         if weight is None:
             return x, None
         part, taps = self.slice(x, cu_seqlens), weight.shape[-1] - 1
         own = part.own(past)
-        sent = self._sent_inputs(x, keep, part, taps, own)
+        sent = self._sent_inputs(x, padding_mask, part, taps, own)
         arriving = x.new_zeros(sent.shape[1], taps, x.shape[2])
         for one in sent[: part.rank]:
             arriving = _pushed(arriving, one[..., :-1], one[:, 0, -1].detach().long())
@@ -95,15 +95,17 @@ class SlicedOperators(Operators):
             rows = x.shape[0] if part.documents is None else len(part.documents)
             rest = own if own is not None else x.new_zeros(rows, taps, x.shape[2])
             start = arriving if part.documents is None else torch.cat((arriving, rest[1:].to(arriving.dtype)))
-        y, final = short_conv(x, weight, start, part.cu_seqlens, keep, output_state=output_state)
+        y, final = short_conv(x, weight, start, part.cu_seqlens, padding_mask, output_state=output_state)
         count, y = None if past is None else len(past), connected(y, sent)
         return y, scan.ended(final, part, self.group, count) if final is not None else None
 
-    def _sent_inputs(self, x: Tensor, keep: Tensor | None, part: Slice, taps: int, own: Tensor | None) -> Tensor:
+    def _sent_inputs(
+        self, x: Tensor, padding_mask: Tensor | None, part: Slice, taps: int, own: Tensor | None
+    ) -> Tensor:
         """Of every process the last W-1 inputs of the sequences that leave its slice, and how many of them are its own
         [R,B or 1,W-1,D+1]."""
         last = slice(part.last_begin if part.leaves else 0, part.tokens)
-        tail, count = last_inputs(x[:, last], None if keep is None else keep[:, last], taps)
+        tail, count = last_inputs(x[:, last], None if padding_mask is None else padding_mask[:, last], taps)
         if not part.through:  # what was before does not matter: the sequences begin here
             begun = None if part.enters and part.documents is None else own
             if begun is not None:
@@ -113,7 +115,7 @@ class SlicedOperators(Operators):
 
     @untraced
     def attend(
-        self, attention: Attention, qkv: Tensor, *, cu_seqlens: Tensor | None, state: Any, keep: Tensor | None,
+        self, attention: Attention, qkv: Tensor, *, cu_seqlens: Tensor | None, state: Any, padding_mask: Tensor | None,
         output_state: bool,
     ) -> tuple[Tensor, None]:  # fmt: skip
         """As `Attention.attend`, without a state: every process gathers all keys and values.
@@ -124,7 +126,7 @@ class SlicedOperators(Operators):
         if state is not None or output_state:
             raise UserError("attention over slices of a sequence carries no state: call with output_state=False")
         part = self.slice(qkv, cu_seqlens)
-        kept = None if keep is None else all_gather(keep, self.group).transpose(0, 1).flatten(1)
+        kept = None if padding_mask is None else all_gather(padding_mask, self.group).transpose(0, 1).flatten(1)
         places, first = _places(part, qkv, cu_seqlens, kept)
         here = slice(part.rank * part.tokens, (part.rank + 1) * part.tokens)
         q, k, v = attention.turned(qkv, places[:, here])
@@ -143,15 +145,15 @@ class SlicedOperators(Operators):
         return torch.cat(outputs, 1), None
 
 
-def last_inputs(x: Tensor, keep: Tensor | None, taps: int) -> tuple[Tensor, Tensor]:
+def last_inputs(x: Tensor, padding_mask: Tensor | None, taps: int) -> tuple[Tensor, Tensor]:
     """The last `taps` inputs that are kept of x [B,T,D], with zeros before them [B,taps,D], and their number [B]."""
-    if keep is None:
+    if padding_mask is None:
         found = min(taps, x.shape[1])
         tail = nn.functional.pad(x[:, x.shape[1] - found :], (0, 0, taps - found, 0))
         return tail, torch.full((x.shape[0],), found, device=x.device)
-    from_end = keep.flip(1).cumsum(1).flip(1)
+    from_end = padding_mask.flip(1).cumsum(1).flip(1)
     wanted = torch.arange(taps, 0, -1, device=x.device)[:, None]
-    chosen = keep.unsqueeze(1) & (from_end.unsqueeze(1) == wanted)  # [B,taps,T]
+    chosen = padding_mask.unsqueeze(1) & (from_end.unsqueeze(1) == wanted)  # [B,taps,T]
     rows = torch.arange(x.shape[0], device=x.device)[:, None]
     picked = x[rows, chosen.to(torch.uint8).argmax(-1)]
     return picked.masked_fill(~chosen.any(-1, keepdim=True), 0), from_end[:, 0].clamp_max(taps)

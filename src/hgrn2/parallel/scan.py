@@ -64,7 +64,7 @@ class Scan:
 
 
 def hgru2(
-    q: Tensor, f: Tensor, i: Tensor, bound: Tensor | None, *, heads: int, input_activation: str | None = None,
+    q: Tensor, f: Tensor, i: Tensor, lower_bound: Tensor | None, *, heads: int, input_activation: str | None = None,
     output_activation: str | None = "silu", scale: float = 1.0, **options: Any,
 ) -> Scan:  # fmt: skip
     """`ops.hgru2`."""
@@ -75,22 +75,22 @@ def hgru2(
     def by_heads(x: Tensor) -> Tensor:
         return x.to(work).unflatten(-1, (heads, -1))
 
-    def gates_of(f: Tensor, bound: Tensor | None) -> Any:
-        return gates(by_heads(f), None if bound is None else by_heads(bound))
+    def gates_of(f: Tensor, lower_bound: Tensor | None) -> Any:
+        return gates(by_heads(f), None if lower_bound is None else by_heads(lower_bound))
 
-    def forward(q: Tensor, f: Tensor, i: Tensor, bound: Tensor | None, tokens: slice) -> Summary:
-        opened = gates_of(f[:, tokens], bound)
+    def forward(q: Tensor, f: Tensor, i: Tensor, lower_bound: Tensor | None, tokens: slice) -> Summary:
+        opened = gates_of(f[:, tokens], lower_bound)
         return _written(opened.log_forget, opened.key, activate(by_heads(i[:, tokens]), into))
 
-    def backward(q: Tensor, f: Tensor, i: Tensor, bound: Tensor | None, grad: Tensor, tokens: slice) -> Summary:
+    def backward(q: Tensor, f: Tensor, i: Tensor, lower_bound: Tensor | None, grad: Tensor, tokens: slice) -> Summary:
         query = scale * activate(by_heads(q[:, tokens]), out)
-        return _read(gates_of(f[:, tokens], bound).log_forget, query, by_heads(grad[:, tokens]))
+        return _read(gates_of(f[:, tokens], lower_bound).log_forget, query, by_heads(grad[:, tokens]))
 
     def run(*tensors: Any, **more: Any) -> Any:
         return ops.hgru2(*tensors, scale=scale, **given, **options, **more)
 
     shape = (heads, q.shape[2] // heads, i.shape[2] // heads)
-    return Scan((q, f, i, bound), shape, run, _in_pieces(forward), _in_pieces(backward, back=True), work)
+    return Scan((q, f, i, lower_bound), shape, run, _in_pieces(forward), _in_pieces(backward, back=True), work)
 
 
 def gated_outer_scan(q: Tensor, k: Tensor, v: Tensor, log_f: Tensor, *, scale: float = 1.0, **options: Any) -> Scan:

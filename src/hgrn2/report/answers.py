@@ -1,4 +1,4 @@
-"""What a classifier said of some pictures, as a part of a run's page; the pictures lie in the page itself."""
+"""What a classifier said of some images, as a part of a run's page; the images lie in the page itself."""
 
 import base64
 from dataclasses import dataclass
@@ -11,11 +11,11 @@ from hgrn2.report import page
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """A picture that the model was asked about."""
+    """An image that the model was asked about."""
 
-    picture: np.ndarray
+    image: np.ndarray
     """uint8 [H,W,1] or [H,W,3]."""
-    truth: str
+    label: str
     """Its class."""
     guess: str
     """The class that the model finds likeliest."""
@@ -24,25 +24,25 @@ class Answer:
 
     @property
     def right(self) -> bool:
-        return self.guess == self.truth
+        return self.guess == self.label
 
 
 def answers(found: list[Answer]) -> str:
-    """Markup: the pictures in rows, each with the model's answer, and with the truth where that is another."""
+    """Markup: the images in rows, each with the model's answer, and with the true class where that is another."""
     if not found:
         return ""
     right = sum(one.right for one in found)
-    legend = f"{right} of these {len(found)} held-out pictures are named right; with the probability of the answer."
+    legend = f"{right} of these {len(found)} held-out images are named right; with the probability of the answer."
     return page.paragraph(page.text(legend), "sub") + f'<div class="answers">{"".join(map(_one, found))}</div>'
 
 
 def _one(answer: Answer) -> str:
-    source = base64.b64encode(png_bytes(answer.picture)).decode()
+    source = base64.b64encode(png_bytes(answer.image)).decode()
     said = page.text(f"{answer.guess} {answer.chance:.0%}")
-    truth = "" if answer.right else f"<br><b>{page.text(f'is {answer.truth}')}</b>"
-    words = page.text(f"a picture of the class {answer.truth}, taken for {answer.guess}")
+    label = "" if answer.right else f"<br><b>{page.text(f'is {answer.label}')}</b>"
+    words = page.text(f"an image of the class {answer.label}, taken for {answer.guess}")
     kind = "right" if answer.right else "wrong"
     return (
         f'<figure class="{kind}"><img src="data:image/png;base64,{source}" alt="{words}">'
-        f"<figcaption>{said}{truth}</figcaption></figure>"
+        f"<figcaption>{said}{label}</figcaption></figure>"
     )

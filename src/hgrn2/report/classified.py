@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NAMED = 24
-"""Classes of which a picture can name each; of more the confusion matrix has no names."""
+"""Classes of which a figure can name each; of more the confusion matrix has no names."""
 LISTED = 200
 """Classes in the table, those with the lowest accuracy first where there are more."""
 CAPTIONS = {
@@ -40,7 +40,7 @@ class Classified:
 
 
 def plans(metrics: list[dict[str, Any]], found: Classified) -> "dict[str, Callable[[], Figure]]":
-    """The pictures that can be drawn, by name."""
+    """The figures that can be drawn, by name."""
     evals = [record for record in metrics if record["kind"] == "eval" and record.get("accuracy") is not None]
     drawn: dict[str, Callable[[], Figure]] = {"confusion": lambda: _confusion(found)}
     if evals:

@@ -1,4 +1,4 @@
-"""The pictures of a run report: curves of the run, and the time scales of the forget gates by layer."""
+"""The figures of a run report: curves of the run, and the time scales of the forget gates by layer."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -10,7 +10,7 @@ import numpy as np
 
 from hgrn2.errors import UserError
 from hgrn2.report import plotting
-from hgrn2.report.plotting import BLUE, GREEN, ORANGE, RAW, SMALL, WIDE, Picture, smooth, thin
+from hgrn2.report.plotting import BLUE, GREEN, ORANGE, RAW, SMALL, WIDE, SavedFigure, smooth, thin
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,9 +33,9 @@ class LayerGates:
     """From 0; in a stack of several kinds of mixers some layers have no gates."""
 
     def __post_init__(self) -> None:
-        bound, log_forget = np.asarray(self.lower_bound), np.asarray(self.mean_log_forget)
-        if bound.ndim != 1 or bound.shape != log_forget.shape or bound.size == 0:
-            raise UserError(f"gates need two vectors of one length, not {bound.shape} and {log_forget.shape}")
+        lower_bound, log_forget = np.asarray(self.lower_bound), np.asarray(self.mean_log_forget)
+        if lower_bound.ndim != 1 or lower_bound.shape != log_forget.shape or lower_bound.size == 0:
+            raise UserError(f"gates need two vectors of one length, not {lower_bound.shape} and {log_forget.shape}")
 
     def time_scales(self) -> np.ndarray:
         """τ = -1 / mean log f in tokens, [D]: the time in which a channel fades to 1/e of what it held."""
@@ -64,8 +64,8 @@ def _time_scale(log_forget: np.ndarray) -> np.ndarray:
 def draw(
     folder: Path, metrics: list[dict[str, Any]], gates: list[LayerGates] | None,
     more: "dict[str, Callable[[], Figure]] | None" = None,
-) -> dict[str, Picture]:  # fmt: skip
-    """Draw what the data allow into `folder`/NAME.png and return the pictures by name; `more` are drawn besides.
+) -> dict[str, SavedFigure]:  # fmt: skip
+    """Draw what the data allow into `folder`/NAME.png and return the figures by name; `more` are drawn besides.
 
     Raises ImportError where matplotlib is missing.
     """
@@ -149,7 +149,8 @@ def _small(steps: list[dict[str, Any]], field: str, label: str, colour: str, log
 
 
 def time_scales(gates: list[LayerGates]) -> "Figure":
-    """Half violins by layer: to the right the time scales measured, to the left those that the bound guarantees."""
+    """Half violins by layer: to the right the time scales measured, to the left those that the lower bound
+    guarantees."""
     figure, axes = plotting.new_axes(WIDE)
     for gate in gates:
         sides = ((1, gate.time_scales(), BLUE), (-1, gate.guaranteed(), ORANGE))

@@ -1,7 +1,7 @@
-"""How pictures are drawn and saved, whatever they show: colours, axes, ticks, curves of many points.
+"""How figures are drawn and saved, whatever they show: colours, axes, ticks, curves of many points.
 
-A picture is saved twice: as a PNG file, and as SVG text whose ink and series colours are CSS variables, so that one
-picture fits a light and a dark page. Series colours are from the Okabe-Ito set, told apart by colour-blind readers too.
+A figure is saved twice: as a PNG file, and as SVG text whose ink and series colours are CSS variables, so that one
+figure fits a light and a dark page. Series colours are from the Okabe-Ito set, told apart by colour-blind readers too.
 matplotlib (extra `plot`) is imported inside functions only.
 """
 
@@ -35,18 +35,18 @@ _MAX_POINTS = 1500  # of a curve: more cannot be seen and only makes the page he
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A picture as SVG text for a page, and its name (that of its PNG file without the ending)."""
+class SavedFigure:
+    """A figure as SVG text for a page, and its name (that of its PNG file without the ending)."""
 
     name: str
     svg: str
 
 
 def style() -> dict[Any, Any]:
-    """matplotlib settings (keys are its own literal type) for all pictures."""
+    """matplotlib settings (keys are its own literal type) for all figures."""
     return {
         "font.family": "sans-serif",
-        "font.sans-serif": ["DejaVu Sans"],  # shipped with matplotlib: the same picture on every machine
+        "font.sans-serif": ["DejaVu Sans"],  # shipped with matplotlib: the same figure on every machine
         "font.size": 9.5,
         "text.color": INK,
         "axes.labelcolor": INK,
@@ -68,8 +68,8 @@ def style() -> dict[Any, Any]:
     }
 
 
-def save(figure: "Figure", folder: Path, name: str) -> Picture:
-    """Write `folder`/`name`.png and return the same picture as SVG text for a page."""
+def save(figure: "Figure", folder: Path, name: str) -> SavedFigure:
+    """Write `folder`/`name`.png and return the same figure as SVG text for a page."""
     with atomic_path(folder / f"{name}.png") as temporary:
         figure.savefig(temporary, format="png", dpi=160, facecolor="white")
     text = io.StringIO()
@@ -80,13 +80,13 @@ def save(figure: "Figure", folder: Path, name: str) -> Picture:
     svg = re.sub(r"<metadata>.*?</metadata>|<defs>\s*<style.*?</style>\s*</defs>", "", svg, flags=re.DOTALL)
     # Coordinates only (never the text of a label): a hundredth of a unit cannot be seen.
     svg = re.sub(r' (?:d|x|y|transform)="[^"]*"', lambda match: re.sub(r"(\.\d\d)\d+", r"\1", match[0]), svg)
-    # Ids are shared by all pictures of a page: without a prefix one picture would use another's clip paths.
+    # Ids are shared by all figures of a page: without a prefix one figure would use another's clip paths.
     svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", svg)
     svg = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", svg)
     for colour, variable in _VARIABLES.items():
         svg = svg.replace(colour, f"var(--{variable})")
     svg = re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', r"<svg \1>", svg, count=1)
-    return Picture(name, svg.strip())
+    return SavedFigure(name, svg.strip())
 
 
 def new_axes(size: tuple[float, float]) -> "tuple[Figure, Axes]":

@@ -1,7 +1,7 @@
 """What a run came to, on one page: `report.html` in the run folder, readable without a network and without scripts.
 
-Everything that came from outside (texts a model wrote, names, settings) is escaped; pictures are SVG text in the page
-and PNG files beside it. Without matplotlib the page has the same numbers in tables, and says how to get the pictures.
+Everything that came from outside (texts a model wrote, names, settings) is escaped; figures are SVG text in the page
+and PNG files beside it. Without matplotlib the page has the same numbers in tables, and says how to get the figures.
 """
 
 import math
@@ -16,7 +16,7 @@ from hgrn2.report import page
 from hgrn2.report.answers import Answer, answers
 from hgrn2.report.classified import CAPTIONS, Classified, by_class, plans
 from hgrn2.report.figures import LayerGates, draw, layer_gates
-from hgrn2.report.plotting import Picture
+from hgrn2.report.plotting import SavedFigure
 from hgrn2.units import duration, number, short
 
 __all__ = ["LayerGates", "Sample", "layer_gates", "write_report"]
@@ -80,7 +80,7 @@ def write_report(
             plain values are shown as facts.
         samples: texts to show.
         gates: forget gates by layer, from the embedding up; None where there are none.
-        seen: pictures with what a classifier said of them.
+        seen: images with what a classifier said of them.
         classified: what a classifier came to; its report speaks of accuracy.
 
     Each file is written whole or not at all.
@@ -88,11 +88,11 @@ def write_report(
     run_folder = Path(run_folder)
     try:
         more = plans(metrics, classified) if classified else {}
-        pictures, note = draw(run_folder / "figures", metrics, gates, more), ""
+        figures, note = draw(run_folder / "figures", metrics, gates, more), ""
     except ImportError:
-        pictures = {}
+        figures = {}
         note = page.paragraph(
-            "Pictures need matplotlib: <code>pip install 'hgrn2[plot]'</code>, then write the report again.", "note"
+            "Figures need matplotlib: <code>pip install 'hgrn2[plot]'</code>, then write the report again.", "note"
         )
     parts = [
         f"<h1>{page.text(run_folder.resolve().name)}</h1>",
@@ -100,16 +100,16 @@ def write_report(
         page.section("On held-out examples" if classified else "On held-out text", _headline(summary, metrics)),
         page.facts(_plain_facts(summary)),
         note,
-        page.section("Accuracy", _figure(pictures, "accuracy", CAPTIONS)),
-        page.section("Classes", _figure(pictures, "confusion", CAPTIONS) + by_class(classified)) if classified else "",
+        page.section("Accuracy", _figure(figures, "accuracy", CAPTIONS)),
+        page.section("Classes", _figure(figures, "confusion", CAPTIONS) + by_class(classified)) if classified else "",
         page.section(
             "Loss",
-            _figure(pictures, "loss", CAPTIONS if classified else _CAPTIONS) + _evaluations(metrics, not pictures),
+            _figure(figures, "loss", CAPTIONS if classified else _CAPTIONS) + _evaluations(metrics, not figures),
         ),
-        page.section("On the way", _curves(pictures, metrics)),
-        page.section("Time scales of the forget gates", _gates(pictures, gates) if gates else ""),
+        page.section("On the way", _curves(figures, metrics)),
+        page.section("Time scales of the forget gates", _gates(figures, gates) if gates else ""),
         page.section("Samples", _samples(samples)),
-        page.section("What it says of pictures", answers(seen or [])),
+        page.section("Predictions on held-out images", answers(seen or [])),
         page.section(
             "Settings", page.facts(_chosen_settings(config)) + page.details("all settings", page.as_json(config))
         ),
@@ -226,15 +226,15 @@ def _evaluations(metrics: list[dict[str, Any]], open_: bool) -> str:
     return page.details(f"held-out measurements ({len(rows)})", page.table(head, rows, numeric=True), open_)
 
 
-def _curves(pictures: dict[str, Picture], metrics: list[dict[str, Any]]) -> str:
-    small = "".join(_figure(pictures, name) for name in ("late_loss", "learning_rate", "gradient_norm", "speed"))
+def _curves(figures: dict[str, SavedFigure], metrics: list[dict[str, Any]]) -> str:
+    small = "".join(_figure(figures, name) for name in ("late_loss", "learning_rate", "gradient_norm", "speed"))
     events = [r for r in metrics if r["kind"] == "event"][-_EVENTS:]
     rows = [[f"{r['step']:,}", duration(r["elapsed_s"]), r["text"]] for r in events]
     listed = page.details(f"events ({len(rows)})", page.table(["step", "time", "event"], rows)) if rows else ""
     return (f'<div class="pair">{small}</div>' if small else "") + listed
 
 
-def _gates(pictures: dict[str, Picture], gates: list[LayerGates]) -> str:
+def _gates(figures: dict[str, SavedFigure], gates: list[LayerGates]) -> str:
     head = ["layer", "τ of 5 %", "median τ", "τ of 95 %", "guaranteed, median"]
     rows = []
     for gate in gates:
@@ -247,8 +247,8 @@ def _gates(pictures: dict[str, Picture], gates: list[LayerGates]) -> str:
                 number(promised, 1) if promised else "–",
             ]
         )
-    picture = _figure(pictures, "gates") or page.paragraph(page.text(_CAPTIONS["gates"].partition(" Shapes")[0]), "sub")
-    return picture + page.details("time scales in tokens, by layer", page.table(head, rows, numeric=True), not pictures)
+    figure = _figure(figures, "gates") or page.paragraph(page.text(_CAPTIONS["gates"].partition(" Shapes")[0]), "sub")
+    return figure + page.details("time scales in tokens, by layer", page.table(head, rows, numeric=True), not figures)
 
 
 def _samples(samples: list[Sample]) -> str:
@@ -267,9 +267,9 @@ def _subtitle(environment: dict[str, Any]) -> str:
     return " · ".join(str(part) for part in known if part)
 
 
-def _figure(pictures: dict[str, Picture], name: str, captions: dict[str, str] = _CAPTIONS) -> str:
-    if name not in pictures:
+def _figure(figures: dict[str, SavedFigure], name: str, captions: dict[str, str] = _CAPTIONS) -> str:
+    if name not in figures:
         return ""
     caption = page.text(captions[name])
-    svg = pictures[name].svg.replace("<svg", f'<svg role="img" aria-label="{caption}"', 1)
+    svg = figures[name].svg.replace("<svg", f'<svg role="img" aria-label="{caption}"', 1)
     return f"<figure>{svg}<figcaption>{caption}</figcaption></figure>"

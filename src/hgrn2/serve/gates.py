@@ -22,13 +22,15 @@ def memory_lengths(
     """
     found: list[Tensor | None] = []
     backbone: Any = model.backbone
-    for block, x, bound, past in zip(backbone.blocks, entered, backbone.bounds(), convolved, strict=False):
+    for block, x, lower_bound, past in zip(
+        backbone.blocks, entered, backbone.layer_lower_bounds(), convolved, strict=False
+    ):
         mixer: Any = block.mixer
         log_forget = getattr(mixer, "log_forget", None)
         if log_forget is None:
             found.append(None)
             continue
-        logs = log_forget(block.mixer_norm(x), bound, past)
+        logs = log_forget(block.mixer_norm(x), lower_bound, past)
         found.append(None if logs is None else lengths(logs[:, 0], getattr(mixer, "heads", 1)))
     return found
 

@@ -14,12 +14,14 @@ from hgrn2.serve.gates import LONGEST
 def remembered(model: LanguageModel, snapshot: Snapshot) -> dict[str, Any]:
     """Norm and rank of every head, and the lower bounds of the gates, layer by layer."""
     layers = []
-    bounds = model.backbone.bounds()
-    for n, (mixer, state, bound) in enumerate(zip(model.backbone.mixers, snapshot.state.layers, bounds, strict=True)):
+    bounds = model.backbone.layer_lower_bounds()
+    for n, (mixer, state, lower_bound) in enumerate(
+        zip(model.backbone.mixers, snapshot.state.layers, bounds, strict=True)
+    ):
         recurrent = state.recurrent[0].detach().to("cpu")
         layers.append({
             "layer": n, "kind": mixer.kind, "shape": list(recurrent.shape), "norm": _number(_norm(recurrent)),
-            **_bounds(bound), "heads": None if recurrent.dim() != 3 else _heads(recurrent),
+            **_lower_bounds(lower_bound), "heads": None if recurrent.dim() != 3 else _heads(recurrent),
         })  # fmt: skip
     return {"tokens": snapshot.tokens, "layers": layers}
 
@@ -49,13 +51,13 @@ def _heads(matrices: Tensor) -> list[dict[str, float]]:
     ]
 
 
-def _bounds(bound: Tensor | None) -> dict[str, Any]:
-    if bound is None:
+def _lower_bounds(lower_bound: Tensor | None) -> dict[str, Any]:
+    if lower_bound is None:
         none = {"low": 0.0, "mean": 0.0, "high": 0.0}
         return {"lower_bound": none, "least_memory": none}
-    gamma = bound.detach().double().cpu()
-    least = (-1 / gamma.log()).clamp(0, LONGEST)
-    return {"lower_bound": _spread(gamma), "least_memory": _spread(least)}
+    lower_bound = lower_bound.detach().double().cpu()
+    least = (-1 / lower_bound.log()).clamp(0, LONGEST)
+    return {"lower_bound": _spread(lower_bound), "least_memory": _spread(least)}
 
 
 def _spread(values: Tensor) -> dict[str, float]:

@@ -175,7 +175,7 @@ def is_loopback(host: str) -> bool:
 
 
 def read_keys(path: Path | None) -> tuple[str, ...]:
-    """Keys of a file, one a line (lines that begin with # are none), and that of the environment."""
+    """Keys of a file, one per line (lines that begin with # are none), and that of the environment."""
     lines = [] if path is None else read_text(path, MIB).splitlines()
     keys = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
     keys += [key for key in [os.environ.get(KEY_VARIABLE, "").strip()] if key]

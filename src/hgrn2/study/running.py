@@ -116,7 +116,7 @@ def run_arm(study: Study, arm: Arm, place: Place, rows: Sequence[Row], view: Vie
 
 
 def speed(rows: Sequence[Row], device: str) -> float | None:
-    """Median tokens a second of an arm's runs on this kind of device; None where there were none."""
+    """Median tokens/s of an arm's runs on this kind of device; None where there were none."""
     found = [row.details["tokens_per_s"] for row in rows
              if row.details.get("device") == device and row.details.get("tokens_per_s")]  # fmt: skip
     return statistics.median(found) if found else None

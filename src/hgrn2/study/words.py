@@ -140,7 +140,7 @@ def _limits(group: Group) -> list[str]:
     row = group.entries[0].best[0]
     per = group.tokens / row.details["parameters"]
     found = [
-        f"anything about other sizes or longer training: these are {title(group)}, {per:.2g} tokens a parameter; the "
+        f"anything about other sizes or longer training: these are {title(group)}, {per:.2g} tokens per parameter; the "
         "paper's claim is about 1 to 3 B parameters and 100 B tokens",
         "speed: arms were not timed beside each other, and their kernels are not equally good",
         "recall and long texts, which this loss hardly asks for ([recall](mqar.md))",

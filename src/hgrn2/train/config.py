@@ -30,7 +30,7 @@ class OptimConfig:
     final_lr_ratio: float = 0.1
     """Where cosine and linear end, as a share of the peak."""
     weight_decay: float = 0.1
-    """On matrices; never on norms, biases, bounds, phases and convolutions."""
+    """On matrices; never on norms, biases, lower bounds, phases and convolutions."""
     beta1: float = 0.9
     """Decay of AdamW's mean of gradients."""
     beta2: float = 0.95

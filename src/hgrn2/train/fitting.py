@@ -17,8 +17,8 @@ def check_run(
 ) -> None:  # fmt: skip
     """Refuse a run that surely does not fit.
 
-    Counted are weights, gradients and one running mean of them (12 bytes a parameter); token ids and targets of a
-    batch; of one accumulation part what every block keeps at the least (its input, 2 bytes a number), and the logits.
+    Counted are weights, gradients and one running mean of them (12 bytes per parameter); token ids and targets of a
+    batch; of one accumulation part what every block keeps at the least (its input, 2 bytes per number), and the logits.
 
     Args:
         model: its settings.

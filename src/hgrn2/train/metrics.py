@@ -1,4 +1,4 @@
-"""What a run measured, as one JSON object a line: written as it happens, and whole again after any interruption.
+"""What a run measured, as one JSON object per line: written as it happens, and whole again after any interruption.
 
 Three kinds of line:
 

@@ -1,8 +1,8 @@
 """Muon with matrix products in a dtype that the device multiplies natively, and matrices of one shape in one batch.
 
 The update rule, its constants and the names of its states are those of `torch.optim.Muon`, whose checkpoints load here.
-That one multiplies in bfloat16 everywhere, which a processor without bfloat16 units emulates (3.1 s a step of the demo
-rather than 0.05), and one matrix after the other.
+That one multiplies in bfloat16 everywhere, which a processor without bfloat16 units emulates (3.1 s per step of the
+demo rather than 0.05), and one matrix after the other.
 """
 
 import math

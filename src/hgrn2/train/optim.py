@@ -81,7 +81,8 @@ class Optimizers:
 
 
 def _block_matrices(model: nn.Module) -> set[str]:
-    """Weights of linear maps inside blocks: what Muon is for. Embeddings, heads, bounds and convolutions are not."""
+    """Weights of linear maps inside blocks: what Muon is for. Embeddings, heads, lower bounds and convolutions are
+    not."""
     return {
         f"{block_name}.{name}.weight"
         for block_name, block in model.named_modules()

@@ -303,7 +303,7 @@ def compile_blocks(model: nn.Module) -> None:
     backbone = getattr(model, "backbone", None)
     if backbone is None:
         raise UserError("compile_blocks needs a model with blocks of ours; use train.compile for others")
-    # Ids come in batches of many lengths; pictures have one size, for which fixed shapes are built sooner.
+    # Ids come in batches of many lengths; images have one size, for which fixed shapes are built sooner.
     dynamic = True if getattr(model.config, "vocab_size", 0) else None
     for block in backbone.blocks:
         block.compile(dynamic=dynamic)

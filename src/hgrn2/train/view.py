@@ -165,7 +165,7 @@ class TrainView:
             self._say(_finish_line(self.progress, text or "finished"))
 
     def panel(self) -> Panel:
-        """The whole picture, as wide as the console up to 100 columns, as high as it up to 28 rows."""
+        """The whole figure, as wide as the console up to 100 columns, as high as it up to 28 rows."""
         progress, width = self.progress, min(self.console.width, _MAX_WIDTH)
         of = f" of {progress.total_steps:,}" if progress.total_steps and not progress.budget_s else ""
         low, high = _CHART_ROWS

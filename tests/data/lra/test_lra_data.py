@@ -170,9 +170,9 @@ def test_bucketed_batches_visit_everything_once_an_epoch() -> None:
         assert sorted(seen) == list(range(64))
     batch = batches.batch(3)
     assert batch.tokens is not None
-    assert batch.keep is not None
-    assert np.array_equal(batch.keep.sum(1), splits["train"].lengths(batch.indices))
-    assert not batch.tokens[~batch.keep].any()
+    assert batch.padding_mask is not None
+    assert np.array_equal(batch.padding_mask.sum(1), splits["train"].lengths(batch.indices))
+    assert not batch.tokens[~batch.padding_mask].any()
     with pytest.raises(UserError, match="positions"):
         ClassBatches(splits["train"], ClassPlan(batch_size=8, max_length=8, too_long="stop")).batch(0)
 

@@ -1,4 +1,4 @@
-"""Pathfinder: curves that keep apart, labels that only the curves tell, the same pictures for any worker."""
+"""Pathfinder: curves that keep apart, labels that only the curves tell, the same images for any worker."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import pytest
 
 from hgrn2.cli.main import entry
 from hgrn2.data.classes import ImageStream, open_examples, write_examples
-from hgrn2.data.lra.dashed_curves import Dashes, Rooms, grow_distractors, grow_pairs
+from hgrn2.data.lra.dashed_curves import Dashes, FreeSpace, grow_distractors, grow_pairs
 from hgrn2.data.lra.pathfinder import BLOCK, draw_block, make_pathfinder, mark, render
 from hgrn2.data.lra.pathfinder_settings import PRESETS, Pathfinder, levels
 from hgrn2.errors import UserError
@@ -15,11 +15,11 @@ from hgrn2.errors import UserError
 EASY = Pathfinder(dashes=5, distractors=2)
 
 
-def grown(settings: Pathfinder, count: int, seed: int = 0) -> tuple[Rooms, np.ndarray, Dashes, list]:
+def grown(settings: Pathfinder, count: int, seed: int = 0) -> tuple[FreeSpace, np.ndarray, Dashes, list]:
     random = np.random.default_rng(seed)
-    rooms = Rooms(settings, random.integers(len(settings.margins), size=2 * count))
-    rows, curves = grow_pairs(rooms, random, count)
-    return rooms, rows, curves, grow_distractors(rooms, random, rows)
+    spaces = FreeSpace(settings, random.integers(len(settings.margins), size=2 * count))
+    rows, curves = grow_pairs(spaces, random, count)
+    return spaces, rows, curves, grow_distractors(spaces, random, rows)
 
 
 def points(settings: Pathfinder, dashes: Dashes) -> np.ndarray:
@@ -30,14 +30,14 @@ def points(settings: Pathfinder, dashes: Dashes) -> np.ndarray:
 @pytest.mark.parametrize("task", ["pathfinder", "pathx"])
 def test_curves_have_even_gaps_and_keep_clear(task: str) -> None:
     settings = PRESETS[task]()
-    rooms, rows, curves, distractors = grown(settings, 12)
-    margin = rooms.margin[rows]
+    spaces, rows, curves, distractors = grown(settings, 12)
+    margin = spaces.margin[rows]
     gaps = np.linalg.norm(curves.begin[:, :, 1:] - curves[:, :, :-1].along(settings.dash), axis=-1)
     assert (gaps <= 2 * margin[:, None, None] + 1e-6).all()  # two margins long where the curve goes straight on
     assert gaps.mean() > 1.5 * margin.mean()
     starts = np.linalg.norm(curves.begin[:, 0, 0] - curves.begin[:, 1, 0], axis=-1)
     assert np.allclose(starts, settings.start_distance)
-    fine = 1.0 / rooms.fine  # zones are made of cells
+    fine = 1.0 / spaces.fine  # zones are made of cells
     for n, row in enumerate(rows):
         parts = [points(settings, curves[n, 0]), points(settings, curves[n, 1])]
         parts += [points(settings, dashes[list(found).index(row)]) for found, dashes in distractors if row in found]
@@ -56,13 +56,13 @@ def test_curves_have_even_gaps_and_keep_clear(task: str) -> None:
 
 def test_a_failed_curve_leaves_nothing() -> None:
     settings = Pathfinder(dashes=40)  # hardly any curve of that length fits
-    rooms = Rooms(settings, np.zeros(64, dtype=np.int64))
-    before = rooms.taken.copy()
+    spaces = FreeSpace(settings, np.zeros(64, dtype=np.int64))
+    before = spaces.taken.copy()
     random = np.random.default_rng(0)
-    rows, _ = rooms.grow(random, np.arange(64), random.uniform(14, 17, (64, 1, 2)), settings.dashes)
+    rows, _ = spaces.grow(random, np.arange(64), random.uniform(14, 17, (64, 1, 2)), settings.dashes)
     failed = np.delete(np.arange(64), rows)
     assert len(failed) > 32
-    assert np.array_equal(rooms.taken[failed], before[failed])
+    assert np.array_equal(spaces.taken[failed], before[failed])
 
 
 def test_the_label_is_whether_the_dots_share_a_curve() -> None:
@@ -77,7 +77,7 @@ def test_the_label_is_whether_the_dots_share_a_curve() -> None:
     assert 0.3 < labels.mean() < 0.7
 
 
-def test_pictures_say_nothing_by_simple_measures() -> None:
+def test_images_say_nothing_by_simple_measures() -> None:
     """Labels against the dots' distance, the number of lit pixels and their brightness: within 3 deviations."""
     settings, count = Pathfinder(), 3 * BLOCK
     _, _, curves, _ = grown(settings, count)
@@ -115,7 +115,7 @@ def test_a_block_is_the_same_for_any_count_and_workers() -> None:
 
 
 @pytest.mark.parametrize("shown", [{"margins": ()}, {"size": 8}, {"dashes": 1}, {"start_distance": 9.0}, {"dot": 0.0}])
-def test_settings_that_make_no_picture(shown: dict) -> None:
+def test_settings_that_make_no_image(shown: dict) -> None:
     with pytest.raises(UserError, match=next(iter(shown))):
         Pathfinder(**shown)
 
@@ -151,7 +151,7 @@ def test_folder_with_its_sheet(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "takes no --source" in capsys.readouterr().err
 
 
-def test_easier_pictures_come_from_the_easiest_on() -> None:
+def test_easier_images_come_from_the_easiest_on() -> None:
     settings = Pathfinder(dashes=7)
     drawn = levels(settings)
     assert [one.dashes for one in drawn] == [2, 3, 4, 6]
@@ -160,8 +160,8 @@ def test_easier_pictures_come_from_the_easiest_on() -> None:
     made = list(splits["easy"].blocks)
     lit = [float((images > 0).mean()) for images, _ in made]
     assert len(made) == 4
-    assert lit == sorted(lit)  # longer curves light more of a picture
-    assert "512 pictures of shorter curves" in described.origin
+    assert lit == sorted(lit)  # longer curves light more of an image
+    assert "512 images of shorter curves" in described.origin
     assert not np.array_equal(made[0][1], made[1][1])  # every block has its own randomness
 
 

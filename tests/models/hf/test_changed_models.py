@@ -130,13 +130,13 @@ def test_our_own_loss_calls_a_changed_head(make: Callable, tokens: Callable) -> 
     assert abs(float((after - before).detach())) > 1e-2
     refused("method chunked reads the head's weight, and this head", model.loss, ids, ids, method="chunked")
     tied = make("hgru2 conv")
-    truth = tied(ids)[0]
+    expected = tied(ids)[0]
     tied.embedding.register_forward_hook(lambda module, args, output: output.requires_grad_())  # as PEFT does
-    torch.testing.assert_close(tied(ids)[0], truth)
+    torch.testing.assert_close(tied(ids)[0], expected)
     with torch.device("meta"):
         assert LanguageModel(tied.config)(ids.to("meta"))[0].is_meta
     tied.embedding = Wrapper(tied.embedding)
-    refused("the head is tied to an embedding of class Wrapper", tied.logits, truth[..., :16])
+    refused("the head is tied to an embedding of class Wrapper", tied.logits, expected[..., :16])
 
 
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")  # of PEFT
@@ -150,8 +150,8 @@ def test_adapters_and_what_needs_plain_weights(twin: Callable, tokens: Callable,
     model.config.fused_loss = True
     loss = adapted(input_ids=ids, labels=ids).loss
     loss.backward()
-    truth = nn.functional.cross_entropy(adapted(input_ids=ids).logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
-    torch.testing.assert_close(loss, truth)
+    expected = nn.functional.cross_entropy(adapted(input_ids=ids).logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+    torch.testing.assert_close(loss, expected)
     grads = {name: p.grad for name, p in adapted.named_parameters() if "lm_head.lora" in name}
     assert len(grads) == 2
     assert all(float(grad.norm()) > 0 for grad in grads.values())
@@ -243,10 +243,10 @@ def test_an_adapter_folder_brings_its_base(layout: str, twin: Callable, tokens: 
         model.name_or_path = str(tmp_path / "base")  # where PEFT looks
     adapted = peft.get_peft_model(model, peft.LoraConfig(target_modules=["in_proj"], init_lora_weights=False)).eval()
     adapted.save_pretrained(tmp_path / "adapter")
-    truth = adapted(input_ids=tokens(2, 5)).logits
+    expected = adapted(input_ids=tokens(2, 5)).logits
     for kind in (HGRN2ForCausalLM, transformers.AutoModelForCausalLM):
         found = kind.from_pretrained(tmp_path / "adapter").eval()
-        torch.testing.assert_close(found(tokens(2, 5)).logits, truth, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(found(tokens(2, 5)).logits, expected, rtol=1e-5, atol=1e-6)
     tensors = load_file(tmp_path / "base" / "model.safetensors")
     del tensors["lm_head.weight"]
     save_file(tensors, tmp_path / "base" / "model.safetensors", {"format": "pt"})

@@ -70,19 +70,19 @@ def test_loop_chunked_and_cached(
     own, model = twin(name, dtype)
     ids = tokens()
     with torch.no_grad():
-        truth = by_tokens(own, ids)
-        same(own(ids)[0], truth)
-        same(model(ids).logits, truth)
-        same(model(ids, logits_to_keep=3).logits, truth[:, -3:])
-        same(model(ids, logits_to_keep=torch.tensor([0, 7])).logits, truth[:, [0, 7]])
-        same(model(inputs_embeds=model.get_input_embeddings()(ids)).logits, truth)
+        expected = by_tokens(own, ids)
+        same(own(ids)[0], expected)
+        same(model(ids).logits, expected)
+        same(model(ids, logits_to_keep=3).logits, expected[:, -3:])
+        same(model(ids, logits_to_keep=torch.tensor([0, 7])).logits, expected[:, [0, 7]])
+        same(model(inputs_embeds=model.get_input_embeddings()(ids)).logits, expected)
         for cuts in ((1, 28), (13, 1, 1, 14), (29,)):
             cache, found = HGRN2Cache(), []
             for part in ids.split(cuts, 1):
                 output = model(part, past_key_values=cache)
                 assert output.past_key_values is cache
                 found.append(output.logits)
-            same(torch.cat(found, 1), truth)
+            same(torch.cat(found, 1), expected)
             assert cache.get_seq_length() == ids.shape[1]
             assert {x.dtype.to_real() for x in cache.state.tensors().values()} == {dtype}  # pyright: ignore
 
@@ -95,8 +95,8 @@ def test_padded_anywhere_is_alone(name: str, twin: Callable, padded: Callable, s
             ids, mask = padded(rows(), side)
             output = model(ids, attention_mask=mask)
             for n, row in enumerate(rows()):
-                truth, state = own(row[None])
-                same(output.logits[n : n + 1, mask[n].bool()], truth)
+                expected, state = own(row[None])
+                same(output.logits[n : n + 1, mask[n].bool()], expected)
                 same(output.past_key_values.state.select([n]), state)
         ids, mask = padded(rows())
         for n in range(3):  # batch 1
@@ -109,15 +109,15 @@ def test_padded_anywhere_is_alone(name: str, twin: Callable, padded: Callable, s
 def test_generate_is_the_loop_and_batches_are_rows(name: str, twin: Callable, padded: Callable, same: Callable) -> None:
     own, model = twin(name)
     with torch.no_grad():
-        truths = [greedy(own, row) for row in rows()]
-    assert min(margin(seen) for _, seen in truths) > 1e-9
+        expectations = [greedy(own, row) for row in rows()]
+    assert min(margin(seen) for _, seen in expectations) > 1e-9
     ids, mask = padded(rows())
     batch = generated(model, ids, attention_mask=mask)
     uncached = generated(model, ids, attention_mask=mask, use_cache=False)
     pieces = generated(model, ids, attention_mask=mask, prefill_chunk_size=4)
     assert batch.past_key_values.get_seq_length() == ids.shape[1] + NEW - 1
     assert getattr(uncached, "past_key_values", None) is None
-    for n, (row, (text, seen)) in enumerate(zip(rows(), truths, strict=True)):
+    for n, (row, (text, seen)) in enumerate(zip(rows(), expectations, strict=True)):
         alone = generated(model, row[None])
         left = generated(model, ids[n : n + 1], attention_mask=mask[n : n + 1])  # padding at batch 1
         assert torch.equal(alone.sequences[0], text)
@@ -189,8 +189,8 @@ def test_assisted_is_greedy(
     after, longer = found.past_key_values, torch.cat((text, torch.tensor([5])))[None]
     with torch.no_grad():  # the cache that comes back goes on from what it says it has read
         going_on = model(longer[:, after.get_seq_length() :], past_key_values=after).logits[:, -1]
-        truth = own(longer)[0][:, -1]
-    assert float((going_on - truth).abs().max()) < 1e-9 * float(truth.abs().max())
+        expected = own(longer)[0][:, -1]
+    assert float((going_on - expected).abs().max()) < 1e-9 * float(expected.abs().max())
 
 
 def test_a_prompt_as_embeddings(twin: Callable, tokens: Callable) -> None:
@@ -265,10 +265,10 @@ def test_converted(tmp_path: Path, variant: str, shards: int, same: Callable) ->
     tensors = published.randomised(published.shapes(config))
     folder = published.write(tmp_path / "hub", config, tensors, shards)
     model = transformers.AutoModelForCausalLM.from_pretrained(folder)
-    truth = published.logits(config, tensors)
+    expected = published.logits(config, tensors)
     with torch.no_grad():
         found = model.double()(published.TOKENS).logits
-    assert float((found - truth).abs().max()) <= 1e-11 * float(truth.abs().max())
+    assert float((found - expected).abs().max()) <= 1e-11 * float(expected.abs().max())
     model.float().save_pretrained(tmp_path / "ours")
     again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "ours")
     write_fla(tmp_path / "back", again.to_language_model())
@@ -295,11 +295,11 @@ def test_the_exported_graph_is_the_loop(
     own, model = twin(name, torch.float32)
     ids = tokens()
     with torch.no_grad():
-        truth = by_tokens(own, ids)
+        expected = by_tokens(own, ids)
     write(tmp_path / "graph", Loaded(model.to_language_model(), Found(tmp_path), None), OnnxConfig())
     session = Session(tmp_path / "graph" / GRAPH)
     state, found = session.zeros(ids.shape[0]), []
     for part in ids.split((13, 1, 1, 14), 1):
-        logits, state = session(part.numpy(), state, keep=0)
+        logits, state = session(part.numpy(), state, padding_mask=0)
         found.append(torch.from_numpy(logits))
-    same(torch.cat(found, 1), truth)
+    same(torch.cat(found, 1), expected)

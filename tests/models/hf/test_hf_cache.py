@@ -183,12 +183,12 @@ def test_states_of_ones_own_begin_a_text_and_stay_as_they_are(
     with torch.no_grad():
         _, state = own(tokens(1, 9))
         before = state.map(Tensor.clone)
-        truth = model.generate(tokens(1, 9), max_new_tokens=4, do_sample=False, eos_token_id=None)[0, 10:]
+        expected = model.generate(tokens(1, 9), max_new_tokens=4, do_sample=False, eos_token_id=None)[0, 10:]
         first = own(tokens(1, 9))[0][:, -1:].argmax(-1)
         found = [read(model, first, cache := HGRN2Cache(state))]
         for _ in range(2):
             found.append(read(model, found[-1].argmax(-1), cache))
-        assert torch.equal(torch.cat(found, 1).argmax(-1)[0], truth)
+        assert torch.equal(torch.cat(found, 1).argmax(-1)[0], expected)
         same(state, before, 0)
     start = state.map(lambda x: x.clone().requires_grad_())
     model(tokens(1, 5), past_key_values=HGRN2Cache(start), labels=tokens(1, 5)).loss.backward()
@@ -217,7 +217,7 @@ def test_no_step_of_one_holder_reaches_another(
     """Whoever goes on first; with steps written in place, tokens taken back, rows reordered, a cache emptied."""
     own, model = twin("hgru2 conv")
     ids, step = tokens(2, 6), tokens(2, 1, seed=5)
-    truth = own(torch.cat((ids, step), 1))[0][:, -1:]
+    expected = own(torch.cat((ids, step), 1))[0][:, -1:]
 
     def taken(cache: HGRN2Cache) -> HGRN2Cache:
         if take == "set":
@@ -240,7 +240,7 @@ def test_no_step_of_one_holder_reaches_another(
             mover.crop(-1)
         mover.reorder_cache(torch.tensor([1, 1]))
         mover.reset()
-        same(read(model, step, keeper), truth)
+        same(read(model, step, keeper), expected)
 
 
 def test_a_state_that_was_handed_out_stays_and_changes_nothing(

@@ -20,15 +20,15 @@ OF_FLA = [name for name in published.VARIANTS if name.startswith("fla")]
 @pytest.mark.parametrize("name", HGRN)
 def test_every_field_of_ours_survives_the_file(name: str, tmp_path: Path) -> None:
     init = InitConfig(kind="scaled_normal", std=0.01)
-    truth = config_of(name, dropout=0.125, norm_eps=1e-4, init=init)
-    made = HGRN2Config.from_model_config(truth, eos_token_id=3)
-    assert type(made) is (HGRN2Config if truth.mixer.kind == "hgru2" else HGRN1Config)
+    expected = config_of(name, dropout=0.125, norm_eps=1e-4, init=init)
+    made = HGRN2Config.from_model_config(expected, eos_token_id=3)
+    assert type(made) is (HGRN2Config if expected.mixer.kind == "hgru2" else HGRN1Config)
     made.save_pretrained(tmp_path)
     again = transformers.AutoConfig.from_pretrained(tmp_path)
     assert type(again) is type(made)
-    assert again.to_model_config() == truth
+    assert again.to_model_config() == expected
     assert again.eos_token_id == 3
-    assert read_json(tmp_path / "config.json")["model_type"] == ("hgrn2" if truth.mixer.kind == "hgru2" else "hgrn")
+    assert read_json(tmp_path / "config.json")["model_type"] == ("hgrn2" if expected.mixer.kind == "hgru2" else "hgrn")
 
 
 @pytest.mark.parametrize("variant", OF_FLA)

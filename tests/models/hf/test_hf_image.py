@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from small_classifiers import PICTURES, vision_config
+from small_classifiers import IMAGES, vision_config
 from torch import Tensor
 
 import hgrn2
@@ -22,7 +22,7 @@ from hgrn2.models.presets import vision_names, vision_preset
 from hgrn2.models.saved import save_model
 from hgrn2.models.vision import VisionClassifier
 
-NAMES = [name for name in PICTURES if name != "attention patches"]
+NAMES = [name for name in IMAGES if name != "attention patches"]
 every = pytest.mark.parametrize("name", NAMES)
 ANIMALS = ("cat", "dog", "owl", "eel", "bee")
 
@@ -149,8 +149,8 @@ def test_trainer_takes_a_step_and_its_folder_loads(tmp_path: Path) -> None:
     loss = trainer.train().training_loss
     labels = torch.tensor([row["labels"] for row in rows])
     with torch.no_grad():
-        truth = float(own.loss(images(own, count=8), labels))
-    assert abs(loss - truth) < 1e-4  # the parts of a step: the mean of their means
+        expected = float(own.loss(images(own, count=8), labels))
+    assert abs(loss - expected) < 1e-4  # the parts of a step: the mean of their means
     assert not torch.equal(model.vision.head.proj.weight, own.head.proj.weight)
     saved = transformers.AutoModelForImageClassification.from_pretrained(tmp_path / "run" / "checkpoint-1")
     assert all(torch.equal(value, model.state_dict()[key]) for key, value in saved.state_dict().items())
@@ -164,9 +164,9 @@ def test_the_image_processor_shows_what_training_showed(channels: int, tmp_path:
     own = made("patches", channels=channels)
     write_hf_image(tmp_path / "hf", own, ANIMALS)
     processor = transformers.ViTImageProcessor.from_pretrained(tmp_path / "hf")
-    pictures = np.random.default_rng(0).integers(0, 256, (2, 16, 16, channels), dtype=np.uint8)
-    found = processor(list(pictures), return_tensors="pt")["pixel_values"]
-    wanted = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255 * 2 - 1
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 16, 16, channels), dtype=np.uint8)
+    found = processor(list(pixels), return_tensors="pt")["pixel_values"]
+    wanted = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255 * 2 - 1
     assert torch.allclose(found, wanted, atol=1e-6)
     smaller = processor(np.zeros((40, 30, channels), np.uint8), return_tensors="pt")["pixel_values"]
     assert smaller.shape == (1, channels, 16, 16)

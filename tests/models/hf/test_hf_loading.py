@@ -120,13 +120,13 @@ def test_from_the_meta_device_by_loading_or_by_starting(make: Callable) -> None:
 def test_starting_weights_are_those_of_our_own_model(kind: str) -> None:
     config = HGRN2Config(**SMALL | {"hidden_size": 64, "init_kind": kind, "use_short_conv": True})
     language = HGRN2ForCausalLM(config).to_language_model()
-    truth = LanguageModel(config.to_model_config()).state_dict()
+    expected = LanguageModel(config.to_model_config()).state_dict()
     for name, value in language.state_dict().items():
-        ratio = float(value.float().std() / truth[name].float().std()) if truth[name].std() > 0 else 1.0
+        ratio = float(value.float().std() / expected[name].float().std()) if expected[name].std() > 0 else 1.0
         assert 0.8 < ratio < 1.25, name
 
 
-def test_bounds_that_a_file_with_mismatches_lacks_start_at_one(saved: Callable) -> None:
+def test_lower_bounds_that_a_file_with_mismatches_lacks_start_at_one(saved: Callable) -> None:
     folder = saved()
     tensors = load_file(folder / "model.safetensors")
     tensors["model.language.backbone.lower_bounds"] = torch.zeros(2, 2)
@@ -183,13 +183,13 @@ def test_no_weight_is_drawn_for_one_that_is_missing(asked: bool, saved: Callable
 def test_a_state_dict_in_place_of_files(saved: Callable, tmp_path: Path) -> None:
     """In either layout, whole; what it lacks is never drawn."""
     for folder in (saved(), published.made(tmp_path / "hub")):
-        truth = load(folder)
+        expected = load(folder)
         tensors = load_file(folder / "model.safetensors")
-        model = HGRN2ForCausalLM.from_pretrained(None, config=truth.config, state_dict=tensors).eval()
-        assert torch.equal(model(published.TOKENS).logits, truth(published.TOKENS).logits)
+        model = HGRN2ForCausalLM.from_pretrained(None, config=expected.config, state_dict=tensors).eval()
+        assert torch.equal(model(published.TOKENS).logits, expected(published.TOKENS).logits)
         for name in ("lm_head.weight", next(name for name in tensors if "norm" in name)):
             kept = {key: value for key, value in tensors.items() if key != name}
-            refused(None, "lacks .*(lm_head|norm)", HGRN2ForCausalLM, config=truth.config, state_dict=kept)
+            refused(None, "lacks .*(lm_head|norm)", HGRN2ForCausalLM, config=expected.config, state_dict=kept)
 
 
 @pytest.mark.parametrize("shards", [1, 3])
@@ -197,7 +197,7 @@ def test_a_state_dict_in_place_of_files(saved: Callable, tmp_path: Path) -> None
 def test_a_variant_is_read_and_no_other_file(hub: bool, shards: int, saved: Callable, tmp_path: Path) -> None:
     size = "1GB" if shards == 1 else "6KB"
     folder = published.made(tmp_path / "hub", shards=shards) if hub else saved(size)
-    truth = load(folder)(published.TOKENS).logits
+    expected = load(folder)(published.TOKENS).logits
     refused(folder, "holds no weights of variant fp16: neither model.fp16.safetensors", variant="fp16")
     refused(folder, "is no part of a file's name", variant="../fp16")
     for path in sorted(folder.glob("model*")):
@@ -209,7 +209,7 @@ def test_a_variant_is_read_and_no_other_file(hub: bool, shards: int, saved: Call
         else:
             path.rename(folder / path.name.replace("model", "model.fp16", 1))
     found, report = load(folder, variant="fp16", output_loading_info=True)
-    assert torch.equal(found(published.TOKENS).logits, truth)
+    assert torch.equal(found(published.TOKENS).logits, expected)
     assert not report["missing_keys"]
     refused(folder, "is incomplete|holds no weights")
 
@@ -271,11 +271,11 @@ def test_a_name_of_a_hub_is_downloaded_as_it_was_asked_for(monkeypatch: pytest.M
 def test_a_device_map_and_a_configuration_from_elsewhere(hub: bool, saved: Callable, tmp_path: Path) -> None:
     pytest.importorskip("accelerate")
     folder = published.made(tmp_path / "hub", shards=2) if hub else saved("6KB")
-    truth = load(folder)(published.TOKENS).logits
+    expected = load(folder)(published.TOKENS).logits
     for options in ({"device_map": "cpu"}, {"device_map": {"": "cpu"}}, {"config": load(folder).config}):
-        assert torch.equal(load(folder, **options)(published.TOKENS).logits, truth)
+        assert torch.equal(load(folder, **options)(published.TOKENS).logits, expected)
     named = HGRN2ForCausalLM.from_pretrained(folder, config=folder, dropout=0.5)
     assert named.config.dropout == 0.5
-    assert torch.equal(named.eval()(published.TOKENS).logits, truth)
+    assert torch.equal(named.eval()(published.TOKENS).logits, expected)
     refused(folder, "the configuration is .*HGRN2Config; HGRN1ForCausalLM needs HGRN1Config of hgrn2", HGRN1ForCausalLM,
             config=named.config)  # fmt: skip

@@ -39,15 +39,15 @@ def test_loss_is_our_own_and_fused_is_the_same(name: str, twin: Callable, tokens
     model.train()
     loss, plain = gradients(model, input_ids=ids, labels=labels)
     with torch.no_grad():
-        truth = torch.nn.functional.cross_entropy(own(ids)[0][:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+        expected = torch.nn.functional.cross_entropy(own(ids)[0][:, :-1].flatten(0, 1), labels[:, 1:].flatten())
     assert loss.dtype == torch.float32  # the library's own, which rounds logits
-    assert float((loss - truth).abs()) <= 20 * torch.finfo(torch.float32).eps * float(truth)
+    assert float((loss - expected).abs()) <= 20 * torch.finfo(torch.float32).eps * float(expected)
     model.config.fused_loss = True
     output = model(ids, labels=labels)
     assert output.logits is None
     assert model(ids).logits is not None
     fused, found = gradients(model, input_ids=ids, labels=labels)
-    assert float((fused - truth).abs()) < 1e-12
+    assert float((fused - expected).abs()) < 1e-12
     assert set(found) == set(plain)
     for key, value in plain.items():
         assert float((found[key] - value).abs().max()) <= 1e-5 * float(value.abs().max()), key
@@ -55,7 +55,7 @@ def test_loss_is_our_own_and_fused_is_the_same(name: str, twin: Callable, tokens
         model(ids[n : n + 1], labels=labels[n : n + 1], num_items_in_batch=(labels[:, 1:] != -100).sum()).loss
         for n in range(3)
     )
-    assert float((pieces - truth).detach().abs()) < 1e-12
+    assert float((pieces - expected).detach().abs()) < 1e-12
 
 
 @every
@@ -64,17 +64,17 @@ def test_padding_takes_no_part_in_training(name: str, twin: Callable, tokens: Ca
     model.train()
     rows = [tokens(1, 12)[0], tokens(1, 7, seed=3)[0]]
     weights = torch.tensor([11.0, 6.0], dtype=torch.float64) / 17
-    truth: dict[str, Tensor] = {}
+    expected: dict[str, Tensor] = {}
     for row, weight in zip(rows, weights, strict=True):
         for key, value in gradients(model, input_ids=row[None], labels=row[None])[1].items():
-            truth[key] = truth.get(key, 0) + weight * value
+            expected[key] = expected.get(key, 0) + weight * value
     for side in ("left", "right"):
         ids, mask = padded(rows, side)
         labels = ids.masked_fill(mask == 0, -100)
         if side == "left":
             labels[1, 5] = -100  # its text begins here: nothing comes before that could predict it
         for key, value in gradients(model, input_ids=ids, attention_mask=mask, labels=labels)[1].items():
-            assert float((value - truth[key]).abs().max()) <= 1e-5 * float(truth[key].abs().max()), key
+            assert float((value - expected[key]).abs().max()) <= 1e-5 * float(expected[key].abs().max()), key
 
 
 @every
@@ -85,16 +85,16 @@ def test_packed_documents_are_documents(name: str, twin: Callable, tokens: Calla
     positions = torch.cat([torch.arange(n) for n in lengths])[None]
     offsets = torch.tensor([0, 9, 10, 23, 29], dtype=torch.int32)
     apart = [own(part) for part in ids.split(lengths, 1)]
-    truth = torch.cat([logits for logits, _ in apart], 1)
+    expected = torch.cat([logits for logits, _ in apart], 1)
     for given in (
         {"position_ids": positions},
         {"cu_seq_lens_q": offsets, "cu_seq_lens_k": offsets, "max_length_q": 13},
     ):
         output = model(ids, use_cache=True, output_hidden_states=True, **given)
-        same(output.logits, truth)
+        same(output.logits, expected)
         same(output.past_key_values.state, apart[-1][1])
-        same(model.lm_head(output.hidden_states[-1]), truth)
-    assert float((model(ids).logits - truth).detach().abs().max()) > 1e-3  # the seams matter
+        same(model.lm_head(output.hidden_states[-1]), expected)
+    assert float((model(ids).logits - expected).detach().abs().max()) > 1e-3  # the seams matter
     same(model(ids, position_ids=torch.arange(29)[None]).logits, own(ids)[0])
     # Rows with seams of their own, the first documents of which go on from a cache.
     cache = HGRN2Cache()

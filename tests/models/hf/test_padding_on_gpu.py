@@ -32,9 +32,9 @@ pytestmark = [
 ]
 
 
-def error(found: Tensor, truth: Tensor) -> float:
+def error(found: Tensor, expected: Tensor) -> float:
     """Largest difference as a share of the largest value."""
-    return float((found.cpu().double() - truth).abs().max() / truth.abs().max())
+    return float((found.cpu().double() - expected).abs().max() / expected.abs().max())
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -64,8 +64,8 @@ def test_padded_is_alone(case: str, side: str, make: Callable, padded: Callable)
         plain = model(behind.to(DEVICE)).logits
         lost, found = [], []
         for n, row in enumerate(rows):
-            truth = exact(torch.cat((row, next_ids[n]))[None])[0]
-            lost.append(error(plain[n : n + 1, : len(row) + 1], truth))
-            found.append(error(torch.cat((together.logits[n : n + 1, mask[n].bool()], after[n : n + 1]), 1), truth))
+            expected = exact(torch.cat((row, next_ids[n]))[None])[0]
+            lost.append(error(plain[n : n + 1, : len(row) + 1], expected))
+            found.append(error(torch.cat((together.logits[n : n + 1, mask[n].bool()], after[n : n + 1]), 1), expected))
     # The same sums in another order: what one order loses tells what the other may.
     assert max(found) <= 2 * max(lost), (found, lost)

@@ -48,7 +48,7 @@ def fresh(code: str, place: Path, **more: str) -> CompletedProcess[str]:
 @pytest.mark.full
 def test_the_auto_classes_find_it_without_an_import(folder: Path, tmp_path: Path) -> None:
     """And where hgrn2 is not installed they say what to install."""
-    truth = HGRN2ForCausalLM.from_pretrained(folder)(torch.arange(6)[None]).logits[0, -1, :3].tolist()
+    expected = HGRN2ForCausalLM.from_pretrained(folder)(torch.arange(6)[None]).logits[0, -1, :3].tolist()
     found = fresh(
         "import sys, torch, transformers\n"
         "model = transformers.AutoModelForCausalLM.from_pretrained('hf', trust_remote_code=True)\n"
@@ -68,7 +68,7 @@ def test_the_auto_classes_find_it_without_an_import(folder: Path, tmp_path: Path
         tmp_path,
     )
     lines = found.stdout.splitlines()
-    assert json.loads(lines[0]) == pytest.approx(truth), found.stderr
+    assert json.loads(lines[0]) == pytest.approx(expected), found.stderr
     assert lines[1] == "torch.Size([1, 5]) Tensor hgrn2.models.hf.causal"
     assert "pip install 'hgrn2[hf]'" in lines[2]
     assert sorted(path.name for path in (tmp_path / "again").glob("*.py")) == [f"{MODULE}.py"]

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from drawn import drawn_pictures, drawn_sequences, write
+from drawn import drawn_images, drawn_sequences, write
 
 
 @pytest.fixture(scope="session")
@@ -15,8 +15,8 @@ def sequences(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of 96 / 24 / 24 pictures."""
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of 96 / 24 / 24 images."""
     counts = {"train": 96, "valid": 24, "test": 24}
-    splits = {name: drawn_pictures(count, seed) for seed, (name, count) in enumerate(counts.items())}
-    return write(tmp_path_factory.mktemp("drawn") / "pictures", splits, 256)
+    splits = {name: drawn_images(count, seed) for seed, (name, count) in enumerate(counts.items())}
+    return write(tmp_path_factory.mktemp("drawn") / "images", splits, 256)

@@ -1,4 +1,4 @@
-"""Examples drawn by chance: sequences, pairs of them, and pictures, each a folder as the data verbs write it."""
+"""Examples drawn by chance: sequences, pairs of them, and images, each a folder as the data verbs write it."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ def drawn_sequences(count: int, seed: int = 0, *, pair: bool = False) -> Example
     return examples_of(tokens, labels, "uint16", others if pair else None)
 
 
-def drawn_pictures(count: int, seed: int = 0) -> Examples:
+def drawn_images(count: int, seed: int = 0) -> Examples:
     """8 x 8 colour noise around a brightness that is the class."""
     random = np.random.default_rng(seed)
     labels = np.arange(count, dtype=np.int64) % 3

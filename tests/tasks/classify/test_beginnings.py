@@ -50,17 +50,17 @@ def test_dropped_tokens_are_as_if_they_were_padding(folder: Path) -> None:
     whole, thin = task_on(folder), task_on(folder, "data.drop_tokens=0.3")
     kept = lost = 0
     for step in range(10):
-        inputs, labels, keep = thin.batch(step, 0, 1)
+        inputs, labels, padding_mask = thin.batch(step, 0, 1)
         others, same_labels, everything = whole.batch(step, 0, 1)
-        assert keep is not None
+        assert padding_mask is not None
         assert everything is not None
         assert torch.equal(inputs, others)
         assert torch.equal(labels, same_labels)
-        assert not (keep & ~everything).any()
-        kept, lost = kept + int(keep.sum()), lost + int((everything & ~keep).sum())
+        assert not (padding_mask & ~everything).any()
+        kept, lost = kept + int(padding_mask.sum()), lost + int((everything & ~padding_mask).sum())
         again = thin.batch(step, 0, 1)[2]
         assert again is not None
-        assert torch.equal(keep, again)
+        assert torch.equal(padding_mask, again)
     assert lost / (kept + lost) == pytest.approx(0.3, abs=0.05)
     first, later = (
         thin._thinned(torch.ones(6, 40, dtype=torch.bool), 0),

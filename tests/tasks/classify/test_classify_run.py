@@ -26,9 +26,9 @@ TINY = (
 
 def run_on(folder: Path, *more: str, task: str = "listops", model: str = "hgrn2") -> ClassifyRun:
     """The small recipe, tiny."""
-    pictures = folder.name == "pictures"
-    run = recipe("cifar10" if pictures else task, model, "small")
-    own = ("data.augment.crop_padding=1",) if pictures else ("data.multiple=8",)
+    images = folder.name == "images"
+    run = recipe("cifar10" if images else task, model, "small")
+    own = ("data.augment.crop_padding=1",) if images else ("data.multiple=8",)
     run = replace(run, data=replace(run.data, folder=str(folder)))
     return fit_to_data(with_overrides(run, (*TINY, *own, *more)))
 
@@ -38,7 +38,7 @@ def losses(folder: Path) -> list[float]:
     return [record["loss"] for record in records if record["kind"] == "step"]
 
 
-@pytest.mark.parametrize("data", ["sequences", "pictures"])
+@pytest.mark.parametrize("data", ["sequences", "images"])
 def test_it_learns_what_is_easy(data: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     """Three classes; a third of all guesses would be right."""
     run = run_on(request.getfixturevalue(data), "train.steps=40", "train.save_every=0", "optim.lr=2e-2")
@@ -47,18 +47,18 @@ def test_it_learns_what_is_easy(data: str, request: pytest.FixtureRequest, tmp_p
     assert summary["classes"] == ["low", "middle", "high"]
     assert summary["epochs"] == 5.0
     page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
-    assert ("of these 24 held-out pictures are named right" in page) == (data == "pictures")
+    assert ("of these 24 held-out images are named right" in page) == (data == "images")
 
 
 def test_recomputation_is_read_and_changes_no_loss(
-    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[Any] = []
     inner = block.recomputed
     monkeypatch.setattr(block, "recomputed", lambda *a, **k: calls.append(a) or inner(*a, **k))
     found = []
     for what in ("none", "glu"):
-        run = run_on(pictures, f"train.recompute={what}", "model.norm=layer", "train.steps=2", "train.save_every=0")
+        run = run_on(images, f"train.recompute={what}", "model.norm=layer", "train.steps=2", "train.save_every=0")
         train_classifier(run, tmp_path / what, quiet=True)
         found.append(losses(tmp_path / what))
         assert len(calls) == (2 if what == "glu" else 0)
@@ -66,7 +66,7 @@ def test_recomputation_is_read_and_changes_no_loss(
 
 
 @pytest.mark.parametrize("average", [0.0, 0.9])
-@pytest.mark.parametrize("data", ["sequences", "pictures"])
+@pytest.mark.parametrize("data", ["sequences", "images"])
 def test_a_resumed_run_ends_with_the_same_bits(
     data: str, average: float, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
@@ -123,10 +123,10 @@ def test_graphs_change_nothing_without_a_gpu(sequences: Path, tmp_path: Path) ->
     assert losses(tmp_path / "true") == losses(tmp_path / "false")
 
 
-def test_models_without_blocks_of_ours_cannot_be_compiled_block_by_block(pictures: Path, tmp_path: Path) -> None:
+def test_models_without_blocks_of_ours_cannot_be_compiled_block_by_block(images: Path, tmp_path: Path) -> None:
     pytest.importorskip("transformers", reason="transformers is an extra")
     run = recipe("cifar10", "deit", "small")
-    run = replace(run, data=replace(run.data, folder=str(pictures)))
+    run = replace(run, data=replace(run.data, folder=str(images)))
     run = fit_to_data(with_overrides(run, ("train.compile_blocks=true", "train.steps=1", "train.batch_size=4")))
     with pytest.raises(UserError, match="compile_blocks needs a model with blocks of ours"):
         train_classifier(run, tmp_path / "run", quiet=True)

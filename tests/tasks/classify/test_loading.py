@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from drawn import drawn_pictures, drawn_sequences
+from drawn import drawn_images, drawn_sequences
 
 from hgrn2.data.class_batches import ClassPlan
 from hgrn2.data.classes import Examples
@@ -14,7 +14,7 @@ CPU = torch.device("cpu")
 EXAMPLES = {
     "sequences": drawn_sequences(30),
     "pairs": drawn_sequences(30, pair=True),
-    "pictures": drawn_pictures(30),
+    "images": drawn_images(30),
 }  # fmt: skip
 
 
@@ -37,13 +37,13 @@ def test_rows_hold_their_texts_and_nothing_else() -> None:
     examples = EXAMPLES["sequences"]
     rows = np.array([4, 11, 2])
     found = Loader(examples, ClassPlan(batch_size=3, multiple=8), CPU).batch(rows)
-    assert found.keep is not None
+    assert found.padding_mask is not None
     assert found.inputs.shape[1] % 8 == 0
     for place, row in enumerate(rows):
         text = examples.first(row)
-        assert found.inputs[place][found.keep[place]].tolist() == text.tolist()
-        assert int(found.keep[place].sum()) == len(text)
-        assert not found.inputs[place][~found.keep[place]].any()
+        assert found.inputs[place][found.padding_mask[place]].tolist() == text.tolist()
+        assert int(found.padding_mask[place].sum()) == len(text)
+        assert not found.inputs[place][~found.padding_mask[place]].any()
 
 
 def test_token_ids_above_a_signed_16_bit_number_survive() -> None:

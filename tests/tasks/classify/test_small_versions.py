@@ -31,7 +31,7 @@ def short_listops(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float
 
 
 @pytest.fixture(scope="module")
-def some_pictures(real: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def some_images(real: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """1,500 of the JPEG subset of CIFAR-10 for training, 500 of its test set."""
     pytest.importorskip("PIL.Image", reason="Pillow is the extra vision")
     place = tmp_path_factory.mktemp("jpeg")
@@ -61,7 +61,7 @@ def test_listops(model: str, short_listops: tuple[Path, float], tmp_path: Path) 
 
 
 @pytest.mark.parametrize("model", ["hgrn2", pytest.param("hgrn1", marks=pytest.mark.full)])
-def test_pictures(model: str, some_pictures: Path, tmp_path: Path) -> None:
+def test_images(model: str, some_images: Path, tmp_path: Path) -> None:
     """Ten classes; JPEG CIFAR-10, a twentieth of it."""
     settings = (
         "train.steps=60",
@@ -70,7 +70,7 @@ def test_pictures(model: str, some_pictures: Path, tmp_path: Path) -> None:
         "model.layers=2",
         "data.augment.label_smoothing=0",
     )
-    assert accuracy(some_pictures, tmp_path / "run", "cifar10", model, *settings) > 0.2
+    assert accuracy(some_images, tmp_path / "run", "cifar10", model, *settings) > 0.2
 
 
 @pytest.fixture(scope="module")
@@ -122,10 +122,10 @@ def test_retrieval(tmp_path: Path) -> None:
 
 
 @pytest.mark.full
-def test_pixels(some_pictures: Path, tmp_path: Path) -> None:
-    """Ten classes, each picture 1,024 steps."""
+def test_pixels(some_images: Path, tmp_path: Path) -> None:
+    """Ten classes, each image 1,024 steps."""
     settings = ("train.steps=80", "train.batch_size=16")
-    assert accuracy(some_pictures, tmp_path / "run", "image", "hgrn2", *settings) > 0.17
+    assert accuracy(some_images, tmp_path / "run", "image", "hgrn2", *settings) > 0.17
 
 
 @pytest.mark.full

@@ -57,13 +57,13 @@ def test_places_are_drawn_as_one_after_the_other_would_be(power: float) -> None:
     wanted, rows = Segment(length=14, pairs=2, examples=1), 20_000
     weights = np.arange(1, wanted.gaps + 1) ** (power - 1.0)
     rng = np.random.default_rng(5)
-    truth = np.array([rng.choice(wanted.gaps, 2, replace=False, p=weights / weights.sum()) for _ in range(rows)])
+    exact = np.array([rng.choice(wanted.gaps, 2, replace=False, p=weights / weights.sum()) for _ in range(rows)])
     found = gaps(np.random.default_rng(6), rows, wanted, power)
 
     def table(drawn: np.ndarray) -> np.ndarray:
         return np.bincount(drawn[:, 0] * wanted.gaps + drawn[:, 1], minlength=wanted.gaps**2) / rows
 
-    mine, theirs = table(found), table(truth)
+    mine, theirs = table(found), table(exact)
     error = np.sqrt(2 * np.maximum(theirs, 1 / rows) / rows)  # of the difference of two such counts
     assert (np.abs(mine - theirs) < 5 * error).all()
     assert mine.reshape(wanted.gaps, -1).trace() == 0

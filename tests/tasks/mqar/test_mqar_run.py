@@ -103,8 +103,8 @@ def test_the_loss_asks_at_queries_only() -> None:
     tokens, positions, answers = task.batch(0, 0, 1)
     targets = torch.full_like(tokens, -100).scatter(1, positions, answers)
     logits = model(tokens)[0]
-    truth = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
-    assert float((task.loss(model, (tokens, positions, answers)) - truth).abs().detach()) < 1e-5
+    expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
+    assert float((task.loss(model, (tokens, positions, answers)) - expected).abs().detach()) < 1e-5
     assert torch.equal(query_logits(model, tokens, positions).argmax(-1),
                        logits.argmax(-1).gather(1, positions))  # fmt: skip
 
@@ -272,7 +272,7 @@ def test_the_learning_rate_with_the_best_mean_over_seeds_counts() -> None:
     def row(lr: float, seed: int, value: float) -> Row:
         details = {"width": 16, "head_size": 8, "lr": lr, "seed": seed, "state_numbers": 128, "parameters": 9,
                    "accuracy": {"32x4": value}}  # fmt: skip
-        return measurement("mqar", {}, "hgrn2", "torch", [value], "share right", details)
+        return measurement("mqar", {}, "hgrn2", "torch", [value], "accuracy", details)
 
     (point,) = best([row(1e-2, 0, 0.9), row(1e-2, 1, 0.1), row(1e-3, 0, 0.6), row(1e-3, 1, 0.7)])
     assert point.lr == 1e-3

@@ -1,9 +1,9 @@
-"""Dashed curves that keep clear of each other, grown for many pictures in lock-step: what Pathfinder is drawn from.
+"""Dashed curves that keep clear of each other, grown for many images in lock-step: what Pathfinder is drawn from.
 
-A picture's room is a grid of cells, taken where a dash would come too near to one that is there. A dash is tried by
-looking up a few points along it and placed by taking the cells of a capsule around it; the capsules of 64 directions
-are made once, so a step costs the same few array operations for hundreds of pictures as for one. The zone of a curve's
-last dash is taken only after the next one was found, since that begins inside it.
+The free space of an image is a grid of cells, taken where a dash would come too near to one that is there. A dash is
+tried by looking up a few points along it and placed by taking the cells of a capsule around it; the capsules of 64
+directions are made once, so a step costs the same few array operations for hundreds of images as for one. The zone of a
+curve's last dash is taken only after the next one was found, since that begins inside it.
 """
 
 from dataclasses import dataclass
@@ -19,8 +19,8 @@ DIRECTIONS = 64  # capsules kept; half a step of direction moves the end of a da
 TURNS = 16  # directions tried for each further dash
 PLACES = 24  # places tried for the first dash of a distractor
 SECOND_TRIES = 8  # second curves tried beside a first one before that is given up, too
-PATIENCE = 1000  # rounds without any picture after which settings are taken to leave no room for two curves
-SPARE = 1.5  # rooms for each picture: those that are still empty when enough are full are given up
+PATIENCE = 1000  # rounds without any image after which settings are taken to leave no space for two curves
+SPARE = 1.5  # spaces for each image: those that are still empty when enough are full are given up
 
 
 @dataclass
@@ -43,11 +43,11 @@ def unit(angle: np.ndarray) -> np.ndarray:
     return np.stack([np.sin(angle), np.cos(angle)], axis=-1)
 
 
-class Rooms:
-    """The free room of N pictures, each with its margin out of `settings.margins`."""
+class FreeSpace:
+    """The free space of N images, each with its margin out of `settings.margins`."""
 
     def __init__(self, settings: Pathfinder, choice: np.ndarray) -> None:
-        """`choice` [N] holds for each picture the index of its margin."""
+        """`choice` [N] holds for each image the index of its margin."""
         self.settings, self.choice, self.margin = settings, choice, np.asarray(settings.margins)[choice]
         self.fine, self.rim, self.closed, self.capsules = _prepared(settings)
         self.side = self.closed.shape[-1]
@@ -55,16 +55,16 @@ class Rooms:
         self.taken = self.closed[choice]  # [N,side,side]
 
     def empty(self, rows: np.ndarray) -> None:
-        """Make the pictures `rows` as they were at the beginning: only their borders are taken."""
+        """Make the images `rows` as they were at the beginning: only their borders are taken."""
         self.taken[rows] = self.closed[self.choice[rows]]
 
     def _cells(self, points: np.ndarray) -> np.ndarray:
-        """Number in its room [...] of the cell that holds a point [...,2]; pixel centres are whole numbers."""
+        """Number in its space [...] of the cell that holds a point [...,2]; pixel centres are whole numbers."""
         cells = np.floor((points + 0.5) * self.fine).astype(np.int64) + self.rim
         return cells[..., 0] * self.side + cells[..., 1]
 
     def take(self, rows: np.ndarray, dashes: Dashes) -> None:
-        """Take the zones of dashes [n] in the pictures `rows` [n]."""
+        """Take the zones of dashes [n] in the images `rows` [n]."""
         turned = np.rint(dashes.angle * (DIRECTIONS / np.pi)).astype(np.int64) % DIRECTIONS
         base = rows * self.side**2 + self._cells(dashes.along(self.settings.dash / 2))
         flat = self.taken.reshape(-1)
@@ -73,13 +73,13 @@ class Rooms:
             flat[base[mine, None] + capsules[turned[mine]]] = True
 
     def free(self, rows: np.ndarray, dashes: Dashes) -> np.ndarray:
-        """Whether dashes [n,K] are in free room of the pictures `rows` [n], bool [n,K]."""
+        """Whether dashes [n,K] are in free space of the images `rows` [n], bool [n,K]."""
         points = dashes.begin[:, :, None] + self.points[:, None] * unit(dashes.angle)[:, :, None]
         index = rows[:, None, None] * self.side**2 + self._cells(points)
         return np.logical_not(self.taken.reshape(-1)[index].any(axis=-1))
 
     def next(self, random: np.random.Generator, rows: np.ndarray, last: Dashes) -> tuple[np.ndarray, Dashes]:
-        """A next dash for the curves that end with `last` [n]: which found room, bool [n], and their dashes.
+        """A next dash for the curves that end with `last` [n]: which found space, bool [n], and their dashes.
 
         It begins two margins behind the last one, around the point half-way; a turn by a has the weight
         cos(continuity * a)**2 among those that are free.
@@ -98,9 +98,9 @@ class Rooms:
     def grow(
         self, random: np.random.Generator, rows: np.ndarray, begin: np.ndarray, dashes: int
     ) -> tuple[np.ndarray, Dashes]:
-        """One curve of `dashes` in each picture of `rows` [n], its first dash at one of the places begin [n,K,2].
+        """One curve of `dashes` in each image of `rows` [n], its first dash at one of the places begin [n,K,2].
 
-        Returns the pictures [m] where one grew, and its dashes [m,D]; the others are as they were.
+        Returns the images [m] where one grew, and its dashes [m,D]; the others are as they were.
         """
         every, before = rows, self.taken[rows]
         places = Dashes(begin, random.uniform(-np.pi, np.pi, begin.shape[:2]))
@@ -123,9 +123,9 @@ class Rooms:
 
 @cache
 def _prepared(settings: Pathfinder) -> tuple[int, int, np.ndarray, list[np.ndarray]]:
-    """Cells a pixel, cells beyond the picture, and for each margin an empty room and the capsules."""
+    """Cells a pixel, cells beyond the image, and for each margin an empty space and the capsules."""
     fine = 2 if min(settings.margins) < 2 else 1  # a small margin needs finer cells
-    # how far the end of a tried dash, or the zone of a placed one, may lie outside the picture
+    # how far the end of a tried dash, or the zone of a placed one, may lie outside the image
     rim = fine * int(np.ceil(settings.dash + 2 * max(settings.margins) + settings.thickness)) + 1
     side = settings.size * fine + 2 * rim
     centre = (np.arange(side) + 0.5 - rim) / fine - 0.5
@@ -151,9 +151,9 @@ def _capsules(half: float, reach: float, fine: int, side: int) -> np.ndarray:
     return np.stack([np.resize(capsule, max(map(len, found))) for capsule in found])  # short ones repeat
 
 
-def grow_pairs(rooms: Rooms, random: np.random.Generator, wanted: int) -> tuple[np.ndarray, Dashes]:
-    """Two full curves in `wanted` of the rooms: which those are [n], and the dashes [n,2,D]."""
-    settings, count = rooms.settings, len(rooms.choice)
+def grow_pairs(spaces: FreeSpace, random: np.random.Generator, wanted: int) -> tuple[np.ndarray, Dashes]:
+    """Two full curves in `wanted` of the spaces: which those are [n], and the dashes [n,2,D]."""
+    settings, count = spaces.settings, len(spaces.choice)
     curves = Dashes(np.zeros((count, 2, settings.dashes, 2)), np.zeros((count, 2, settings.dashes)))
     full, tries = np.zeros(count, dtype=np.int64), np.zeros(count, dtype=np.int64)  # curves there; seconds tried
     near = 2 * settings.start_distance
@@ -161,36 +161,36 @@ def grow_pairs(rooms: Rooms, random: np.random.Generator, wanted: int) -> tuple[
     while idle < PATIENCE:
         rows = np.flatnonzero(full == 0)
         begin = random.uniform(near - 0.5, settings.size - near - 0.5, (len(rows), 1, 2))
-        rows, found = rooms.grow(random, rows, begin, settings.dashes)
+        rows, found = spaces.grow(random, rows, begin, settings.dashes)
         curves.begin[rows, 0], curves.angle[rows, 0], full[rows] = found.begin, found.angle, 1
         rows = np.flatnonzero(full == 1)
         tries[rows] += 1
         begin = Dashes(curves.begin[rows, 0, :1], random.uniform(-np.pi, np.pi, (len(rows), 1)))
-        rows, found = rooms.grow(random, rows, begin.along(settings.start_distance), settings.dashes)
+        rows, found = spaces.grow(random, rows, begin.along(settings.start_distance), settings.dashes)
         curves.begin[rows, 1], curves.angle[rows, 1], full[rows] = found.begin, found.angle, 2
         idle = 0 if len(rows) else idle + 1
         done = np.flatnonzero(full == 2)
         if len(done) >= wanted:
             return done[:wanted], curves[done[:wanted]]
         weary = np.flatnonzero((full == 1) & (tries == SECOND_TRIES))
-        rooms.empty(weary)
+        spaces.empty(weary)
         full[weary] = tries[weary] = 0
     raise UserError(f"two curves of {settings.dashes} dashes hardly ever fit into {settings.size} pixels here")
 
 
 def grow_distractors(
-    rooms: Rooms, random: np.random.Generator, rows: np.ndarray, tries: int = 5
+    spaces: FreeSpace, random: np.random.Generator, rows: np.ndarray, tries: int = 5
 ) -> list[tuple[np.ndarray, Dashes]]:
-    """Short curves anywhere in the pictures `rows`: `settings.distractors` in each, fewer where `tries` for one fail.
+    """Short curves anywhere in the images `rows`: `settings.distractors` in each, fewer where `tries` for one fail.
 
-    Returns sets of them, each the pictures [m] that have one and the dashes [m,D].
+    Returns sets of them, each the images [m] that have one and the dashes [m,D].
     """
-    settings, found = rooms.settings, []
+    settings, found = spaces.settings, []
     for _ in range(settings.distractors):
         lacking = rows
         for _ in range(tries):
             begin = random.uniform(0, settings.size - 1, (len(lacking), PLACES, 2))
-            found.append(rooms.grow(random, lacking, begin, settings.distractor_dashes))
+            found.append(spaces.grow(random, lacking, begin, settings.distractor_dashes))
             lacking = np.setdiff1d(lacking, found[-1][0], assume_unique=True)
             if not len(lacking):
                 break

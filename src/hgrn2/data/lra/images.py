@@ -1,6 +1,6 @@
 """The Image task of the Long Range Arena: CIFAR-10 read pixel by pixel, in grey as published, or in colour.
 
-Examples stay pictures: a classifier of sequences reads their pixels row by row (1,024 tokens).
+Examples stay images: a classifier of sequences reads their pixels row by row (1,024 tokens).
 """
 
 from dataclasses import replace

@@ -6,7 +6,7 @@ google-research/long-range-arena, lra_benchmarks/data/pathfinder.py): two curves
 beginning, the other the far end of the same curve (label 1) or of the other one (label 0).
 
 Two things are ours. The first curve is grown whole before the second, where the published ones grow in turns. And
-labels are not tossed for: a picture, which could get either, gets the one that is rarer so far where the dots lie like
+labels are not tossed for: an image, which could get either, gets the one that is rarer so far where the dots lie like
 that, so that their distance and places tell next to nothing; by tosses, they tell a little.
 """
 
@@ -16,13 +16,13 @@ from functools import partial
 import numpy as np
 
 from hgrn2.data.classes import Described, ImageStream
-from hgrn2.data.lra.dashed_curves import SPARE, Dashes, Rooms, grow_distractors, grow_pairs, unit
+from hgrn2.data.lra.dashed_curves import SPARE, Dashes, FreeSpace, grow_distractors, grow_pairs, unit
 from hgrn2.data.lra.parallel import EASY, counts_of, iterate_blocks
 from hgrn2.data.lra.pathfinder_settings import PRESETS, Pathfinder, levels
 from hgrn2.progress import Progress, silent
 
 PUBLISHED_COUNTS = (160_000, 20_000, 20_000)
-BLOCK = 128  # pictures made together; part of what a seed means
+BLOCK = 128  # images made together; part of what a seed means
 STEPS = 24  # steps of distance, from nothing to the length of a side, in which labels are balanced
 ZONES = 4  # likewise of the far end's distance to the border, and of the beginning's to the centre
 
@@ -31,8 +31,8 @@ def make_pathfinder(
     settings: Pathfinder, *, task: str = "pathfinder", seed: int = 0, count: tuple[int, ...] | None = None,
     easy: int = 0, workers: int = 1, progress: Progress = silent,
 ) -> tuple[Described, dict[str, ImageStream]]:  # fmt: skip
-    """The three splits, and where asked for one of `easy` pictures with shorter curves, the shortest first, as grey
-    pictures uint8 [N,size,size,1], drawn as they are read."""
+    """The three splits, and where asked for one of `easy` images with shorter curves, the shortest first, as grey
+    images uint8 [N,size,size,1], drawn as they are read."""
     splits = {}
     for split, wanted in counts_of(count, PUBLISHED_COUNTS, easy).items():
         drawn = levels(settings) if split == EASY else [settings]
@@ -41,7 +41,7 @@ def make_pathfinder(
     described = Described(
         task=task, classes=("apart", "connected"), vocab_size=256, seed=seed, settings=vars(settings),
         origin=_origin(settings) + (
-            f", and {easy:,} pictures of shorter curves to begin with" if easy else ""),
+            f", and {easy:,} images of shorter curves to begin with" if easy else ""),
     )  # fmt: skip
     return described, splits
 
@@ -72,12 +72,12 @@ def _cut(blocks: Iterator[tuple[np.ndarray, np.ndarray]], wanted: int) -> Iterat
 
 
 def draw_block(settings: Pathfinder, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """BLOCK pictures uint8 [BLOCK,size,size] and their labels int64: 1 where the dots lie on one curve."""
-    rooms = Rooms(settings, random.integers(len(settings.margins), size=int(SPARE * BLOCK)))
-    rows, curves = grow_pairs(rooms, random, BLOCK)
-    distractors = grow_distractors(rooms, random, rows)
+    """BLOCK images uint8 [BLOCK,size,size] and their labels int64: 1 where the dots lie on one curve."""
+    spaces = FreeSpace(settings, random.integers(len(settings.margins), size=int(SPARE * BLOCK)))
+    rows, curves = grow_pairs(spaces, random, BLOCK)
+    distractors = grow_distractors(spaces, random, rows)
     labels, dots = mark(settings, random, curves)
-    place = np.zeros(len(rooms.choice), dtype=np.int64)
+    place = np.zeros(len(spaces.choice), dtype=np.int64)
     place[rows] = np.arange(BLOCK)
     sets = [(np.arange(BLOCK), curves[:, 0]), (np.arange(BLOCK), curves[:, 1])]
     sets += [(place[found], dashes) for found, dashes in distractors]
@@ -87,7 +87,7 @@ def draw_block(settings: Pathfinder, random: np.random.Generator) -> tuple[np.nd
 def mark(settings: Pathfinder, random: np.random.Generator, curves: Dashes) -> tuple[np.ndarray, np.ndarray]:
     """Labels int64 [n] for curves [n,2,D], and the dots that go with them, float [n,2,2]: a beginning and a far end.
 
-    Of two labels a picture gets the one that makes both classes more alike in the distance between the dots, and in
+    Of two labels an image gets the one that makes both classes more alike in the distance between the dots, and in
     that of the end to the border together with that of the beginning to the centre.
     """
     count, size = len(curves.angle), settings.size
@@ -100,7 +100,7 @@ def mark(settings: Pathfinder, random: np.random.Generator, curves: Dashes) -> t
     zone = _step(4 * border * ZONES, ZONES) * ZONES + _step(3 * centre * ZONES, ZONES)
     labels = np.zeros(count, dtype=np.int64)
     keys = np.stack([_step(apart * STEPS, 2 * STEPS), 2 * STEPS + zone], axis=-1)
-    more = np.zeros(2 * STEPS + ZONES**2, dtype=np.int64)  # by how many the connected pictures outnumber the others
+    more = np.zeros(2 * STEPS + ZONES**2, dtype=np.int64)  # by how many the connected images outnumber the others
     for n, even in enumerate(random.integers(2, size=count)):
         same, other = keys[n, first[n]], keys[n, 1 - first[n]]
         surplus = (more[same] + more[other]).sum()
@@ -114,7 +114,7 @@ def _step(value: np.ndarray, steps: int) -> np.ndarray:
 
 
 def render(settings: Pathfinder, sets: list[tuple[np.ndarray, Dashes]], dots: np.ndarray) -> np.ndarray:
-    """Pictures uint8 [n,size,size] of sets of dashes (which picture [m], dashes [m,D]) and of dots [n,2,2].
+    """Images uint8 [n,size,size] of sets of dashes (which image [m], dashes [m,D]) and of dots [n,2,2].
 
     The brightness of a pixel is the part of it that is covered, times `settings.brightness` for dashes.
     """
@@ -126,11 +126,11 @@ def render(settings: Pathfinder, sets: list[tuple[np.ndarray, Dashes]], dots: np
             canvas.draw(rows, dash.along(half), dash.angle, half, settings.thickness, settings.brightness)
     for number in range(2):
         canvas.draw(every, dots[:, number], np.zeros(len(dots)), 0.0, 2 * settings.dot, 1.0)
-    return canvas.pictures()
+    return canvas.images()
 
 
 class _Canvas:
-    """Pictures that strokes are drawn on, a stroke in each picture at a time; of two in a pixel the brighter counts."""
+    """Images that strokes are drawn on, a stroke in each image at a time; of two in a pixel the brighter counts."""
 
     def __init__(self, count: int, size: int, reach: float) -> None:
         """A stroke may light pixels up to `reach` from its middle, and one more."""
@@ -143,7 +143,7 @@ class _Canvas:
     def draw(
         self, rows: np.ndarray, middle: np.ndarray, angle: np.ndarray, half: float, width: float, most: float
     ) -> None:
-        """Strokes with their middles at y and x [m,2], of length 2 * half and a width, in the pictures `rows` [m]."""
+        """Strokes with their middles at y and x [m,2], of length 2 * half and a width, in the images `rows` [m]."""
         nearest, way = np.rint(middle), unit(angle).astype(np.float32)
         apart = self.grid.astype(np.float32) - (middle - nearest).astype(np.float32)[:, None]
         across = apart[..., 0] * way[:, None, 1] - apart[..., 1] * way[:, None, 0]
@@ -155,7 +155,7 @@ class _Canvas:
         flat = self.light.reshape(-1)
         flat[index] = np.maximum(flat[index], most * covered)
 
-    def pictures(self) -> np.ndarray:
-        """The pictures as uint8 [n,size,size]."""
+    def images(self) -> np.ndarray:
+        """The images as uint8 [n,size,size]."""
         inside = slice(self.window, self.window + self.size)
         return np.rint(255 * self.light[:, inside, inside].clip(0, 1)).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""The numbers that Pathfinder pictures are drawn by, and those of the published sets."""
+"""The numbers that Pathfinder images are drawn by, and those of the published sets."""
 
 from dataclasses import replace
 
@@ -12,7 +12,7 @@ class Pathfinder:
     """Lengths in pixels; the defaults are those of the published 32 x 32 set, its hard part."""
 
     size: int = 32
-    """Height and width of a picture."""
+    """Height and width of an image."""
     padding: float = 1
     """Width of the border that stays empty."""
     dashes: int = 14
@@ -20,7 +20,7 @@ class Pathfinder:
     dash: float = 2
     """Length of a dash."""
     margins: tuple[float, ...] = (1.0,)
-    """One is drawn for each picture. Dashes of a curve are two margins apart, other dashes at least as much."""
+    """One is drawn for each image. Dashes of a curve are two margins apart, other dashes at least as much."""
     thickness: float = 0.5
     """Of a dash."""
     start_distance: float = 7
@@ -46,15 +46,13 @@ class Pathfinder:
         for name in ("dash", "thickness", "start_distance", "continuity", "dot", "brightness"):
             refuse(not getattr(self, name) > 0, f"{name} must be above 0, not {getattr(self, name)}")
         for name in ("padding", "dash", "thickness", "dot"):
-            refuse(
-                getattr(self, name) > self.size, f"{name} is {getattr(self, name)}; a picture has {self.size} pixels"
-            )
-        refuse(max(self.margins) > self.size, f"margins are {self.margins}; a picture has {self.size} pixels")
+            refuse(getattr(self, name) > self.size, f"{name} is {getattr(self, name)}; an image has {self.size} pixels")
+        refuse(max(self.margins) > self.size, f"margins are {self.margins}; an image has {self.size} pixels")
         for name in ("dashes", "distractors", "distractor_dashes"):
             most = self.size**2
-            refuse(getattr(self, name) > most, f"{name} is {getattr(self, name)}; a picture has {most:,} pixels")
-        room = self.size - 4 * self.start_distance
-        refuse(room <= 0, f"start_distance {self.start_distance} leaves no room to begin in {self.size} pixels")
+            refuse(getattr(self, name) > most, f"{name} is {getattr(self, name)}; an image has {most:,} pixels")
+        space = self.size - 4 * self.start_distance
+        refuse(space <= 0, f"start_distance {self.start_distance} leaves no room to begin in {self.size} pixels")
 
 
 def pathfinder() -> Pathfinder:
@@ -74,18 +72,18 @@ def pathx() -> Pathfinder:
 
 
 SHORT = (2, 3, 4, 6, 9)
-"""Dashes of the curves of easier pictures; the published easy and middle sets have 6 and 9."""
+"""Dashes of the curves of easier images; the published easy and middle sets have 6 and 9."""
 
 
 def easier(settings: Pathfinder, dashes: int) -> Pathfinder:
-    """The same pictures with curves of so many dashes, and in proportion fewer and shorter distractors."""
+    """The same images with curves of so many dashes, and in proportion fewer and shorter distractors."""
     share = dashes / settings.dashes
     few, short = round(share * settings.distractors), max(1, round(share * settings.distractor_dashes))
     return replace(settings, dashes=dashes, distractors=few, distractor_dashes=short)
 
 
 def levels(settings: Pathfinder) -> list[Pathfinder]:
-    """Easier pictures, from the easiest on."""
+    """Easier images, from the easiest on."""
     return [easier(settings, dashes) for dashes in SHORT if dashes < settings.dashes] or [settings]
 
 

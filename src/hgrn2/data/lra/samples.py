@@ -1,4 +1,4 @@
-"""A sheet of pictures beside their arrays, so that a person can look."""
+"""A sheet of images beside their arrays, so that a person can look."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from hgrn2.data.png import sheet, write_png
 
 
 def write_sheet(folder: Path) -> Path:
-    """Write samples.png into a folder of grey pictures: four rows of eight, those with label 0 in the left half."""
+    """Write samples.png into a folder of grey images: four rows of eight, those with label 0 in the left half."""
     examples = open_examples(folder).split("train")
     chosen = np.full((4, 8), -1)
     for label in range(2):

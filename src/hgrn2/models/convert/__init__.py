@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 from hgrn2.files import atomic_folder, write_json
-from hgrn2.layers.config import BoundKind
+from hgrn2.layers.config import LowerBoundKind
 from hgrn2.models.convert import exact, fla, hgru2_pytorch
 from hgrn2.models.convert.rules import check, gather, scatter
 from hgrn2.models.convert.weights import CONFIG, SINGLE, Weights, open_weights, read_settings
@@ -43,7 +43,11 @@ def family_of(values: Mapping[str, Any], path: Path) -> Family:
 
 
 def read_published(
-    folder: str | Path, *, family: Family | None = None, bounds: BoundKind = "inclusive", ignore: Collection[str] = ()
+    folder: str | Path,
+    *,
+    family: Family | None = None,
+    bounds: LowerBoundKind = "inclusive",
+    ignore: Collection[str] = (),
 ) -> LanguageModel:
     """The model of a published folder (config.json, safetensors in one file or sharded), in evaluation mode.
 

@@ -1,8 +1,8 @@
 """HGRN2 and HGRN of flash-linear-attention: their config.json and state dict, both ways.
 
-What they compute beside the options of the file: scores times n^-1/2 and a norm of the read-out with eps 1e-5, whatever
-norm_eps says (HGRN2; the fused call there leaves eps out); bounds by the inclusive sum, zero in the first layer. The
-bound is applied in log space there, log f = logaddexp(log γ, log1p(-γ) + logsigmoid(x)): the same function as
+What they compute beside the options of the file: scores times n^-1/2 and an output norm with eps 1e-5, whatever
+norm_eps says (HGRN2; the fused call there leaves eps out); lower bounds by the inclusive sum, zero in the first layer.
+The lower bound is applied in log space there, log f = logaddexp(log γ, log1p(-γ) + logsigmoid(x)): the same function as
 f = γ + (1-γ) σ(x), so it needs no setting, and ours keeps the digits of 1 - f that 1 - exp(log f) loses.
 """
 
@@ -17,7 +17,7 @@ from hgrn2.models.convert.fields import Fields
 from hgrn2.models.convert.rules import Part, Rule
 from hgrn2.settings import refuse
 
-READ_OUT_EPS = 1e-5
+OUTPUT_NORM_EPS = 1e-5
 _NO_EFFECT = (
     "attn_mode", "max_position_embeddings", "fuse_norm", "fuse_swiglu", "fuse_cross_entropy",
     "fuse_linear_cross_entropy", "use_l2warp",
@@ -53,7 +53,7 @@ def read_config(values: dict[str, Any], path: Path, ignore: Collection[str] = ()
             mixer = MixerConfig(kind="hgru1_real", input_activation="silu", norm=norm, norm_eps=eps)
         else:
             size = _head_size(fields, width)
-            mixer = MixerConfig(head_size=size, scale_scores=True, norm=norm, norm_eps=READ_OUT_EPS, conv_width=taps)
+            mixer = MixerConfig(head_size=size, scale_scores=True, norm=norm, norm_eps=OUTPUT_NORM_EPS, conv_width=taps)
         fields.finish(_NO_EFFECT, ignore)
         return ModelConfig(**shape, mixer=mixer, init=InitConfig(std=std))
 
@@ -127,8 +127,8 @@ def write_config(config: ModelConfig, dtype: str) -> dict[str, Any]:
 def representable(config: ModelConfig) -> None:
     """Refuse settings that no option of flash-linear-attention gives.
 
-    The bound's formula, score scale, eps of HGRN2's read-out and norms without weights are no obstacles: tensors are
-    written so that its fixed choices give the same function (`hgrn2.models.convert.exact`).
+    The formula of the lower bounds, score scale, eps of HGRN2's output norm and norms without weights are no obstacles:
+    tensors are written so that its fixed choices give the same function (`hgrn2.models.convert.exact`).
     """
     mixer, second = config.mixer, config.mixer.kind == "hgru2"
     given = {

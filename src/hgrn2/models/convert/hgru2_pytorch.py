@@ -8,7 +8,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from hgrn2.layers.config import BoundKind, MixerConfig
+from hgrn2.layers.config import LowerBoundKind, MixerConfig
 from hgrn2.models.config import InitConfig, ModelConfig
 from hgrn2.models.convert.fields import Fields
 from hgrn2.models.convert.rules import Part, Rule
@@ -19,7 +19,11 @@ _FIRST_GLU, _HEAD = "model.layers.0.channel_mixer.l1.weight", "lm_head.weight"
 
 
 def read_config(
-    values: dict[str, Any], path: Path, weights: Weights, bounds: BoundKind = "inclusive", ignore: Collection[str] = ()
+    values: dict[str, Any],
+    path: Path,
+    weights: Weights,
+    bounds: LowerBoundKind = "inclusive",
+    ignore: Collection[str] = (),
 ) -> ModelConfig:
     """Our settings for a config.json with decoder_* fields.
 

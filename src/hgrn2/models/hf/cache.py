@@ -194,11 +194,11 @@ class HGRN2Cache(Cache):
         self.since = self.since.cut(recorded - count)
         self.waiting = self.since
 
-    def record(self, tokens: Tensor, keep: Tensor | None) -> None:
+    def record(self, tokens: Tensor, padding_mask: Tensor | None) -> None:
         """Note what was read, if this is being recorded."""
         if self.recording:
             refuse(tokens.is_floating_point(), "a recording cache needs ids, not embeddings")
-            read = Tokens(tokens.clone(), keep)  # the caller may write into its buffer
+            read = Tokens(tokens.clone(), padding_mask)  # the caller may write into its buffer
             self.since = read if self.since is None else self.since.join(read)
 
     def accept(self) -> None:
@@ -282,26 +282,26 @@ class Tokens:
     """Ids [B,m] with their mask, as they were read."""
 
     ids: Tensor
-    keep: Tensor | None
+    padding_mask: Tensor | None
 
     @property
     def count(self) -> int:
         return self.ids.shape[1]
 
     def mask(self) -> Tensor:
-        return torch.ones_like(self.ids, dtype=torch.bool) if self.keep is None else self.keep
+        return torch.ones_like(self.ids, dtype=torch.bool) if self.padding_mask is None else self.padding_mask
 
     def join(self, other: "Tokens") -> "Tokens":
-        both = self.keep is None and other.keep is None
+        both = self.padding_mask is None and other.padding_mask is None
         return Tokens(torch.cat((self.ids, other.ids), 1), None if both else torch.cat((self.mask(), other.mask()), 1))
 
     def cut(self, count: int) -> "Tokens | None":
         if count == 0:
             return None
-        return Tokens(self.ids[:, :count], None if self.keep is None else self.keep[:, :count])
+        return Tokens(self.ids[:, :count], None if self.padding_mask is None else self.padding_mask[:, :count])
 
     def select(self, rows: Tensor) -> "Tokens":
-        return Tokens(self.ids[rows], None if self.keep is None else self.keep[rows])
+        return Tokens(self.ids[rows], None if self.padding_mask is None else self.padding_mask[rows])
 
 
 def _language(model: Any) -> LanguageModel:

@@ -1,7 +1,7 @@
 """`HGRN2Config` and `HGRN1Config`: flash-linear-attention's fields, and beside them every option of ours that it lacks.
 
 A config.json of fla-hub is read as it stands: what it does not name takes the value that flash-linear-attention
-computes with (scores times n^-1/2, eps 1e-5 in the read-out). Which field means what is said once, in
+computes with (scores times n^-1/2, eps 1e-5 in the output norm). Which field means what is said once, in
 `hgrn2.models.convert.fla`; this class only adds to it.
 """
 
@@ -68,7 +68,7 @@ class HGRN2Config(Saved):
     input_activation: str | None = None
     output_activation: str = "silu"
     mixer_norm: str | None = None
-    """Norm of the read-out; None: rms, without a weight where elementwise_affine is false."""
+    """Norm of the output; None: rms, without a weight where elementwise_affine is false."""
     mixer_norm_eps: float | None = None
     scale_scores: bool | None = None
     mixer_bias: bool = False
@@ -78,7 +78,7 @@ class HGRN2Config(Saved):
     dropout: float = 0.0
     drop_path: float = 0.0
     bound_kind: str = "inclusive"
-    """Formula of the bounds where use_lower_bound is true."""
+    """Formula of the lower bounds where use_lower_bound is true."""
     init_kind: str = "normal"
     fused_loss: bool = False
     """With labels, compute the loss without a tensor of all logits; the output's logits are then None."""

@@ -117,22 +117,22 @@ class HGRN2Model(HGRN2PreTrainedModel):
         use_cache = use_cache if use_cache is not None else (self.config.use_cache and not self.training)
         cache = past_key_values
         self._check_cache(cache, x)
-        keep = _kept(attention_mask, x, cache)
+        padding_mask = _kept(attention_mask, x, cache)
         if cache is None and use_cache:
             cache = HGRN2Cache()
         wanted = output_hidden_states if output_hidden_states is not None else self.config.output_hidden_states
         offsets = None
         if cu_seq_lens_q is not None:
             offsets = packing.checked(cu_seq_lens_q, *x.shape[:2])
-        elif keep is None:
+        elif padding_mask is None:
             offsets = packing.starts_of(position_ids, *x.shape[:2])
         if offsets is not None and cache is not None and cache.recording:
             raise UserError("a cache cannot record packed documents: leave out position_ids that begin again at 0")
-        if offsets is not None and keep is not None:
+        if offsets is not None and padding_mask is not None:
             raise UserError("cu_seq_lens_q packs documents without padding: leave attention_mask out")
         self.language.backbone.recompute_blocks = self.gradient_checkpointing and self.training
         trace: list[Tensor] | None = [] if wanted else None
-        features = self._read(x, keep, offsets, cache, trace, recorded)
+        features = self._read(x, padding_mask, offsets, cache, trace, recorded)
         found = BaseModelOutputWithPast(
             last_hidden_state=features,  # pyright: ignore[reportArgumentType]
             past_key_values=cache,
@@ -142,24 +142,28 @@ class HGRN2Model(HGRN2PreTrainedModel):
         return found if as_dict else found.to_tuple()
 
     def _read(
-        self, x: Tensor, keep: Tensor | None, offsets: Tensor | None, cache: HGRN2Cache | None,
+        self, x: Tensor, padding_mask: Tensor | None, offsets: Tensor | None, cache: HGRN2Cache | None,
         trace: list[Tensor] | None, recorded: int | None,
     ) -> Tensor:  # fmt: skip
         """Features of x, the cache brought up to date."""
         if cache is None or not cache.recording:
-            return self._advance(x, keep, offsets, cache, trace)
+            return self._advance(x, padding_mask, offsets, cache, trace)
         if cache.waiting is not None:  # these are final now, and their features were used already
             late, seen = cache.waiting, cache.seen
             cache.accept()
-            self._advance(late.ids, late.keep, None, cache, None)
+            self._advance(late.ids, late.padding_mask, None, cache, None)
             cache.accept()
             cache.seen = seen
         if recorded is None or recorded >= x.shape[1]:
-            return self._advance(x, keep, offsets, cache, trace)
+            return self._advance(x, padding_mask, offsets, cache, trace)
         parts, traces = [], []
         for piece in (slice(None, -recorded), slice(-recorded, None)):
             traces.append(None if trace is None else [])
-            parts.append(self._advance(x[:, piece], None if keep is None else keep[:, piece], None, cache, traces[-1]))
+            parts.append(
+                self._advance(
+                    x[:, piece], None if padding_mask is None else padding_mask[:, piece], None, cache, traces[-1]
+                )
+            )
             if piece.stop is not None:
                 cache.accept()
         if trace is not None:
@@ -167,7 +171,7 @@ class HGRN2Model(HGRN2PreTrainedModel):
         return torch.cat(parts, 1)
 
     def _advance(
-        self, x: Tensor, keep: Tensor | None, offsets: Tensor | None, cache: HGRN2Cache | None,
+        self, x: Tensor, padding_mask: Tensor | None, offsets: Tensor | None, cache: HGRN2Cache | None,
         trace: list[Tensor] | None,
     ) -> Tensor:  # fmt: skip
         start = None if cache is None else cache.held
@@ -176,11 +180,11 @@ class HGRN2Model(HGRN2PreTrainedModel):
         else:
             inplace = cache is not None and _writable(cache)
             features, state = self.language.hidden(
-                x, start, keep=keep, output_state=cache is not None, inplace=inplace, trace=trace
+                x, start, padding_mask=padding_mask, output_state=cache is not None, inplace=inplace, trace=trace
             )
         if cache is not None:
             assert state is not None
-            cache.record(x, keep)
+            cache.record(x, padding_mask)
             cache.held, cache.made = state, True
             cache.owner = self.identity
             cache.seen += x.shape[1]
@@ -239,8 +243,8 @@ def _kept(mask: Tensor | None, x: Tensor, cache: HGRN2Cache | None) -> Tensor | 
             f"attention_mask must be [{batch}, {tokens}] or longer by what was read; got {list(mask.shape)}"
         )
     whole = mask.to(x.device) != 0
-    keep = whole[:, -tokens:]
-    if bool(keep.all()):
+    padding_mask = whole[:, -tokens:]
+    if bool(padding_mask.all()):
         return None
     if cache is not None:
         # A row without any token yet is padding on the left that has not ended (chunked prefill).
@@ -250,4 +254,4 @@ def _kept(mask: Tensor | None, x: Tensor, cache: HGRN2Cache | None) -> Tensor | 
             f"row {int(ends.nonzero()[0]) if bool(ends.any()) else 0} ends in padding: with a cache, pad on the left "
             "(tokenizer.padding_side = 'left'), or call without a cache",
         )
-    return keep
+    return padding_mask

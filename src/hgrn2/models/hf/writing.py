@@ -63,7 +63,7 @@ def write_hf_image(
     _check_size(shard_size)
     notes = [] if names else ["the names of the classes are not known here: they are LABEL_0, LABEL_1, …"]
     if model.config.channels == 1:
-        notes.append("the model reads grey pictures: turn colours into grey (Pillow's mode L) before the processor")
+        notes.append("the model reads grey images: turn colours into grey (Pillow's mode L) before the processor")
     labels = dict(enumerate(names)) if names else None
     named = {"id2label": labels, "label2id": {name: n for n, name in labels.items()}} if labels else {}
     made = from_vision_classifier(model, **named)
@@ -73,7 +73,7 @@ def write_hf_image(
 
 
 def preprocessing(config: VisionConfig) -> dict[str, Any]:
-    """What transformers' image processor does to pictures, so that they reach a model as its training showed them:
+    """What transformers' image processor does to images, so that they reach a model as its training showed them:
     0 to 255 becomes -1 to 1."""
     size, half = config.image_size, [0.5] * config.channels
     return {

@@ -2,7 +2,8 @@
 
     projections in and out, GLU    int8 or int4
     embedding, head                int8, one table where they are tied
-    all else                       as it was: norms, bounds, convolutions, biases, phases; states and gates are float32
+    all else                       as it was: norms, lower bounds, convolutions, biases, phases; states and gates are
+    float32
 
 Files on disk stay as they are, and a quantised model is not saved: it is made from them in a moment.
 """

@@ -5,7 +5,7 @@
 
 Scales and zeros are bfloat16 *before* weights are rounded to levels, so the dequantised matrix is one definite float32
 matrix, which every path multiplies by. Two paths: PyTorch's weight-only kernels, which read the small weights once but
-round x and the result to bfloat16, for few rows (decoding is bound by reading weights); and dequantising parts of the
+round x and the result to bfloat16, for few rows (decoding is limited by reading weights); and dequantising parts of the
 matrix for an ordinary product in x's own precision, for many rows (prompts), where the kernels are slower than that.
 """
 
@@ -36,7 +36,7 @@ class Store(Protocol):
 
 
 class Int8(nn.Module):
-    """A matrix in eight bits, a scale a row."""
+    """A matrix in eight bits, one scale per row."""
 
     codes: Tensor
     scale: Tensor

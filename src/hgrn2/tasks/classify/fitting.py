@@ -15,7 +15,7 @@ def check_fit(run: ClassifyRun, described: Described, examples: Examples) -> Non
     refuse(count != model.classes, f"the data {described.task} has {count} classes, the model has {model.classes}")
     if not images and examples.a.ndim == 2:
         fits = isinstance(model, SequenceConfig) and model.channels == examples.a.shape[1]
-        refuse(not fits, f"the data {described.task} has {examples.a.shape[1]} numbers a step, the model does not")
+        refuse(not fits, f"the data {described.task} has {examples.a.shape[1]} numbers per step, the model does not")
         return
     if not images:
         fits = isinstance(model, SequenceConfig) and model.vocab_size > 0

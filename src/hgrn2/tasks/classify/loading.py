@@ -24,7 +24,7 @@ class Batch(NamedTuple):
     """Ids [B,T] or [B,2,T] int64, numbers [B,T,C] float32, or images [B,H,W,C] uint8."""
     labels: Tensor
     """[B] int64."""
-    keep: Tensor | None
+    padding_mask: Tensor | None
     """[B,T] or [B,2,T] bool, False on padding; None for images."""
 
 
@@ -47,22 +47,22 @@ class Loader:
         if self.examples.a_offsets is None:
             return Batch(self._arrays["a"][places], labels, None)
         width = padded_width(self.examples.lengths(indices), indices, self.plan)
-        first, keep = self._rows("a", places, width)
+        first, padding_mask = self._rows("a", places, width)
         if self.examples.b is None:
-            return Batch(first, labels, keep)
-        second, keep_b = self._rows("b", places, width)
-        return Batch(torch.stack((first, second), 1), labels, torch.stack((keep, keep_b), 1))
+            return Batch(first, labels, padding_mask)
+        second, padding_mask_b = self._rows("b", places, width)
+        return Batch(torch.stack((first, second), 1), labels, torch.stack((padding_mask, padding_mask_b), 1))
 
     def _rows(self, name: str, places: Tensor, width: int) -> tuple[Tensor, Tensor]:
         """Tokens [B,T] of the texts `a` or `b`, or numbers [B,T,C], 0 behind their ends, and where they are."""
         offsets, tokens = self._arrays[f"{name}_offsets"], self._arrays[name]
         begin, end = offsets[places], offsets[places + 1]
         at = begin[:, None] + torch.arange(width, device=self.device)
-        keep = at < end[:, None]
+        padding_mask = at < end[:, None]
         taken = tokens[at.clamp_max(len(tokens) - 1)]
         if taken.is_floating_point():
-            return taken.masked_fill(~keep[..., None], 0), keep
-        return taken.long().masked_fill(~keep, 0), keep
+            return taken.masked_fill(~padding_mask[..., None], 0), padding_mask
+        return taken.long().masked_fill(~padding_mask, 0), padding_mask
 
     def _travelling(self, indices: np.ndarray) -> Batch:
         found = collate(self.examples, indices, self.plan)
@@ -70,10 +70,10 @@ class Loader:
         if found.images is not None:
             return Batch(self._tensor(found.images), labels, None)
         assert found.tokens is not None
-        assert found.keep is not None
-        if found.tokens_b is None or found.keep_b is None:
-            return Batch(self._tensor(found.tokens), labels, self._tensor(found.keep))
-        pair = (np.stack((found.tokens, found.tokens_b), 1), np.stack((found.keep, found.keep_b), 1))
+        assert found.padding_mask is not None
+        if found.tokens_b is None or found.padding_mask_b is None:
+            return Batch(self._tensor(found.tokens), labels, self._tensor(found.padding_mask))
+        pair = (np.stack((found.tokens, found.tokens_b), 1), np.stack((found.padding_mask, found.padding_mask_b), 1))
         return Batch(self._tensor(pair[0]), labels, self._tensor(pair[1]))
 
     def _tensor(self, array: np.ndarray) -> Tensor:

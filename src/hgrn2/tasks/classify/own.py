@@ -186,7 +186,7 @@ def _numbers(
     progress: Progress,
 ) -> tuple[dict[str, Examples], int, None, OwnColumns, list[str]]:  # fmt: skip
     channels = {part.inputs[0].shape[1] for part in parts.values()}
-    refuse(len(channels) > 1, f"the files have different numbers a step: {sorted(channels)}")
+    refuse(len(channels) > 1, f"the files have different numbers per step: {sorted(channels)}")
     limit = files.max_length or LONGEST["fine"]
     values = np.concatenate([one[:limit] for one in parts["train"].inputs]).astype(np.float64)
     deviation = values.std(0)

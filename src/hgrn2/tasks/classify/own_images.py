@@ -1,4 +1,4 @@
-"""A run for one's own folder of pictures: what a recipe takes for granted of its data set is taken from the folder."""
+"""A run for one's own folder of images: what a recipe takes for granted of its data set is taken from the folder."""
 
 from dataclasses import replace
 from math import gcd
@@ -10,20 +10,20 @@ from hgrn2.tasks.classify.config import ClassifyRun
 from hgrn2.tasks.classify.recipes import Size, recipe
 
 MOST_PATCHES, LEAST_PATCHES = 256, 16
-"""Of a picture: more are slow on a CPU, fewer see too little."""
+"""Of an image: more are slow on a CPU, fewer see too little."""
 
 
 def own_image_run(folder: Path, model: str, size: Size) -> ClassifyRun:
-    """The recipe of small pictures for the pictures of a folder that `hgrn2 data image` made.
+    """The recipe of small images for the images of a folder that `hgrn2 data image` made.
 
-    Patches divide the pictures into at most 256 parts where their sides allow it. A batch has at most a quarter of the
+    Patches divide the images into at most 256 parts where their sides allow it. A batch has at most a quarter of the
     training examples. Where there is no test split the last measurement is on valid.
     """
     opened = open_examples(folder)
     splits = opened.manifest["splits"]
     refuse("valid" not in splits, f"{folder} has no split 'valid'; make it anew with hgrn2 data image ... --valid N")
     train = opened.split("train")
-    refuse(train.a_offsets is not None, f"{folder} holds sequences, not pictures; see hgrn2 train classify or lra")
+    refuse(train.a_offsets is not None, f"{folder} holds sequences, not images; see hgrn2 train classify or lra")
     height, width = train.a.shape[1:3]
     run = recipe("cifar10", model, size)
     patch = patch_of(height, width)
@@ -41,7 +41,7 @@ def own_image_run(folder: Path, model: str, size: Size) -> ClassifyRun:
 
 
 def patch_of(height: int, width: int) -> int:
-    """Side of the patches of such pictures: the smallest that divides both sides into at most 256 patches together,
+    """Side of the patches of such images: the smallest that divides both sides into at most 256 patches together,
     or a smaller one where these would be fewer than 16."""
     common = gcd(height, width)
     sides = [side for side in range(1, common + 1) if common % side == 0]

@@ -1,6 +1,6 @@
 """Named runs of classification, every one a complete `ClassifyRun` but for its folder of data; no torch here.
 
-`full` are the published settings of Long Range Arena (HGRN2's run_lra.py) and our own for small pictures, where the
+`full` are the published settings of Long Range Arena (HGRN2's run_lra.py) and our own for small images, where the
 authors publish none but ImageNet's; `fast` are ours for ten minutes of one H100; `small` are minutes on a CPU core, on
 smaller data. docs/reproduce.md says what each of them reached.
 """
@@ -116,7 +116,7 @@ _FAST: dict[str, Fast] = {
 
 
 def _fast_lra(model: str, task: str) -> ClassifyRun:
-    """SiLU on the read-out vector, as language models have it, and where it helps a gate on the read-out and a local
+    """SiLU on the output gate, as language models have it, and where it helps a gate on the output and a local
     convolution; scans with weights of their own where order decides; easier examples first where there can be some;
     averaged weights; a shorter schedule. Heads are small, but in ListOps."""
     run, fast = _lra(model, task), _FAST[task]
@@ -186,7 +186,7 @@ def _small_lra(model: str, task: str) -> ClassifyRun:
 
 
 def _image(model: str, task: str, size: Size) -> ClassifyRun:
-    """Small pictures: DeiT-tiny's shape over patches of 4 (full), patches of 2 (fast), or a few
+    """Small images: DeiT-tiny's shape over patches of 4 (full), patches of 2 (fast), or a few
     layers of 64 with scans in four directions (small). Fashion-MNIST has 28 x 28 grey pixels."""
     name = "deit_tiny" if model == "deit" else f"{model}_vit_tiny"
     if task == "imagenet":

@@ -1,4 +1,4 @@
-"""Classification as a task of the trainer: batches of sequences, pairs or images, their loss, and the share right."""
+"""Classification as a task of the trainer: batches of sequences, pairs or images, their loss, and the accuracy."""
 
 import hashlib
 from collections.abc import Mapping
@@ -55,7 +55,7 @@ class Measured:
     top5: float
     """Share of examples whose class is among the five largest; 1 where there are no more classes."""
     loss: float
-    """Mean nats an example, without label smoothing."""
+    """Mean nats/example, without label smoothing."""
     confusion: np.ndarray
     """int64 [classes,classes]: examples of the class of the row that were taken for the class of the column."""
 
@@ -99,8 +99,8 @@ class ClassifyTask(Task):
         found = loader.batch(np.split(indices, parts)[part])
         # Its own random numbers for every step and part: a resumed run draws the same.
         seed = int(np.random.SeedSequence((self.run.train.seed, step, part)).generate_state(1, np.uint64)[0] >> 1)
-        if found.keep is not None:
-            return found.inputs, found.labels, self._thinned(found.keep, seed)
+        if found.padding_mask is not None:
+            return found.inputs, found.labels, self._thinned(found.padding_mask, seed)
         random = torch.Generator().manual_seed(seed)
         config = self.run.data.augment
         images, labels = augment(found.inputs, found.labels, config, self.run.model.classes, random)
@@ -114,13 +114,13 @@ class ClassifyTask(Task):
             return (self._opened(step) if self.run.data.curriculum.rising else batches.indices(step)), loader
         return self.batches.indices(step - first), self.loader
 
-    def _thinned(self, keep: Tensor, seed: int) -> Tensor:
+    def _thinned(self, padding_mask: Tensor, seed: int) -> Tensor:
         """The mask without the tokens that this step leaves out."""
         share = self.run.data.drop_tokens
         if not share:
-            return keep
-        random = torch.Generator(keep.device).manual_seed(seed)
-        return keep & (torch.rand(keep.shape, generator=random, device=keep.device) >= share)
+            return padding_mask
+        random = torch.Generator(padding_mask.device).manual_seed(seed)
+        return padding_mask & (torch.rand(padding_mask.shape, generator=random, device=padding_mask.device) >= share)
 
     def _opened(self, step: int) -> np.ndarray:
         """A step's examples from the part of the easier ones that is open by then, drawn with replacement."""
@@ -131,12 +131,14 @@ class ClassifyTask(Task):
         return random.integers(min(opened, count), size=plan.batch_size)
 
     def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor, Tensor | None]) -> Tensor:
-        """Mean nats an example."""
-        inputs, labels, keep = batch
-        return cross_entropy(logits(model, self.run, inputs, keep), labels, self.run.data.augment.label_smoothing)
+        """Mean nats/example."""
+        inputs, labels, padding_mask = batch
+        return cross_entropy(
+            logits(model, self.run, inputs, padding_mask), labels, self.run.data.augment.label_smoothing
+        )
 
     def evaluate(self, model: nn.Module) -> dict[str, float | None]:
-        """Nats and share right on the validation split, of it the examples that fit into `eval_tokens`."""
+        """Nats and accuracy on the validation split, of it the examples that fit into `eval_tokens`."""
         examples = self.splits[self.run.data.valid_split]
         found = measure(model, examples, self.run, self.device, tokens=self.run.train.eval_tokens)
         return {"loss": found.loss, "bits_per_byte": None, "accuracy": found.accuracy}
@@ -215,7 +217,7 @@ def measure(
             longest = min(int(lengths[chosen[min(len(chosen) - 1, done + 255)]]), run.train.sequence_length)
             rows = chosen[done : done + max(1, min(256, at_once // max(1, longest)))]
             found = _inputs(run, loader.batch(rows))
-            out = logits(model, run, found.inputs, found.keep).float().cpu()
+            out = logits(model, run, found.inputs, found.padding_mask).float().cpu()
             labels = found.labels.cpu()
             nats += float(nn.functional.cross_entropy(out, labels, reduction="sum"))
             five += int((out.topk(min(5, classes), -1).indices == labels[:, None]).sum())
@@ -230,7 +232,7 @@ def ask(
     model: nn.Module, examples: Examples, run: ClassifyRun, classes: tuple[str, ...], device: torch.device,
     count: int = 24,
 ) -> list[Answer]:  # fmt: skip
-    """What a model says of some pictures, evenly chosen; nothing where the examples are sequences."""
+    """What a model says of some images, evenly chosen; nothing where the examples are sequences."""
     if examples.a_offsets is not None:
         return []
     rows = np.unique(np.linspace(0, len(examples) - 1, count).round().astype(np.int64))
@@ -239,20 +241,20 @@ def ask(
         chances, guesses = logits(model, run, found.inputs, None).float().softmax(-1).max(-1)
     labels = examples.labels[rows]
     return [
-        Answer(picture=np.asarray(examples.a[row]), truth=classes[label], guess=classes[guess], chance=chance)
+        Answer(image=np.asarray(examples.a[row]), label=classes[label], guess=classes[guess], chance=chance)
         for row, label, guess, chance in zip(rows, labels, guesses.tolist(), chances.tolist(), strict=True)
     ]
 
 
-def logits(model: nn.Module, run: ClassifyRun, inputs: Tensor, keep: Tensor | None) -> Tensor:
+def logits(model: nn.Module, run: ClassifyRun, inputs: Tensor, padding_mask: Tensor | None) -> Tensor:
     """[B,classes] of prepared inputs."""
     config = run.model
     if not isinstance(config, SequenceConfig):
         return model(inputs)
-    if inputs.is_floating_point() and keep is None:  # a picture as a sequence of pixels: [B,C,H,W] -> [B,H*W,C]
+    if inputs.is_floating_point() and padding_mask is None:  # an image as a sequence of pixels: [B,C,H,W] -> [B,H*W,C]
         height, width = inputs.shape[-2:]
         return model(inputs.flatten(2).transpose(1, 2), shape=(height, width) if config.is_2d else None)
-    return model(inputs, keep)
+    return model(inputs, padding_mask)
 
 
 def pixels(run: ClassifyRun, images: Tensor) -> Tensor:
@@ -263,7 +265,7 @@ def pixels(run: ClassifyRun, images: Tensor) -> Tensor:
 
 
 def _inputs(run: ClassifyRun, found: Batch) -> Batch:
-    if found.keep is not None:
+    if found.padding_mask is not None:
         return found
     return found._replace(inputs=pixels(run, found.inputs.permute(0, 3, 1, 2).float() / 255))
 

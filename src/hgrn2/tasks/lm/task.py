@@ -77,12 +77,12 @@ class LanguageTask(Task):
         return self.batches.epochs(steps)
 
     def loss(self, model: LanguageModel, batch: tuple[Tensor, Tensor, Tensor | None]) -> Tensor:
-        """Mean nats a token."""
+        """Mean nats/token."""
         inputs, targets, cu_seqlens = batch
         return model.loss(inputs, targets, cu_seqlens=cu_seqlens, method=self.run.train.loss)
 
     def evaluate(self, model: LanguageModel) -> dict[str, float | None]:
-        """Held-out nats a token over disjoint windows of the training length, on the first `eval_tokens`."""
+        """Held-out nats/token over disjoint windows of the training length, on the first `eval_tokens`."""
         part = perplexity.Beginning(self.valid, self.run.train.eval_tokens, self.valid.tokenizer())
         found = perplexity.windows(model, part, window=self.run.train.sequence_length)
         return {"loss": found.nats_per_token, "bits_per_byte": found.bits_per_byte}

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from hgrn2.errors import UserError, unknown
 from hgrn2.layers.config import MixerConfig, MixerKind
-from hgrn2.models.config import BoundKind, InitConfig, ModelConfig
+from hgrn2.models.config import InitConfig, LowerBoundKind, ModelConfig
 from hgrn2.settings import refuse, with_overrides
 from hgrn2.tasks.mqar.config import MQARData, MQARRun
 from hgrn2.tasks.named import recipe_of
@@ -19,7 +19,7 @@ class Variant(NamedTuple):
     """A mixer as it is compared."""
 
     kind: MixerKind
-    bounds: BoundKind
+    bounds: LowerBoundKind
     conv: bool
     """Short convolution in front of it."""
     sized: bool

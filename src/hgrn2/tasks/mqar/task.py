@@ -33,7 +33,7 @@ class Recall:
     accuracy: float
     """Share of queries at which the right value has the largest logit, among all tokens of the vocabulary."""
     loss: float
-    """Mean nats a query."""
+    """Mean nats/query."""
 
 
 class MQARTask(Task):
@@ -60,12 +60,12 @@ class MQARTask(Task):
         return steps / len(self.examples.batches)
 
     def loss(self, model: LanguageModel, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-        """Mean nats a query."""
+        """Mean nats/query."""
         tokens, positions, answers = batch
         return nn.functional.cross_entropy(query_logits(model, tokens, positions).flatten(0, 1), answers.flatten())
 
     def evaluate(self, model: LanguageModel) -> dict[str, float | None]:
-        """Mean nats a query over the beginning of every test segment, each counted alike."""
+        """Mean nats/query over the beginning of every test segment, each counted alike."""
         found = self.recall(model, self.run.train.eval_tokens)
         return {"loss": sum(one.loss for one in found) / len(found), "bits_per_byte": None}
 

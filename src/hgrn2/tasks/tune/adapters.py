@@ -18,7 +18,7 @@ from hgrn2.settings import refuse
 
 LORA_TARGETS = ("mixer.in_proj", "mixer.out_proj", "glu.in_proj", "glu.out_proj")
 """All projections of all blocks, as `target_modules`: what "all-linear" finds too. The mixer's own two alone are
-`LORA_TARGETS[:2]`; the bounds of the forget gates and the norms are no matrices, and stay."""
+`LORA_TARGETS[:2]`; the lower bounds of the forget gates and the norms are no matrices, and stay."""
 
 
 def add_lora(

@@ -17,7 +17,7 @@ def short_training() -> TrainConfig:
 
 
 def for_states() -> OptimConfig:
-    """Adam moves every number by about lr a step, and states have numbers of the order of 1: a rate far above that of
+    """Adam moves every number by about lr per step, and states have numbers of the order of 1: a rate far above that of
     weights. No weight decay, which would pull the state towards an empty past."""
     return OptimConfig(lr=0.3, schedule="linear", warmup_steps=10, final_lr_ratio=0.0, weight_decay=0.0, beta2=0.98)
 

@@ -1,4 +1,4 @@
-"""One picture from bytes or a file: decoded by Pillow, with the wished channels, cut to a square of a wished size."""
+"""One image from bytes or a file: decoded by Pillow, with the wished channels, cut to a square of a wished size."""
 
 import contextlib
 import io
@@ -17,19 +17,19 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "PPM", "TIFF")
 MODES = {1: ("1", "L", "LA"), 3: ("P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")}
 PIXEL_LIMIT = 1 << 26
-"""Pixels of one picture at most: more is taken for an attack on memory."""
+"""Pixels of one image at most: more is taken for an attack on memory."""
 DAMAGED = (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError, KeyError, struct.error)
 """What Pillow's decoders raise on damaged files."""
 BYTE_LIMIT = 1 << 26
-"""Bytes of one picture's file at most."""
+"""Bytes of one image's file at most."""
 
 
-class BadPicture(Exception):
-    """A picture that cannot be read; the message says why, without a name."""
+class BadImage(Exception):
+    """An image that cannot be read; the message says why, without a name."""
 
 
-class Picture(NamedTuple):
-    """A decoded picture."""
+class DecodedImage(NamedTuple):
+    """A decoded image."""
 
     pixels: np.ndarray
     """uint8 [H,W,C]."""
@@ -48,14 +48,14 @@ def pillow() -> Any:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Silence Pillow's remarks on odd files (broken EXIF, large pictures): what matters is refused here."""
+    """Silence Pillow's remarks on odd files (broken EXIF, large images): what matters is refused here."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="PIL")
         yield
 
 
-def read_picture(data: bytes | Path, size: int, channels: int) -> Picture:
-    """Decode a picture, turned upright; alpha is dropped.
+def read_image(data: bytes | Path, size: int, channels: int) -> DecodedImage:
+    """Decode an image, turned upright; alpha is dropped.
 
     Args:
         data: the bytes of the file, or its path.
@@ -70,27 +70,27 @@ def read_picture(data: bytes | Path, size: int, channels: int) -> Picture:
         if isinstance(data, Path):
             refuse_special(data)
     except UserError as error:
-        raise BadPicture(str(error)) from None
+        raise BadImage(str(error)) from None
     try:
         with image_of.open(data if isinstance(data, Path) else io.BytesIO(data), formats=FORMATS) as opened:
             width, height = opened.size
             if width * height > PIXEL_LIMIT:
-                raise BadPicture(f"{width} × {height} pixels are more than {PIXEL_LIMIT:,}")
+                raise BadImage(f"{width} × {height} pixels are more than {PIXEL_LIMIT:,}")
             had = next((c for c, modes in MODES.items() if opened.mode in modes), 0)
             if not had:
-                raise BadPicture(f"pixels of mode {opened.mode} are not read, only 8-bit grey or colour")
+                raise BadImage(f"pixels of mode {opened.mode} are not read, only 8-bit grey or colour")
             from PIL import ImageOps
 
             image = ImageOps.exif_transpose(opened).convert("L" if channels == 1 else "RGB")
     except (*DAMAGED, image_of.DecompressionBombError) as error:
-        raise BadPicture(_reason(error)) from None
+        raise BadImage(_reason(error)) from None
     pixels = np.asarray(_square(image, size) if size else image)
-    return Picture(pixels[:, :, None] if channels == 1 else pixels, had)
+    return DecodedImage(pixels[:, :, None] if channels == 1 else pixels, had)
 
 
 def _reason(error: Exception) -> str:
     text = str(error)
-    return "not a picture of a known format" if text.startswith("cannot identify") else text or type(error).__name__
+    return "not an image of a known format" if text.startswith("cannot identify") else text or type(error).__name__
 
 
 def _square(image: Any, size: int) -> Any:

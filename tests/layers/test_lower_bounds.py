@@ -6,10 +6,10 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from hgrn2.layers.config import BoundKind
+from hgrn2.layers.config import LowerBoundKind
 from hgrn2.layers.gates import lower_bounds
 
-KINDS: tuple[BoundKind, ...] = ("inclusive", "exclusive")
+KINDS: tuple[LowerBoundKind, ...] = ("inclusive", "exclusive")
 
 
 def shares(raw: list[float]) -> list[float]:
@@ -27,7 +27,7 @@ def stated(raw: list[float], kind: str) -> list[float]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_both_formulas_as_stated(kind: BoundKind, same: Callable) -> None:
+def test_both_formulas_as_stated(kind: LowerBoundKind, same: Callable) -> None:
     raw = torch.randn(7, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     expected = torch.tensor([stated(channel, kind) for channel in raw.T.tolist()], dtype=torch.float64).T
     same(lower_bounds(raw, kind), expected)
@@ -41,7 +41,7 @@ def test_the_formulas_are_not_interchangeable() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_uniform_start_is_layer_over_depth(kind: BoundKind) -> None:
+def test_uniform_start_is_layer_over_depth(kind: LowerBoundKind) -> None:
     for layers in (1, 2, 6, 24):
         bounds = lower_bounds(torch.ones(layers, 3), kind)
         assert torch.allclose(bounds, torch.arange(layers)[:, None].expand(layers, 3) / layers, atol=1e-6, rtol=0)
@@ -50,7 +50,7 @@ def test_uniform_start_is_layer_over_depth(kind: BoundKind) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("strength", [0.0, 1.0, 10.0, 100.0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_zero_first_then_rising_and_below_one(kind: BoundKind, strength: float, dtype: torch.dtype) -> None:
+def test_zero_first_then_rising_and_below_one(kind: LowerBoundKind, strength: float, dtype: torch.dtype) -> None:
     raw = strength * torch.randn(9, 200, generator=torch.Generator().manual_seed(2))
     bounds = lower_bounds(raw.to(dtype), kind)
     assert bounds.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
@@ -60,7 +60,7 @@ def test_zero_first_then_rising_and_below_one(kind: BoundKind, strength: float, 
 
 
 @pytest.mark.parametrize(("kind", "unused"), [("inclusive", 0), ("exclusive", 3)])
-def test_gradient_follows_the_used_shares_alone(kind: BoundKind, unused: int, same: Callable) -> None:
+def test_gradient_follows_the_used_shares_alone(kind: LowerBoundKind, unused: int, same: Callable) -> None:
     """dγ_l/dΓ_j = Σ_{i used by l} P_i (δ_ij - P_j): the unused share enters through the softmax and nowhere else."""
     raw = torch.randn(4, 1, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     p = shares(raw[:, 0].tolist())
@@ -75,7 +75,7 @@ def test_gradient_follows_the_used_shares_alone(kind: BoundKind, unused: int, sa
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_row_learns_and_a_common_shift_does_not(kind: BoundKind) -> None:
+def test_every_row_learns_and_a_common_shift_does_not(kind: LowerBoundKind) -> None:
     raw = torch.randn(5, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(4)).requires_grad_()
     weights = torch.randn(5, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
     (lower_bounds(raw, kind) * weights).sum().backward()
