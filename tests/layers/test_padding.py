@@ -131,3 +131,12 @@ def test_a_mask_of_another_shape_or_kind_is_refused() -> None:
     for wrong in (torch.ones(2, 6, dtype=torch.bool), torch.ones(2, 5)):
         with pytest.raises(UserError, match=r"padding_mask must be \[2, 5\] bool"):
             backbone(x, padding_mask=wrong)
+
+
+@every
+def test_the_earlier_keyword_of_the_mask(name: str, mixer: Any) -> None:
+    padding_mask, (x, lower_bound) = MASKS["left"], inputs(name, batch=3)
+    if name.startswith("mamba"):
+        pytest.skip("was never released with it")
+    mask: dict[str, Any] = dict([("keep", padding_mask)])
+    assert torch.equal(mixer(x, lower_bound, **mask)[0], mixer(x, lower_bound, padding_mask=padding_mask)[0])

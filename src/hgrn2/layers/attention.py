@@ -18,6 +18,7 @@ from hgrn2.errors import UserError
 from hgrn2.layers.config import MixerConfig
 from hgrn2.layers.directions import Shape, check_shape, no_state
 from hgrn2.layers.key_values import KeyValues, join, with_conv
+from hgrn2.layers.masking import accepts_keep
 from hgrn2.layers.norm import Norm
 from hgrn2.layers.operators import WHOLE, Operators
 from hgrn2.layers.short_conv import start_conv
@@ -70,6 +71,7 @@ class Attention(nn.Module):
     def log_forget(self, x: Tensor, lower_bound: Tensor | None, past: Tensor | None = None) -> None:
         """None: there are no gates here."""
 
+    @accepts_keep
     def forward(
         self,
         x: Tensor,

@@ -31,6 +31,7 @@ from hgrn2.errors import UserError
 from hgrn2.layers.config import MixerConfig
 from hgrn2.layers.hgru1 import HGRU1
 from hgrn2.layers.hgru2 import HGRU2
+from hgrn2.layers.masking import accepts_keep
 from hgrn2.layers.state import LayerState
 from hgrn2.ops.backend import work_dtype
 
@@ -72,6 +73,7 @@ class Directional(nn.Module):
         """The projection that writes to the residual stream."""
         return self.unit.out_proj
 
+    @accepts_keep
     def forward(
         self,
         x: Tensor,

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from hgrn2 import ops
 from hgrn2.layers.config import GATE_RANK, MixerConfig
+from hgrn2.layers.masking import accepts_keep
 from hgrn2.layers.norm import Norm
 from hgrn2.layers.operators import WHOLE, Operators
 from hgrn2.layers.short_conv import start_conv
@@ -65,6 +66,7 @@ class GLA(nn.Module):
         logits = self.gate_up(self.gate_down(x))
         return nn.functional.logsigmoid(logits.to(work_dtype(logits.dtype))) / GATE_ROOT
 
+    @accepts_keep
     def forward(
         self,
         x: Tensor,

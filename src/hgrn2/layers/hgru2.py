@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from hgrn2 import ops
 from hgrn2.layers.config import MixerConfig
 from hgrn2.layers.gates import log_forget
+from hgrn2.layers.masking import accepts_keep
 from hgrn2.layers.norm import Norm
 from hgrn2.layers.operators import WHOLE, Operators
 from hgrn2.layers.short_conv import start_conv
@@ -98,6 +99,7 @@ class HGRU2(nn.Module):
         """float32, float64 for float64: a state is a sum over a whole text."""
         return work_dtype(weights)
 
+    @accepts_keep
     def forward(
         self,
         x: Tensor,

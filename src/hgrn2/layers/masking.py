@@ -4,12 +4,31 @@ In a recurrence that is a gate of one and an input of zero. The short convolutio
 moved together first: row after row without padding, packed, and whatever was left out as one more document behind them.
 """
 
+import functools
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
+
 import torch
 from torch import Tensor
 
 from hgrn2 import ops
 from hgrn2.errors import UserError
 from hgrn2.ops.arguments import check_tensors
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def accepts_keep(function: Callable[P, R]) -> Callable[P, R]:
+    """`function`, which also takes `padding_mask` under its earlier keyword, "keep"."""
+
+    @functools.wraps(function)
+    def renamed(*args: Any, **options: Any) -> Any:
+        if "keep" in options:
+            options["padding_mask"] = options.pop("keep")
+        return function(*args, **options)
+
+    return renamed
 
 
 def check_padding_mask(padding_mask: Tensor | None, x: Tensor) -> None:

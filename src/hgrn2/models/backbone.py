@@ -10,7 +10,7 @@ from hgrn2.layers.block import Block, recomputed
 from hgrn2.layers.directions import Shape, check_shape, no_state
 from hgrn2.layers.gates import lower_bounds
 from hgrn2.layers.key_values import KeyValues
-from hgrn2.layers.masking import check_padding_mask
+from hgrn2.layers.masking import accepts_keep, check_padding_mask
 from hgrn2.layers.norm import Norm
 from hgrn2.layers.state import ModelState
 from hgrn2.models.config import Recompute, StackConfig
@@ -84,6 +84,7 @@ class Backbone(nn.Module):
         made = [mixer.zeros(batch, device_of(mixer), dtype or mixer.state_dtype(own)) for mixer in mixers]
         return ModelState(tuple(made))
 
+    @accepts_keep
     def forward(
         self,
         x: Tensor,

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from hgrn2.errors import UserError
+from hgrn2.layers.masking import accepts_keep
 from hgrn2.layers.reading import Dropout
 from hgrn2.layers.state import ModelState
 from hgrn2.models.backbone import Backbone
@@ -61,6 +62,7 @@ class LanguageModel(nn.Module):
         """The state of `batch` sequences before their first token; see `Backbone.zeros`."""
         return self.backbone.zeros(batch, dtype)
 
+    @accepts_keep
     def hidden(
         self,
         tokens: Tensor,
@@ -110,6 +112,7 @@ class LanguageModel(nn.Module):
         )
         return nn.functional.linear(features, self.embedding.weight)
 
+    @accepts_keep
     def forward(
         self,
         tokens: Tensor,

@@ -7,6 +7,7 @@ from hgrn2.errors import UserError
 from hgrn2.layers.directions import Shape
 from hgrn2.layers.embedding import Positions
 from hgrn2.layers.heads import PairHead, PoolHead
+from hgrn2.layers.masking import accepts_keep
 from hgrn2.layers.norm import Norm
 from hgrn2.layers.reading import Dropout
 from hgrn2.models.backbone import Backbone
@@ -50,6 +51,7 @@ class SequenceClassifier(nn.Module):
         """Which activations a training step keeps; see `Backbone.set_recompute`."""
         self.backbone.set_recompute(what)
 
+    @accepts_keep
     def hidden(self, inputs: Tensor, padding_mask: Tensor | None = None, *, shape: Shape | None = None) -> Tensor:
         """Features [B,T,D] ([2B,T,D] for pairs: first and second of a pair side by side) before the head."""
         if self.config.pair:
@@ -63,6 +65,7 @@ class SequenceClassifier(nn.Module):
         x, _ = self.backbone(x, padding_mask=padding_mask, shape=shape, output_state=False)
         return x
 
+    @accepts_keep
     def forward(self, inputs: Tensor, padding_mask: Tensor | None = None, *, shape: Shape | None = None) -> Tensor:
         """Logits [B,classes].
 
@@ -79,6 +82,7 @@ class SequenceClassifier(nn.Module):
         x = self.hidden(inputs, padding_mask, shape=shape)
         return self.head(x.unflatten(0, (-1, 2)) if self.config.pair else x, padding_mask)
 
+    @accepts_keep
     def loss(
         self, inputs: Tensor, labels: Tensor, padding_mask: Tensor | None = None, *, shape: Shape | None = None,
         label_smoothing: float = 0.0,
