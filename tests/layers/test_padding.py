@@ -138,5 +138,7 @@ def test_the_earlier_keyword_of_the_mask(name: str, mixer: Any) -> None:
     padding_mask, (x, lower_bound) = MASKS["left"], inputs(name, batch=3)
     if name.startswith("mamba"):
         pytest.skip("was never released with it")
-    mask: dict[str, Any] = dict([("keep", padding_mask)])
-    assert torch.equal(mixer(x, lower_bound, **mask)[0], mixer(x, lower_bound, padding_mask=padding_mask)[0])
+    earlier = "keep"
+    assert torch.equal(
+        mixer(x, lower_bound, **{earlier: padding_mask})[0], mixer(x, lower_bound, padding_mask=padding_mask)[0]
+    )

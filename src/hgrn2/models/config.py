@@ -75,7 +75,7 @@ class StackConfig:
     lower_bound: LowerBoundKind = "inclusive"
     """Lower bounds of the forget gate from a softmax over the layers that have such gates. inclusive: cumulative sum
     minus the first row (language models); exclusive: sum of the rows below (HGRN1's formula, images, long range); none:
-    no bound."""
+    no lower bound."""
     init: InitConfig = field(default_factory=InitConfig)
 
     def __post_init__(self) -> None:
