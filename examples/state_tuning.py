@@ -43,7 +43,9 @@ def matched_rank(model: LanguageModel, numbers: int) -> int:
 def with_lora(base: LanguageModel, rank: int) -> LanguageModel:
     """A copy of the model with adapters, alone trainable, in the projections of all blocks."""
     config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=list(TARGETS))
-    return cast(LanguageModel, inject_adapter_in_model(config, copy.deepcopy(base)))
+    adapted = cast(Any, inject_adapter_in_model(config, copy.deepcopy(base)))
+    adapted.kind = "adapted"  # of its checkpoints, which are no models by themselves
+    return cast(LanguageModel, adapted)
 
 
 def trained(kind: str, loaded: Loaded, settings: TuneSettings, quiet: bool) -> tuple[LanguageModel, int, float]:
