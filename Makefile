@@ -12,7 +12,7 @@ $(VENV)/.base: constraints.txt pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "hgrn2 needs Python 3.11 or newer; set PYTHON=")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) install -q $$(grep '^torch==' constraints.txt)
-	$(PIP) install -q -c constraints.txt -e '.[plot]'
+	$(PIP) install -q -c constraints.txt -e '.[plot,serve,onnx]'
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.base

@@ -78,5 +78,6 @@ def _commands(result: "RunResult") -> list[tuple[str | Path, ...]]:
         ("eval", folder, "--method", "all"),
     ]
     if demo:
+        commands.append(("serve", folder))
         commands.append(("train", "lm", "demo", "--out", "runs/longer", "--set", "train.budget_s=1200"))
     return commands
