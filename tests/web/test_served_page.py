@@ -19,8 +19,13 @@ DONE = "/^(Done|Stopped|The text)/.test(document.getElementById('status').textCo
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    running = Running(model=save(tmp_path_factory.mktemp("model") / "small"), states=tmp_path_factory.mktemp("states"))
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save(tmp_path_factory.mktemp("model") / "small")
+
+
+@pytest.fixture(scope="module")
+def server(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    running = Running(model=model, states=tmp_path_factory.mktemp("states"))
     yield running
     running.stop()
 
@@ -125,6 +130,38 @@ def test_mistakes_are_said(page: Page) -> None:
     page.until("document.getElementById('error').textContent.includes('\u00df')")
     assert page.problems
     page.problems.clear()  # the browser itself reports the status 400
+
+
+def test_a_conversation(browser: Page, server: Running) -> None:
+    server.service.about["chat"] = True
+    try:
+        browser.open(server.url + "/")
+        browser.until("document.body.dataset.ready === 'true'")
+        assert not browser.ask("document.getElementById('modes').hidden")
+        for said in ("Good day", "And now"):
+            before = browser.ask("document.querySelectorAll('.token').length")
+            write(browser, said, 6)
+            assert 1 <= browser.ask("document.querySelectorAll('.token').length") - before <= 6
+            assert browser.ask("document.getElementById('prompt').value") == ""
+        turns = browser.ask("Array.from(document.querySelectorAll('#text .turn'), (one) => one.textContent)")
+        assert turns == ["You", "small"] * 2
+    finally:
+        server.service.about["chat"] = False
+
+
+def test_a_key(browser: Page, model: Path, tmp_path: Path) -> None:
+    key = "0123456789abcdef"
+    keyed = Running(model=model, states=tmp_path, keys=(key,))
+    try:
+        browser.open(keyed.url + "/")
+        for given in ("a-wrong-key-of-16", key):
+            browser.until("!document.getElementById('key-form').hidden")
+            browser.type(given)
+            browser.press("Enter", code=13, text="\r")
+        browser.until("document.body.dataset.ready === 'true'")
+        assert len(write(browser, PROMPT, 5)) > 0
+    finally:
+        keyed.stop()
 
 
 def test_what_the_server_says_of_its_page(server: Running) -> None:

@@ -212,11 +212,26 @@ function changeMode() {
   busy(false);
 }
 
+/** A key, once the user has given one. */
+function askForKey(again) {
+  say(again ? "That is no key of this server." : "This server asks for a key.");
+  $("key-form").hidden = false;
+  $("key").value = "";
+  $("key").focus();
+  return new Promise((resolve) => {
+    $("key-form").addEventListener("submit", (event) => {
+      event.preventDefault();
+      $("key-form").hidden = true;
+      resolve($("key").value);
+    }, { once: true });
+  });
+}
+
 async function main() {
   const kind = document.querySelector('meta[name="hgrn2-engine"]').content;
   const { open } = await import(kind === "browser" ? "./browser.js" : "./server.js");
   connect();
-  engine = await open((share) => { $("loading").value = share; });
+  engine = await open((share) => { $("loading").value = share; }, askForKey);
   const { info } = engine;
   document.title = `${info.name} · hgrn2`;
   $("name").textContent = info.name;

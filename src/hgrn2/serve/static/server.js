@@ -8,7 +8,10 @@
 
 const ALTERNATIVES = 5;
 
-export async function open() {
+let askForKey; // () => Promise of a key that the user gives
+
+export async function open(tell, forKey) {
+  askForKey = forKey;
   const { data } = await asked("v1/models");
   const model = data[0];
   const more = model.hgrn2 ?? {};
@@ -118,11 +121,8 @@ async function answered(path, options = {}) {
   const headers = { ...options.headers, ...(key && { Authorization: `Bearer ${key}` }) };
   const response = await fetch(path, { ...options, headers });
   if (response.status === 401) {
-    const given = window.prompt("This server asks for a key.");
-    if (given) {
-      sessionStorage.setItem("hgrn2-key", given);
-      return answered(path, options);
-    }
+    sessionStorage.setItem("hgrn2-key", await askForKey(Boolean(key)));
+    return answered(path, options);
   }
   if (response.ok) return response;
   const said = await response.json().catch(() => ({}));
