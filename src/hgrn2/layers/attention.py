@@ -153,8 +153,12 @@ class Attention(nn.Module):
         if padding_mask is None and not state.ragged and 0 < self.config.window < k.shape[1]:
             y = windowed(q, k, v, self.config.window)
         elif padding_mask is None and not state.ragged:
-            mask = None if fresh or tokens == 1 else self._visible(places, k.shape[1])
-            y = scaled_dot_product(q, k, v, mask, causal=fresh and tokens > 1)
+            # Two calls: a compiler that does not know T takes no comparison with it for a truth value.
+            if fresh and tokens > 1:
+                y = scaled_dot_product(q, k, v, None, causal=True)
+            else:
+                mask = None if fresh or tokens == 1 else self._visible(places, k.shape[1])
+                y = scaled_dot_product(q, k, v, mask)
         elif k.shape[1] == 0:  # padding alone
             y = torch.zeros_like(q)
         else:
