@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from hgrn2.errors import UserError
-from hgrn2.layers import selective
 from hgrn2.layers.config import MixerConfig
 from hgrn2.layers.mamba import Mamba
 from hgrn2.layers.mamba2 import MOST_DECAY, Mamba2
 from hgrn2.models.config import InitConfig, ModelConfig
 from hgrn2.models.language import LanguageModel
+from hgrn2.ops.selective_scan import chunked
 
 WIDTH = 16
 
@@ -36,9 +36,9 @@ def test_a_part_of_the_channels_at_a_time_is_the_whole(
         kept[-1] += tensor.numel() * (tensor.shape[-1] == 32 * 3 or tensor.shape[-2:] == (32, 3))
         return tensor
 
-    for limit in (selective.KEPT, 0):
-        monkeypatch.setattr(selective, "KEPT", limit)
-        monkeypatch.setattr(selective, "PART", part)
+    for limit in (chunked.KEPT, 0):
+        monkeypatch.setattr(chunked, "KEPT", limit)
+        monkeypatch.setattr(chunked, "PART", part)
         kept.append(0)
         with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
             y, state = mixer(x, None, begin)
@@ -54,8 +54,8 @@ def test_padding_and_packing_in_parts(randomised: Callable, same: Callable, monk
     mixer, x = randomised(Mamba(WIDTH, MixerConfig(kind="mamba", state_size=3, conv_width=4))), inputs(1, 20)
     options: dict[str, Any] = {"cu_seqlens": torch.tensor([0, 4, 20]), "padding_mask": torch.arange(20)[None] % 3 > 0}
     expected, final = mixer(x, **options)
-    monkeypatch.setattr(selective, "KEPT", 0)
-    monkeypatch.setattr(selective, "PART", 600)
+    monkeypatch.setattr(chunked, "KEPT", 0)
+    monkeypatch.setattr(chunked, "PART", 600)
     y, state = mixer(x, **options)
     same(y, expected)
     same(state.recurrent, final.recurrent)

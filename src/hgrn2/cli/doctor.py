@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from hgrn2.doctor.examination import Examination
 
 Flag = tyro.conf.FlagCreatePairsOff[bool]
-Op = Literal["hgru2", "gated_outer_scan", "gated_scan", "causal_conv", "linear_cross_entropy"]
+Op = Literal["hgru2", "gated_outer_scan", "gated_scan", "causal_conv", "selective_scan", "linear_cross_entropy"]
 _MACHINE = ("hgrn2", "python", "torch", "triton", "cuda", "driver", "compiler")
 
 

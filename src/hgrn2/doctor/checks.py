@@ -7,12 +7,12 @@ measured, as in the contracts (`hgrn2.testing`).
 import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from hgrn2.doctor import loss
+from hgrn2.doctor import loss, selective
 from hgrn2.ops import backend as backends
 from hgrn2.testing.cases import Case, build, packed
 from hgrn2.testing.compare import Finding
@@ -23,6 +23,8 @@ from hgrn2.testing.large import Expected, compare, expect
 OPS = tuple(op for op in backends.REGISTRY if op not in backends.STEPS.values())
 STEPS = 9
 """Tokens that are stepped through one by one."""
+_OWN: dict[str, Any] = {one.NAME: one for one in (loss, selective)}
+"""Operators that have no cases in common with the others, and the modules that check them."""
 DOCUMENTS = (0, 1, 70, 0, 5, 20)
 _LOW, _HALF, _FULL, _DOUBLE = torch.bfloat16, torch.float16, torch.float32, torch.float64
 _BOTH, _ALL = (_LOW, _FULL), (_LOW, _DOUBLE, _FULL)
@@ -82,8 +84,8 @@ class Check:
 
     def run(self) -> list[Finding]:
         """How far every result is from the reference, and how far it may be."""
-        if self.op == loss.NAME:
-            return loss.findings(self.device, self.dtype, self.backend)
+        if self.op in _OWN:
+            return _OWN[self.op].findings(self.device, self.dtype, self.backend)
         stepped = self.op in backends.STEPS.values()
         results = self._stepped() if stepped else self._whole()
         got = {name: x.cpu() for name, x in results.items()}
@@ -126,7 +128,7 @@ def planned(devices: list[torch.device], ops: tuple[str, ...] = OPS) -> list[Che
 def _of_operator(op: str, device: torch.device) -> Iterator[Check]:
     gpu = device.type == "cuda"
     cases = [(row.case, row.gpu if gpu else row.cpu) for row in _CASES if row.case.op == op]
-    cases = cases or [(loss.CASE, loss.DTYPES)]
+    cases = cases or [(_OWN[op].CASE, _OWN[op].DTYPES)]
     step = backends.STEPS.get(op, "")
     short = replace(cases[0][0], tokens=STEPS, lower_bound="small" if op == "hgru2" else "none")
     kinds = tuple(dict.fromkeys(kind for _, dtypes in cases for kind in dtypes))

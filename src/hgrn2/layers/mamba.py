@@ -11,12 +11,13 @@ behind it (`glu_width=0`), and so there are twice as many of them.
 import torch
 from torch import Tensor, nn
 
+from hgrn2 import ops
 from hgrn2.errors import UserError
 from hgrn2.layers.config import MixerConfig
 from hgrn2.layers.kinds import inner_width, states_of, step_rank
 from hgrn2.layers.operators import WHOLE, Operators
-from hgrn2.layers.selective import selective_scan, selective_step, start_steps, start_taps
 from hgrn2.layers.state import LayerState
+from hgrn2.layers.steps import start_steps, start_taps
 from hgrn2.ops.backend import work_dtype
 
 
@@ -86,14 +87,15 @@ class Mamba(nn.Module):
         decay = -self.log_decay.to(step.dtype).exp()
         start = None if state is None else state.recurrent
         if x.shape[1] == 1 and start is not None and cu_seqlens is None and not torch.is_grad_enabled():
-            y, final = selective_step(
-                mixed[:, 0], step[:, 0], decay, write[:, 0], read[:, 0], start, inplace=inplace
-            )  # fmt: skip
+            y, final = ops.selective_step(
+                mixed[:, 0], step[:, 0], decay, write[:, 0], read[:, 0], state=start, inplace=inplace
+            )
             y = y.unsqueeze(1)
         else:
-            parts, options = (mixed, step, decay, write, read), {"cu_seqlens": cu_seqlens, "output_state": output_state}
-            y, final = selective_scan(parts, start, scan=self.operators.gated_scan, **options)
-        y = y.to(mixed.dtype) + self.skip.to(mixed.dtype) * mixed
+            y, final = self.operators.selective_scan(
+                mixed, step, decay, write, read, state=start, cu_seqlens=cu_seqlens, output_final_state=output_state
+            )
+        y = y + self.skip.to(mixed.dtype) * mixed
         y = self.out_proj(y * self.output_activation(gate))
         found = LayerState(final, conv_state) if output_state and final is not None else None
         return y, state.overwrite(found) if inplace and state is not None and found is not None else found

@@ -16,8 +16,8 @@ from hgrn2.layers.config import MixerConfig
 from hgrn2.layers.kinds import inner_width, states_of
 from hgrn2.layers.norm import Norm
 from hgrn2.layers.operators import WHOLE, Operators
-from hgrn2.layers.selective import start_steps, start_taps
 from hgrn2.layers.state import LayerState
+from hgrn2.layers.steps import start_steps, start_taps
 from hgrn2.layers.terms import Terms
 from hgrn2.ops.backend import work_dtype
 

@@ -27,6 +27,10 @@ class Operators:
         """As `ops.gated_scan`."""
         return ops.gated_scan(*tensors, **options)
 
+    def selective_scan(self, *tensors: Tensor, **options: Any) -> tuple[Tensor, Tensor | None]:
+        """As `ops.selective_scan`."""
+        return ops.selective_scan(*tensors, **options)
+
     def short_conv(self, *tensors: Tensor | None, output_state: bool) -> tuple[Tensor, Tensor | None]:
         """As `layers.short_conv`."""
         return short_conv(*tensors, output_state=output_state)  # pyright: ignore[reportArgumentType]

@@ -6,6 +6,7 @@ from hgrn2.ops.gated_outer_scan import gated_outer_scan, gated_outer_step
 from hgrn2.ops.gated_scan import gated_scan, gated_step
 from hgrn2.ops.hgru2 import hgru2, hgru2_step
 from hgrn2.ops.linear_cross_entropy import linear_cross_entropy
+from hgrn2.ops.selective_scan import selective_scan, selective_step
 
 __all__ = [
     "causal_conv",
@@ -18,4 +19,6 @@ __all__ = [
     "hgru2",
     "hgru2_step",
     "linear_cross_entropy",
+    "selective_scan",
+    "selective_step",
 ]

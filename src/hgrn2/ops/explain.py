@@ -46,13 +46,20 @@ def explain(op: str | Callable[..., Any], *args: Any, backend: str = "auto", **k
     return f"{place} runs on {choice.backend}: {choice.why}"
 
 
-_POSITIONS = {"hgru2": ("q", "f", "i"), "hgru2_step": ("q", "f", "i"), "gated_outer_scan": ("q", "k", "v", "log_f")}
+_POSITIONS = {
+    "hgru2": ("q", "f", "i"),
+    "hgru2_step": ("q", "f", "i"),
+    "gated_outer_scan": ("q", "k", "v", "log_f"),
+    "selective_scan": ("x", "step", "decay"),
+}
 
 
 def _head_sizes(name: str, given: dict[str, Any]) -> tuple[int, int]:
     """K and V of one head, 0 where the operator has no heads or the call does not say."""
     if name == "gated_outer_scan" and {"q", "v"} <= given.keys():
         return given["q"].shape[-1], given["v"].shape[-1]
+    if name == "selective_scan" and "decay" in given:
+        return given["decay"].shape[1], given.get("cu_seqlens") is not None
     heads = given.get("heads", 0)
     if name.startswith("hgru2") and heads and {"q", "i"} <= given.keys():
         return given["q"].shape[-1] // heads, given["i"].shape[-1] // heads
