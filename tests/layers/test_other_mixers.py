@@ -31,20 +31,29 @@ def attention(name: str, randomised: Callable) -> Any:
     return randomised(Attention(WIDTH, ATTENTION[name]))
 
 
-def test_gla_is_its_recurrence(randomised: Callable, same: Callable) -> None:
-    mixer = randomised(GLA(WIDTH, MixerConfig(kind="gla", head_size=8, scale_scores=True, bias=True)))
-    x = inputs()
-    q, k, v, g = mixer.in_proj(x).split(WIDTH, -1)
+@pytest.mark.parametrize("keys", [8, 4], ids=["keys as wide as values", "keys of half the width"])
+def test_gla_is_its_recurrence(keys: int, randomised: Callable, same: Callable) -> None:
+    """The paper's equations token by token; the second as published, with a norm of each head by itself."""
+    norm: Any = {"norm": "head_rms", "norm_eps": 1e-3} if keys == 4 else {}
+    config = MixerConfig(kind="gla", head_size=8, key_size=keys, scale_scores=True, bias=True, **norm)
+    mixer, x = randomised(GLA(WIDTH, config)), inputs()
+    q, k, v, g = mixer.in_proj(x).split((2 * keys, 2 * keys, WIDTH, WIDTH), -1)
     forget = torch.sigmoid(mixer.gate_up(mixer.gate_down(x))) ** (1 / GATE_ROOT)
-    state = torch.zeros(2, 2, 8, 8, dtype=torch.float64)
+    state = torch.zeros(2, 2, keys, 8, dtype=torch.float64)
     outputs = []
     for t in range(x.shape[1]):
-        one = [part[:, t].view(2, 2, 8) for part in (q, k, v, forget)]
+        one = [part[:, t].view(2, 2, -1) for part in (q, k, v, forget)]
         state = one[3].unsqueeze(-1) * state + one[1].unsqueeze(-1) * one[2].unsqueeze(-2)
-        outputs.append(8**-0.5 * torch.einsum("bhk,bhkv->bhv", one[0], state).flatten(1))
-    expected = mixer.out_proj(mixer.norm(torch.stack(outputs, 1)) * torch.nn.functional.silu(g))
-    y, final = mixer(x)
-    same(y, expected)
+        outputs.append(keys**-0.5 * torch.einsum("bhk,bhkv->bhv", one[0], state))
+    y = torch.stack(outputs, 1)
+    if keys == 4:
+        y = y * (y.square().mean(-1, keepdim=True) + 1e-3).rsqrt()
+        y = y.flatten(2) * mixer.norm.weight
+    else:
+        y = mixer.norm(y.flatten(2))
+    expected = mixer.out_proj(y * torch.nn.functional.silu(g))
+    found, final = mixer(x)
+    same(found, expected)
     same(final.recurrent, state)
 
 
