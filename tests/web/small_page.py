@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from hgrn2.data.tokenizer import CharTokenizer
+from hgrn2.data.tokenizer import CharTokenizer, Tokenizer
 from hgrn2.generate.generator import Generator
 from hgrn2.layers.config import MixerConfig
 from hgrn2.models.config import InitConfig, ModelConfig
@@ -15,9 +15,9 @@ from hgrn2.models.saved import save_model
 LETTERS = "".join(chr(code) for code in range(32, 127)) + "\né日"
 
 
-def save(folder: Path) -> Path:
+def save(folder: Path, tokenizer: Tokenizer | None = None) -> Path:
     """A model folder of random weights whose texts do not repeat a letter."""
-    tokenizer = CharTokenizer(LETTERS)
+    tokenizer = tokenizer or CharTokenizer(LETTERS)
     torch.manual_seed(2)
     mixer = MixerConfig(head_size=16, conv_width=3)
     model = LanguageModel(ModelConfig(

@@ -4,12 +4,15 @@ import json
 from pathlib import Path
 
 import pytest
+import small_page
 import torch
 from browser import Page, served
 from small_page import LETTERS, Exported
 
 from hgrn2.cli.main import entry
 from hgrn2.generate.config import GenerationConfig, SamplingConfig
+from hgrn2.generate.generator import Generator
+from hgrn2.generate.loading import load
 from hgrn2.generate.snapshots import Snapshot, load_snapshot, save_snapshot
 from hgrn2.inspect import differences, effective_rank
 
@@ -234,6 +237,39 @@ def test_bytes_make_characters_however_they_are_cut(page: Page) -> None:
             return text + stream.pending.length;
         }})()""")
         assert found == text + "0"
+
+
+MIXED = (
+    "It's 12 o'clock,  don\u2019t\u00a0you\tsee?\n\n\n  def f(x):\u2003return x**2 "
+    "\u65e5\u672c\u8a9e \U0001f600\u0085 <|endoftext|> we'll "
+)
+
+
+def test_byte_level_bpe(browser: Page, runtime: Path, tmp_path: Path) -> None:
+    """Ids of the page are those of the tokenizers library, and greedy text is that of `hgrn2 generate`."""
+    pytest.importorskip("tokenizers", reason="pip install 'hgrn2[text]'")
+    from hgrn2.data.learning import learn_bpe
+
+    tokenizer = learn_bpe([MIXED * 3, "the quick brown fox and the lazy dog, the fox's den. " * 20], 400)
+    model = small_page.save(tmp_path / "model", tokenizer)
+    assert entry(["export", "web", str(model), str(tmp_path / "page"), "--runtime", str(runtime)]) == 0
+    loaded = load(model, "cpu")
+    with served(tmp_path / "page") as address:
+        browser.open(address)
+        browser.until("document.body.dataset.ready === 'true'")
+        for text in (MIXED, "the  fox's\r\n", "", " ", "a" * 50):
+            found = browser.ask(f"""(async () => {{
+                const {{ tokenizerOf }} = await import(new URL('local/tokenizer.js', document.baseURI));
+                const [{{ tokenizer }}, vocabulary] = await Promise.all(['model.json', 'vocabulary.json'].map(
+                    async (name) => (await fetch(name)).json()));
+                const made = tokenizerOf(tokenizer, vocabulary), ids = made.encode({json.dumps(text)});
+                return [ids, ids.flatMap((id) => Array.from(made.decode(id)))];
+            }})()""")
+            assert found == [tokenizer.encode(text).tolist(), list(text.encode())]
+        want = Generator(loaded.model, tokenizer).generate("the fox", GenerationConfig(max_tokens=25, sampling=GREEDY))
+        write(browser, "the fox", 25)
+        shown = browser.ask("document.querySelector('#text').textContent").removeprefix("the fox")
+        assert shown == want[0].text
 
 
 def colours(path: Path) -> torch.Tensor:

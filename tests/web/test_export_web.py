@@ -126,6 +126,17 @@ def test_bad_input(
     assert not out.exists()
 
 
+def test_vocabularies_that_the_page_does_not_have(
+    tmp_path: Path, fake: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokenizers = pytest.importorskip("tokenizers", reason="pip install 'hgrn2[text]'")
+    from hgrn2.data.vocabulary import JsonTokenizer
+
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "b": 1}, unk_token="a"))
+    model = save(tmp_path / "words", JsonTokenizer(words.to_str()))
+    refused(["export", "web", model, tmp_path / "out", "--runtime", fake], capsys, "splits text in another way")
+
+
 def test_npm_that_fails(
     tmp_path: Path, fake: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

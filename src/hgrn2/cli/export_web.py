@@ -19,7 +19,7 @@ class ExportWeb:
     open it works without network.
 
     The page is that of `hgrn2 serve`. The folder holds it, the model as an ONNX graph and onnxruntime-web, which npm
-    fetches. Models of bytes or characters.
+    fetches. Tokens are bytes, characters, or byte-level BPE as GPT-2's (also bpe:N).
 
     Example: hgrn2 export web runs/demo exported/page
     """

@@ -41,6 +41,11 @@ class JsonTokenizer(Tokenizer):
         self.vocab_size = max(vocabulary.values()) + 1
         self.eot = next((vocabulary[name] for name in END_OF_DOCUMENT if name in vocabulary), None)
 
+    @property
+    def text(self) -> str:
+        """The content of the `tokenizer.json`."""
+        return self._text
+
     def encode(self, text: str, *, continues: bool = False) -> np.ndarray:
         return self.encode_documents([text], [continues])[0]
 

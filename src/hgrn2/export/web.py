@@ -14,8 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from hgrn2 import __version__
-from hgrn2.data.tokenizer import ByteTokenizer, CharTokenizer, Tokenizer
-from hgrn2.errors import UserError
 from hgrn2.export.config import PAGE_POLICY, OnnxConfig
 from hgrn2.export.graph import onnx_library
 from hgrn2.export.language import check_supported, state_shapes
@@ -23,6 +21,7 @@ from hgrn2.export.onnx_folder import GRAPH, STAGES, WEIGHTS, checked_graph
 from hgrn2.export.runtime import runtime_library
 from hgrn2.export.verify import Check
 from hgrn2.export.web_runtime import PACKAGE, VERSION, fetch_runtime
+from hgrn2.export.web_tokenizer import VOCABULARY, described
 from hgrn2.files import atomic_folder, sha256, write_json, write_text
 from hgrn2.generate.loading import Loaded
 from hgrn2.models.saved import model_hash, reported
@@ -52,7 +51,7 @@ def write(
 
     Args:
         out: the folder.
-        loaded: an hgru2 model with a tokenizer of bytes or characters.
+        loaded: an hgru2 model with a tokenizer that `described` takes.
         config: what the matrices are held in; the operator is onnxruntime's.
         runtime: a folder with the files of onnxruntime-web; None asks npm.
         progress: told the stage, and how many of all are done.
@@ -65,7 +64,7 @@ def write(
     runtime_library()
     check_supported(loaded.model.config)
     tokenizer = loaded.need_tokenizer()
-    described = _tokenizer(tokenizer)
+    known, vocabulary = described(tokenizer)
     with reported(out), atomic_folder(out) as folder:
         progress(stages[0], 0, len(stages))
         (folder / RUNTIME).mkdir()
@@ -74,25 +73,16 @@ def write(
             folder, loaded.model, config, lambda n: progress(stages[n + 1], n + 1, len(stages)), opset=OPSET, gates=True
         )
         _copy_page(folder)
+        if vocabulary is not None:
+            write_json(folder / VOCABULARY, vocabulary)
         found = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
         listed = {name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for name, path in found.items()}
-        write_json(folder / MODEL, {**_model(loaded, config), "tokenizer": described, "files": listed})
+        write_json(folder / MODEL, {**_model(loaded, config), "tokenizer": known, "files": listed})
         _keep_offline(folder)
         sizes = {
             path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*") if path.is_file()
         }
     return WebExport(checks, rounding, sizes)
-
-
-def _tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
-    known: dict[str, Any] = {"kind": tokenizer.kind, "vocab_size": tokenizer.vocab_size, "eot": tokenizer.eot}
-    if isinstance(tokenizer, CharTokenizer):
-        return {**known, "characters": tokenizer.characters, "sha256": tokenizer.sha256}
-    if isinstance(tokenizer, ByteTokenizer):
-        return {**known, "sha256": tokenizer.sha256}
-    raise UserError(
-        f"the page in a browser has tokenizers of bytes and characters, not {tokenizer.kind}; use hgrn2 serve"
-    )
 
 
 def _model(loaded: Loaded, config: OnnxConfig) -> dict[str, Any]:

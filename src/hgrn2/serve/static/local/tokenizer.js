@@ -1,8 +1,51 @@
-// Text to ids and back, as `hgrn2.data.tokenizer` does it: bytes and characters.
+// Text to ids and back, as `hgrn2.data` does it: bytes, characters, and byte-level BPE.
 
-/** The tokenizer that model.json describes. */
-export function tokenizerOf(saved) {
+/** The tokenizer that model.json describes; `vocabulary` is the file that it names, if any. */
+export function tokenizerOf(saved, vocabulary) {
+  if (saved.kind === "bpe") return pairs(saved, vocabulary);
   return saved.kind === "bytes" ? bytes(saved) : characters(saved);
+}
+
+// How GPT-2 splits words before bytes are joined; white space is Unicode's.
+const WORDS = /'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\p{White_Space}\p{L}\p{N}]+|\p{White_Space}+(?!\P{White_Space})|\p{White_Space}+/gu;
+const WIDTH = 2 ** 24; // more than there are ids
+const KEPT = 20_000; // words whose ids are remembered
+
+/** Byte-level BPE: of the pairs in a word, the one that comes first among the merges is joined, again and again. */
+function pairs(saved, vocabulary) {
+  const ranks = new Map(vocabulary.merges.map(([left, right, joined], rank) => [left * WIDTH + right, [rank, joined]]));
+  const encoder = new TextEncoder();
+  const known = new Map();
+  const join = (word) => {
+    const ids = Array.from(encoder.encode(word), (byte) => vocabulary.of_bytes[byte]);
+    for (;;) {
+      let best = Infinity, merged = 0;
+      for (let n = 0; n + 1 < ids.length; n++) {
+        const found = ranks.get(ids[n] * WIDTH + ids[n + 1]);
+        if (found && found[0] < best) [best, merged] = found;
+      }
+      if (best === Infinity) return ids;
+      const [left, right] = vocabulary.merges[best];
+      for (let n = 0; n + 1 < ids.length; n++) {
+        if (ids[n] === left && ids[n + 1] === right) ids.splice(n, 2, merged);
+      }
+    }
+  };
+  return {
+    eot: saved.eot,
+    encode(text) {
+      const ids = [];
+      for (const [word] of text.matchAll(WORDS)) {
+        if (!known.has(word)) {
+          if (known.size >= KEPT) known.clear();
+          known.set(word, join(word));
+        }
+        for (const id of known.get(word)) ids.push(id);
+      }
+      return ids;
+    },
+    decode: (id) => Uint8Array.from(vocabulary.bytes[id], (byte) => byte.charCodeAt(0)),
+  };
 }
 
 function bytes(saved) {

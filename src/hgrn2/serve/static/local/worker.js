@@ -61,9 +61,17 @@ async function open({ id, base }) {
   session = await ort.InferenceSession.create(graph, {
     executionProviders: ["wasm"], externalData: [{ path: model.weights, data: weights }],
   });
-  tokenizer = tokenizerOf(model.tokenizer);
+  tokenizer = tokenizerOf(model.tokenizer, await vocabularyOf(base));
   keepOne = new ort.Tensor("int64", BigInt64Array.of(1n), [1]);
   return model;
+}
+
+async function vocabularyOf(base) {
+  const { vocabulary } = model.tokenizer;
+  if (!vocabulary) return null;
+  const response = await fetch(new URL(vocabulary, base));
+  if (!response.ok) throw new Error(`${vocabulary}: ${response.status} ${response.statusText}`);
+  return response.json();
 }
 
 async function whole(url, size, tell) {
