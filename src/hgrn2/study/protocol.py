@@ -37,7 +37,7 @@ class Budget:
 
 
 BUDGETS: dict[SizeName, Budget] = {
-    "small": Budget(sequence_length=128, batch_size=8, sweep_tokens=32_768, final_tokens=65_536,
+    "small": Budget(sequence_length=128, batch_size=8, sweep_tokens=24_576, final_tokens=49_152,
                     warmup_tokens=8_192, seeds=(0, 1), held_out=16_385),
     "45m": Budget(sequence_length=1024, batch_size=32, sweep_tokens=50_000_000, final_tokens=200_000_000,
                   warmup_tokens=3_276_800, seeds=(0, 1, 2)),
