@@ -1,4 +1,4 @@
-"""The picture of the page in the README: `hgrn2 serve` of a run, some text, a saved state, in Chromium.
+"""The image of the page in the README: `hgrn2 serve` of a run, some text, a saved state, in Chromium.
 
 python tools/page_picture.py runs/demo docs/images/page.png
 """

@@ -11,7 +11,7 @@ def number(value: float | None, digits: int = 3) -> str:
 
 
 def rate(tokens_per_s: float | None) -> str:
-    """Tokens a second with three significant digits: 950, 12.3k, 1.07M."""
+    """Tokens/s with three significant digits: 950, 12.3k, 1.07M."""
     return "–" if tokens_per_s is None else f"{short(tokens_per_s)} tokens/s"
 
 

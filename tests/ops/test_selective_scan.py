@@ -48,30 +48,30 @@ def results(tensors: dict[str, Tensor], **options: Any) -> list[Tensor]:
     return [y, final, *torch.autograd.grad((y * wave).sum() + final.sin().sum(), list(tensors.values()))]
 
 
-def near(found: list[Tensor], truth: list[Tensor], roundings: float) -> None:
-    for mine, theirs in zip(found, truth, strict=True):
+def near(found: list[Tensor], expected: list[Tensor], roundings: float) -> None:
+    for mine, theirs in zip(found, expected, strict=True):
         assert mine.shape == theirs.shape
         error = (mine.double() - theirs.double()).abs().max() / theirs.double().abs().max().clamp_min(1e-300)
         assert error <= roundings * torch.finfo(mine.dtype).eps
 
 
 def test_in_parts_it_is_the_loop(draw: Callable[..., dict[str, Tensor]], monkeypatch: pytest.MonkeyPatch) -> None:
-    truth = results(draw(), backend="reference")
-    near(results(draw(), backend="chunked"), truth, 100)
+    expected = results(draw(), backend="reference")
+    near(results(draw(), backend="chunked"), expected, 100)
     monkeypatch.setattr(chunked, "KEPT", 0)
     monkeypatch.setattr(chunked, "PART", 2 * 11 * 5 * 10)
-    near(results(draw(), backend="chunked"), truth, 100)
+    near(results(draw(), backend="chunked"), expected, 100)
 
 
 @pytest.mark.parametrize(("tokens", "count"), [(1, 1), (4, 3), (5, 16), (10, 2)])
 def test_the_kernels_are_the_loop(draw: Callable[..., dict[str, Tensor]], tokens: int, count: int) -> None:
     """Rounds of four tokens that are full or not, a block of channels that is not; strides of a split projection."""
     shape = {"tokens": tokens, "count": count, "channels": 33}
-    truth = results(draw(**shape), backend="reference")
+    expected = results(draw(**shape), backend="reference")
     tensors = draw(**shape, dtype=torch.float32)
     fused = torch.cat([tensors[name].detach() for name in ("x", "write", "read")], -1).requires_grad_()
     parts = dict(zip(("x", "write", "read"), fused.split((33, count, count), -1), strict=True))
-    near(results(tensors | parts, backend="triton"), truth, 300)
+    near(results(tensors | parts, backend="triton"), expected, 300)
 
 
 def test_no_state_is_one_of_zeros(draw: Callable[..., dict[str, Tensor]]) -> None:
@@ -85,12 +85,12 @@ def test_bfloat16_keeps_states_in_float32(draw: Callable[..., dict[str, Tensor]]
     """Outputs are rounded once; kernels and parts alike."""
     tensors = draw(dtype=torch.bfloat16)
     double = {name: tensor.detach().double() for name, tensor in tensors.items()}
-    truth, final = ops.selective_scan(**double, backend="reference")
+    expected, final = ops.selective_scan(**double, backend="reference")
     for backend in ("chunked", "triton"):
         y, state = ops.selective_scan(**tensors, backend=backend)
         assert (y.dtype, state.dtype) == (torch.bfloat16, torch.float32)
         near([state], [final], 100)
-        near([y], [truth], 1)
+        near([y], [expected], 1)
 
 
 def test_packed_documents_are_separate_ones(draw: Callable[..., dict[str, Tensor]]) -> None:
@@ -112,10 +112,10 @@ def test_packed_documents_are_separate_ones(draw: Callable[..., dict[str, Tensor
 
 def test_a_step_is_a_scan_of_one_token(draw: Callable[..., dict[str, Tensor]]) -> None:
     tensors = draw(tokens=1)
-    truth, final = ops.selective_scan(**tensors)
+    expected, final = ops.selective_scan(**tensors)
     one = {name: tensor if name in ("decay", "state") else tensor[:, 0] for name, tensor in tensors.items()}
     y, state = ops.selective_step(**one)
-    near([y, state], [truth[:, 0], final], 100)
+    near([y, state], [expected[:, 0], final], 100)
     own = tensors["state"].detach().clone()
     _, kept = ops.selective_step(**one | {"state": own}, inplace=True)
     assert kept.data_ptr() == own.data_ptr()
@@ -145,7 +145,7 @@ def test_what_does_not_fit_is_refused(draw: Callable[..., dict[str, Tensor]]) ->
     ):
         with pytest.raises(UserError, match=said):
             ops.selective_scan(**tensors | {name: wrong})
-    with pytest.raises(UserError, match="triton holds states of at most 32 numbers a channel, not 33"):
+    with pytest.raises(UserError, match="triton holds states of at most 32 numbers per channel, not 33"):
         ops.selective_scan(**draw(dtype=torch.float32, count=33), backend="triton")
     assert "selective_scan on cpu float64 runs on chunked" in ops.explain(
         "selective_scan", *(tensor.cpu() for tensor in list(draw().values())[:5])

@@ -257,7 +257,7 @@ class Trainer:
         return float(torch.stack(list(self._recent)).mean())
 
     def _speed(self) -> float:
-        """Tokens a second since the last record, pauses for measuring left out."""
+        """Tokens/s since the last record, pauses for measuring left out."""
         since_step, since_s = self._mark
         seconds = max(time.perf_counter() - self._clock - since_s, 1e-9)
         return (self.step - since_step) * self.task.tokens_per_step / seconds

@@ -25,7 +25,7 @@ class Triton(TritonBackend):
         if able and call.values:
             return False, "triton reads no packed documents in this operator"
         if able and call.keys > MOST_NUMBERS:
-            return False, f"triton holds states of at most {MOST_NUMBERS} numbers a channel, not {call.keys}"
+            return False, f"triton holds states of at most {MOST_NUMBERS} numbers per channel, not {call.keys}"
         return able, why
 
     def forward(self, *tensors: Any) -> tuple[Tensor, Tensor]:
