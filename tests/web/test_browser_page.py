@@ -284,10 +284,10 @@ def test_light_and_dark_wide_and_narrow(page: Page, tmp_path: Path) -> None:
     for dark in (False, True):
         for width, height in ((1200, 900), (390, 844)):
             page.look(width, height, dark=dark, phone=width < 500)
-            picture = colours(page.screenshot(tmp_path / f"{width}-{dark}.png"))
-            assert picture.shape[1] >= width
-            assert (float(picture.mean()) < 0.35) == dark
-            assert float(picture.std()) > 0.05
+            image = colours(page.screenshot(tmp_path / f"{width}-{dark}.png"))
+            assert image.shape[1] >= width
+            assert (float(image.mean()) < 0.35) == dark
+            assert float(image.std()) > 0.05
             assert page.ask("document.documentElement.scrollWidth") <= width
     narrow = page.ask("""Array.from(document.querySelectorAll('button')).filter((one) => one.offsetParent)
         .map((one) => one.getBoundingClientRect()).filter((box) => box.right > 390 || box.height < 24).length""")

@@ -63,7 +63,7 @@ def read_image(data: bytes | Path, size: int, channels: int) -> DecodedImage:
         channels: 1 or 3; others are converted.
 
     Raises:
-        BadPicture: damaged, truncated, of another format, of 16 bits or floats, or too large.
+        BadImage: damaged, truncated, of another format, of 16 bits or floats, or too large.
     """
     image_of = pillow()
     try:
