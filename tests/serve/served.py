@@ -30,12 +30,12 @@ from hgrn2.serve.templates import find_template
 PROMPT = "The quick brown fox jumps over the lazy dog; then it rests. "
 
 
-def make_model(vocabulary: int = 257, seed: int = 0, **mixer: Any) -> LanguageModel:
+def make_model(vocabulary: int = 257, seed: int = 0, width: int = 32, **mixer: Any) -> LanguageModel:
     torch.manual_seed(seed)
     lower_bound = "none" if mixer.get("kind") == "gla" else "inclusive"
     config = ModelConfig(
         lower_bound=lower_bound,
-        vocab_size=vocabulary, width=32, layers=2, glu_width=48, mixer=MixerConfig(**{"head_size": 8, **mixer}),
+        vocab_size=vocabulary, width=width, layers=2, glu_width=48, mixer=MixerConfig(**{"head_size": 8, **mixer}),
         init=InitConfig(std=0.3),
     )  # fmt: skip
     return LanguageModel(config).eval()
@@ -105,7 +105,7 @@ class Running:
 
     def __init__(
         self, model: Path, states: Path, keys: tuple[str, ...] = (), engine: dict[str, Any] | None = None,
-        send_buffer: int = 0, **http: Any,
+        send_buffer: int = 0, name: str = "small", **http: Any,
     ) -> None:  # fmt: skip
         pytest.importorskip("fastapi", reason="pip install 'hgrn2[serve]'")
         from hgrn2.serve.run import make_server
@@ -118,7 +118,7 @@ class Running:
         self.engine = Engine(generator.model, generator.tokenizer, EngineConfig(**engine))
         limits = {"max_states": self.config.max_states, "max_bytes": self.config.states_mb << 20}
         self.store = StateStore(states, generator.model, generator.tokenizer, **limits)
-        self.service = Service(generator, Driver(self.engine), self.store, find_template(None), "small")
+        self.service = Service(generator, Driver(self.engine), self.store, find_template(None), name)
         self._socket = socket.create_server(("127.0.0.1", 0))
         if send_buffer:  # connections inherit it
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)

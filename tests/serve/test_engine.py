@@ -17,7 +17,7 @@ from hgrn2.models.config import ModelConfig
 from hgrn2.models.language import LanguageModel
 from hgrn2.serve.engine import Engine
 from hgrn2.serve.request import Delta, Failure, Ticket
-from hgrn2.serve.settings import EngineConfig
+from hgrn2.serve.settings import EngineConfig, PrefixConfig
 from hgrn2.serve.slots import Slots, agreeing_widths
 
 Make = Callable[..., Engine]
@@ -251,3 +251,23 @@ def test_slots_are_copies(model: LanguageModel) -> None:
     slots.step()
     assert torch.equal(held.layers[0].recurrent, before)
     assert np.isfinite(before.numpy()).all()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_graphs_on_a_gpu() -> None:
+    """Captured steps make the tokens that steps run call by call make, and states go in and out of them."""
+    made = make_model(width=64, head_size=16).cuda()
+    greedy = SamplingConfig(greedy=True, seed=0)
+    requests = [
+        asked(PROMPT[n:], max_tokens=20 + n, sampling=greedy, stop_at_eot=False, logprobs=0) for n in range(6)
+    ]  # fmt: skip
+    texts = []
+    for graph in ("on", "off"):
+        config = EngineConfig(slots=6, chunk=16, graph=graph, prefix=PrefixConfig(cache_mb=2))
+        engine = Engine(made, ByteTokenizer(), config)
+        texts.append([[token.id for event in events for token in event.tokens] for events in run(engine, *requests)])
+        again = run(engine, *requests)  # every prompt goes on from its kept state
+        assert [[token.id for event in events for token in event.tokens] for events in again] == texts[-1]
+        assert engine.counts.hits == 6
+    assert texts[0] == texts[1]

@@ -6,7 +6,7 @@ path is "plain". After a reused prefix, reading goes on to the next border of a 
 that was read before, a state is made beside the path and kept: the third such prompt finds it.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -62,7 +62,7 @@ class Reader:
             ticket.why = NO_CACHE if self.cache is None else TURNED_OFF
             return Reading(ticket, self.model.zeros(1))
         found = self.cache.find(request.owner, request.ids, chunk=self.chunk, exact=request.seeded)
-        ticket.found, ticket.why = found, found.why
+        ticket.found, ticket.why = replace(found, state=None), found.why
         fork = found.shared // self.chunk * self.chunk if request.seeded else found.shared
         fork = fork if found.tokens < fork < len(request.ids) - 1 else 0
         if found.state is None:

@@ -94,7 +94,7 @@ class Ticket:
     first: float | None = None
     """When the first token was there."""
     found: Found | None = None
-    """What the cache knew; None where it was not asked."""
+    """What the cache knew, without the state; None where it was not asked."""
     why: str | None = None
     """Why no prefix was reused; None for a hit."""
     open: set[int] = field(default_factory=set)
