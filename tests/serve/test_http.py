@@ -6,6 +6,7 @@ import random
 import socket
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -99,9 +100,9 @@ def test_a_page_elsewhere_cannot_use_it(server: Running, start: Callable[..., Ru
 
 
 def ask_options(server: Running, headers: dict[str, str]) -> dict[str, str]:
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
-    connection.request("OPTIONS", "/v1/completions", None, headers)
-    return dict(connection.getresponse().getheaders())
+    with closing(http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)) as connection:
+        connection.request("OPTIONS", "/v1/completions", None, headers)
+        return dict(connection.getresponse().getheaders())
 
 
 def test_sizes(server: Running) -> None:
@@ -236,9 +237,9 @@ def test_who_does_not_read_is_let_go(start: Callable[..., Running]) -> None:
 def test_health_and_metrics(server: Running) -> None:
     status, body, _ = ask(server, None, "/health", "GET")
     assert (status, body["status"], body["slots"], body["model"]) == (200, "ok", 4, "small")
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
-    connection.request("GET", "/metrics")
-    text = connection.getresponse().read().decode()
+    with closing(http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)) as connection:
+        connection.request("GET", "/metrics")
+        text = connection.getresponse().read().decode()
     for name in ("hgrn2_new_tokens_total", "hgrn2_slots 4.0", "hgrn2_prefix_misses_total", "hgrn2_http_answers_total"):
         assert name in text
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from fastapi import Body, Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, Response
+from fastapi.routing import APIRoute
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
@@ -191,11 +192,15 @@ def _errors(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> Response:
+        status = error.status_code
+        known = [route for route in app.routes if isinstance(route, APIRoute)]
+        if status == 405 and not any(route.path_regex.match(request.url.path) for route in known):
+            status = 404  # the page's files would take a GET
         said = {
             404: f"there is no route {request.url.path!r:.100}",
             405: f"{request.method:.20} does not go with {request.url.path!r:.100}",
-        }.get(error.status_code, str(error.detail))
-        return Json(ApiError(error.status_code, said).body(), error.status_code, dict(error.headers or {}))
+        }.get(status, str(error.detail))
+        return Json(ApiError(status, said).body(), status, dict(error.headers or {}))
 
     @app.exception_handler(Exception)
     async def unknown(_: Request, error: Exception) -> Response:
