@@ -36,7 +36,7 @@ def test_alone_and_beside_others_to_the_last_bit(make_engine: Make) -> None:
     """Log probabilities show every bit of the logits."""
     requests = [asked(PROMPT[n % 7 :] * (1 + n % 3), seed=n, max_tokens=6 + n % 9, logprobs=2) for n in range(64)]
     together = run(make_engine(slots=64), *requests)
-    for n in (0, 30, 63):
+    for n in (0, 63):
         (alone,) = run(make_engine(slots=64), requests[n])
         assert alone == together[n]
 

@@ -179,11 +179,11 @@ def test_too_many_requests(server: Running) -> None:
 
 def test_a_full_queue(start: Callable[..., Running]) -> None:
     server = start(engine={"slots": 1, "queue": 1})
-    held = [stream(server, max_tokens=5000) for _ in range(2)]
-    wait_for(lambda: server.engine.writing == 1 and server.engine.waiting == 1)
-    assert refused(server, 429, "1 requests wait already", {"prompt": "x"})["retry-after"] == "1"
-    for one in held:
-        one.close()
+    with stream(server, max_tokens=5000):
+        wait_for(lambda: server.engine.writing == 1)
+        with stream(server, max_tokens=5000):
+            wait_for(lambda: server.engine.waiting == 1)
+            assert refused(server, 429, "1 requests wait already", {"prompt": "x"})["retry-after"] == "1"
     assert server.idle()
 
 

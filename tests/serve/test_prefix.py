@@ -155,7 +155,7 @@ def test_tokens_are_bounded_too(monkeypatch: pytest.MonkeyPatch) -> None:
     assert find(cache, [0] * 20_001).why == prefix.OTHER_BEGINNING
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.lists(st.tuples(st.lists(st.integers(0, 2), min_size=1, max_size=8), st.booleans()), max_size=30))
 def test_against_a_plain_list(asked_for: list[tuple[list[int], bool]]) -> None:
     """The cache finds what a dictionary of all kept texts would, while nothing is evicted."""

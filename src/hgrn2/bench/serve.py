@@ -196,14 +196,16 @@ async def _context(setting: _Setting) -> None:
     speeds: dict[int, list[float]] = {context: [] for context in bench.contexts}
     for turn in range(6):
         for context, state in states.items():
-            answered = await client.stream({"prompt": "", "state": state, "max_tokens": 200, "ignore_eos": True})
+            answered = await client.stream(
+                {"prompt": "", "state": state, "max_tokens": bench.tokens, "ignore_eos": True}
+            )
             _refuse_faults([answered])
             if turn:  # the first pays for what is made once
                 speeds[context].append((answered.tokens - 1) / (answered.times[-1] - answered.times[0]))
     base = statistics.median(speeds[min(speeds)])
     for context, samples in speeds.items():
         details = {"of_shortest_context": round(statistics.median(samples) / base, 4)}
-        case = setting.case("context", streams=1, context=context, new_tokens=200)
+        case = setting.case("context", streams=1, context=context, new_tokens=bench.tokens)
         setting.record(measurement(BENCH, case, "hgrn2", "serve", samples, "tokens/s", details))
     await client.close()
 

@@ -25,7 +25,7 @@ class ServeBench:
     prompt: int = 32
     """Tokens of a prompt (closed, open, memory)."""
     tokens: int = 64
-    """New tokens of a request (closed, open, long-prompt)."""
+    """New tokens of a request (closed, open, long-prompt, context)."""
     long_prompt: int = 20_000
     """Tokens of the prompt that is read meanwhile (long-prompt)."""
     contexts: tuple[int, ...] = (128, 100_000)

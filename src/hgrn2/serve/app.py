@@ -192,13 +192,13 @@ def _errors(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> Response:
-        status = error.status_code
-        known = [route for route in app.routes if isinstance(route, APIRoute)]
-        if status == 405 and not any(route.path_regex.match(request.url.path) for route in known):
-            status = 404  # the page's files would take a GET
+        status, path = error.status_code, request.url.path
+        known = any(isinstance(route, APIRoute) and route.path_regex.match(path) for route in app.routes)
+        if status in (404, 405):  # the page's files answer for every path
+            status = 405 if known else 404
         said = {
-            404: f"there is no route {request.url.path!r:.100}",
-            405: f"{request.method:.20} does not go with {request.url.path!r:.100}",
+            404: f"there is no route {path!r:.100}",
+            405: f"{request.method:.20} does not go with {path!r:.100}",
         }.get(status, str(error.detail))
         return Json(ApiError(status, said).body(), status, dict(error.headers or {}))
 
