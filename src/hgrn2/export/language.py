@@ -19,6 +19,7 @@ from hgrn2.export.graph import END, MICROSOFT, Graph, WeightFile
 from hgrn2.export.quantize import Quantized, quantize
 from hgrn2.layers.block import Block
 from hgrn2.layers.gates import lower_bounds
+from hgrn2.layers.glu import GLU
 from hgrn2.layers.hgru2 import HGRU2
 from hgrn2.layers.norm import Norm
 from hgrn2.models.config import ModelConfig
@@ -167,12 +168,14 @@ class _Builder:
         y = self._norm(x, block.mixer_norm, f"{place}.mixer_norm")
         y = self._mixer(y, block.mixer, lower_bound, n)
         x = g.add("Add", [x, y], f"{place}.mixed")
+        assert block.glu is not None  # which only blocks of Mamba leave out
+        assert block.glu_norm is not None
         y = self._norm(x, block.glu_norm, f"{place}.glu_norm")
-        y = self._glu(y, block, f"{place}.glu")
+        y = self._glu(y, block.glu, f"{place}.glu")
         return g.add("Add", [x, y], f"{place}.out")
 
-    def _glu(self, x: str, block: Block, place: str) -> str:
-        g, glu = self.graph, block.glu
+    def _glu(self, x: str, glu: GLU, place: str) -> str:
+        g = self.graph
         both = self._product(x, f"{place}.in_proj.weight", f"{place}.in_proj", glu.in_proj.bias)
         gate, value = f"{place}.gate", f"{place}.value"
         g.add("Split", [both], f"{place}.split", outputs=[gate, value], axis=-1, num_outputs=2)
