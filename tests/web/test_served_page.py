@@ -110,6 +110,13 @@ def test_states(page: Page, server: Running, tmp_path: Path) -> None:
     assert server.store.all("") == []
 
 
+def test_memory_lengths_are_left_out_where_nobody_looks(page: Page) -> None:
+    page.ask("document.getElementById('lengths').checked = false")
+    write(page, PROMPT, 5)
+    assert page.ask("document.querySelectorAll('#gates td, #held meter').length") == 0
+    assert page.ask("document.querySelectorAll('.token').length") == 5
+
+
 def test_stopping_frees_the_slot(page: Page, server: Running) -> None:
     page.ask("""{
         document.getElementById('prompt').value = 'On and on';

@@ -161,7 +161,7 @@ def _coloured(found: Inspection) -> list[tuple[Any, Any]]:
     """Layers and their colours, which follow their depth."""
     from matplotlib import colormaps
 
-    steps = np.linspace(0.1, 0.85, max(2, len(found.layers)))
+    steps = np.linspace(0.2, 0.85, max(2, len(found.layers)))  # seen on a light and on a dark page
     return list(zip(found.layers, colormaps[COLOURS](steps), strict=False))
 
 

@@ -51,7 +51,7 @@ function options() {
   }
   return {
     max_tokens: number("max_tokens"), temperature: number("temperature"), top_k: number("top_k"), top_p: number("top_p"),
-    greedy: $("greedy").checked, seed: $("seed").value === "" ? null : number("seed"),
+    greedy: $("greedy").checked, gates: $("lengths").checked, seed: $("seed").value === "" ? null : number("seed"),
   };
 }
 
@@ -72,7 +72,7 @@ async function write(request, shown) {
     text.add(event.tokens);
     for (const token of event.tokens) {
       made += token.text;
-      if (token.gates) {
+      if (token.gates && chosen.gates) {
         gates.show(token.gates);
         held.add(token.gates);
       }

@@ -37,10 +37,10 @@ export async function open(tell, forKey) {
 }
 
 async function write(model, { text, messages, base, options }, onEvent, signal) {
-  const { greedy, seed, ...rest } = options;
+  const { greedy, seed, ...rest } = options; // `gates` costs a server time: whoever does not look at them leaves them out
   const body = {
     model, ...rest, ...(greedy && { greedy: true }), ...(seed !== null && { seed }), ...(base && { state: base }),
-    stream: true, stream_options: { include_usage: true }, gates: true,
+    stream: true, stream_options: { include_usage: true },
     ...(messages ? { messages, logprobs: true, top_logprobs: ALTERNATIVES } : { prompt: text, logprobs: ALTERNATIVES }),
   };
   const response = await answered(messages ? "v1/chat/completions" : "v1/completions", { ...json(body), signal });
