@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from hgrn2.errors import UserError
-from hgrn2.layers.attention import BLOCK, Attention, rotate
+from hgrn2.layers.attention import BLOCK, Attention
 from hgrn2.layers.config import MixerConfig
 from hgrn2.layers.gla import GATE_ROOT, GLA
+from hgrn2.layers.rotary import rotary_turns
+from hgrn2.layers.rotary import rotate as turn
 
 WIDTH = 16
 ATTENTION = {
@@ -20,6 +22,10 @@ ATTENTION = {
     "conv": MixerConfig(kind="attention", head_size=8, conv_width=4),
 }
 every = pytest.mark.parametrize("name", ATTENTION)
+
+
+def rotate(x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    return turn(x, rotary_turns(positions, x.shape[-1], x.dtype))
 
 
 def inputs(batch: int = 2, tokens: int = 19) -> Tensor:

@@ -21,10 +21,10 @@ from hgrn2.layers.key_values import KeyValues, join, with_conv
 from hgrn2.layers.masking import accepts_keep
 from hgrn2.layers.norm import Norm
 from hgrn2.layers.operators import WHOLE, Operators
+from hgrn2.layers.rotary import rotary_turns, rotate
 from hgrn2.layers.short_conv import start_conv
 from hgrn2.ops.sequences import check_cu_seqlens, offsets_of
 
-ROTARY_BASE = 10_000.0
 BLOCK = 256
 """Queries that look through a window side by side, at least."""
 
@@ -180,7 +180,10 @@ class Attention(nn.Module):
         q, k, v = qkv.unbind(2)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
-        return (rotate(q, places), rotate(k, places), v) if self.config.rotary else (q, k, v)
+        if not self.config.rotary:
+            return q, k, v
+        turns = rotary_turns(places, q.shape[-1], torch.float64 if q.dtype == torch.float64 else torch.float32)
+        return rotate(q, turns), rotate(k, turns), v
 
     def _visible(self, places: Tensor, size: int) -> Tensor:
         """Who sees which of `size` keys: those up to its own place, [1 or B,1,T,S]."""
@@ -211,13 +214,3 @@ def scaled_dot_product(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, 
     """Attention of q [B,T,H,n] over k, v [B,S,H,n] -> [B,T,H,n]; mask [1 or B,1,1 or T,S] is True where it looks."""
     q, k, v = (part.transpose(1, 2) for part in (q, k, v))
     return nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal).transpose(1, 2)
-
-
-def rotate(x: Tensor, positions: Tensor) -> Tensor:
-    """x [B,T,H,n] turned by its positions [B or 1,T]; angles in float32 (float64 for float64)."""
-    half = x.shape[-1] // 2
-    work = torch.float64 if x.dtype == torch.float64 else torch.float32
-    speed = ROTARY_BASE ** (-torch.arange(half, device=x.device, dtype=work) / half)
-    angle = positions.to(work)[:, :, None, None] * speed
-    a, b = x.to(work).split(half, -1)
-    return torch.cat((a * angle.cos() - b * angle.sin(), b * angle.cos() + a * angle.sin()), -1).to(x.dtype)
