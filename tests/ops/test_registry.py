@@ -100,20 +100,6 @@ def test_a_mixer_runs_what_explain_says(monkeypatch: pytest.MonkeyPatch) -> None
     assert ran == [NAME]
 
 
-def test_what_a_token_reads_of_its_own_write() -> None:
-    """A sequence of one token reads nothing else."""
-    from hgrn2.layers.config import MixerConfig
-    from hgrn2.layers.hgru2 import HGRU2
-
-    for n in (1, 2, 6):
-        mixer, lower_bound = HGRU2(12, MixerConfig(head_size=n)).double(), torch.rand(12).double()
-        parts = tuple(torch.randn(3, 2, 5, 12, generator=torch.Generator().manual_seed(n)).double())
-        own = mixer.own(parts, lower_bound)
-        for t in range(5):
-            o, _ = mixer.scan(tuple(x[:, t : t + 1] for x in parts), lower_bound)
-            torch.testing.assert_close(own[:, t : t + 1], o, rtol=1e-12, atol=1e-13)
-
-
 @pytest.mark.parametrize("n", [1, 2])
 def test_bfloat16_loses_no_more_than_the_outer_form(n: int) -> None:
     generator, heads = torch.Generator().manual_seed(n), 12 // n
