@@ -171,9 +171,7 @@ class Classify:
             print(f"{skipped} of {skipped + len(answers)} images were left out")
 
 
-def _write(
-    path: Path, inputs: list[Any], where: list[str], answers: "list[Answer]", names: tuple[str, ...]
-) -> None:  # fmt: skip
+def _write(path: Path, inputs: list[Any], where: list[str], answers: "list[Answer]", names: tuple[str, ...]) -> None:
     """A table of the rows and their likeliest classes; of sequences of numbers only where they stood."""
     import csv
     import io

@@ -123,17 +123,13 @@ def _ragged(sequences: Iterable[np.ndarray], dtype: str) -> tuple[np.ndarray, np
     return (np.concatenate(parts) if parts else np.zeros(0, dtype=dtype)), offsets
 
 
-def write_examples(
-    out: Path, described: Described, splits: Mapping[str, Examples | ImageStream]
-) -> dict[str, Any]:  # fmt: skip
+def write_examples(out: Path, described: Described, splits: Mapping[str, Examples | ImageStream]) -> dict[str, Any]:
     """Write the folder `out`, which must not exist; it appears when it is complete. Returns the manifest."""
     with atomic_folder(out) as folder:
         return fill(folder, described, splits)
 
 
-def fill(
-    folder: Path, described: Described, splits: Mapping[str, Examples | ImageStream]
-) -> dict[str, Any]:  # fmt: skip
+def fill(folder: Path, described: Described, splits: Mapping[str, Examples | ImageStream]) -> dict[str, Any]:
     """Write the files of `write_examples` into an empty folder, one of `atomic_folder` as a rule; the manifest last."""
     for name, examples in splits.items():
         refuse(len(examples) == 0, f"the split {name} of {described.task} has no examples")

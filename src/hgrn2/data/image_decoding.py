@@ -190,7 +190,7 @@ class Rows:
 
 def _images(
     entries: Iterable[Entry], size: int, channels: int, workers: int
-) -> Iterator[tuple[Entry, DecodedImage | BadImage]]:  # fmt: skip
+) -> Iterator[tuple[Entry, DecodedImage | BadImage]]:
     """Decode in threads (Pillow frees the interpreter while it does), a few ahead; order is kept."""
 
     def one(entry: Entry) -> DecodedImage | BadImage:

@@ -31,7 +31,7 @@ from hgrn2.models.saved import (
     find_model,
     load_classifier,
     usable_device,
-)  # fmt: skip
+)
 from hgrn2.progress import Progress, silent
 from hgrn2.settings import from_dict, refuse
 from hgrn2.tasks.classify.config import ClassifyData, ClassifyRun, OwnColumns
@@ -141,9 +141,8 @@ def load_run(path: Path, device: str = "auto", warn: Warn | None = None) -> Load
 
 
 def measure_on(
-    loaded: LoadedClassifier, data: Path | None, split: str | None,
-    progress: Progress = silent,
-) -> tuple[str, Measured]:  # fmt: skip
+    loaded: LoadedClassifier, data: Path | None, split: str | None, progress: Progress = silent
+) -> tuple[str, Measured]:
     """The name of the split and what the model does on it; without `data` on that of its run, without `split` on its
     test split.
 
@@ -165,9 +164,7 @@ def measure_on(
         return name, measure(loaded.model, examples, run, loaded.device, progress=progress)
 
 
-def _measure_table(
-    loaded: LoadedClassifier, path: Path, progress: Progress
-) -> Measured:  # fmt: skip
+def _measure_table(loaded: LoadedClassifier, path: Path, progress: Progress) -> Measured:
     """What a model does on the examples of a table with the columns of its run."""
     found = read_examples(loaded, [path])
     classes = loaded.classes()

@@ -113,9 +113,9 @@ class _Builder:
         for name, shape in state_shapes(self.config).items():
             g.declare(g.inputs, f"past.{name}", np.float32, ("batch", *shape))
             g.declare(g.outputs, f"present.{name}", np.float32, ("batch", *shape))
-        g.outputs.insert(0, g.onnx.helper.make_tensor_value_info(
-            "logits", g.onnx.TensorProto.FLOAT, ("batch", "kept", vocabulary)
-        ))  # fmt: skip
+        g.outputs.insert(
+            0, g.onnx.helper.make_tensor_value_info("logits", g.onnx.TensorProto.FLOAT, ("batch", "kept", vocabulary))
+        )
         x = self._embedding(tokens)
         backbone = self.model.backbone
         for n, (block, lower_bound) in enumerate(zip(backbone.blocks, self._bounds(), strict=True)):

@@ -98,7 +98,7 @@ class Mamba2(nn.Module):
         else:
             y, final = self.operators.gated_outer_scan(
                 *parts, state=start, cu_seqlens=cu_seqlens, output_final_state=output_state
-            )  # fmt: skip
+            )
         y = (y + self.skip.to(y.dtype).unsqueeze(-1) * values).flatten(2)
         y = self.out_proj(self.norm(y * self.output_activation(gate)))
         found = LayerState(final, conv_state) if output_state and final is not None else None

@@ -69,8 +69,8 @@ def _panel(axes: "Axes", points: Sequence[Point], segment: str, handles: dict[st
         line = LINES[widths.index(width) % len(LINES)] if len(own) > 1 else "none"
         label = model if len(widths) == 1 else f"{model}, D {width}"
         handles[label] = axes.errorbar(
-            x, middle, yerr=reach, color=colour, marker=mark, markersize=5, linewidth=1.6, linestyle=line, capsize=2,
-        )  # fmt: skip
+            x, middle, yerr=reach, color=colour, marker=mark, markersize=5, linewidth=1.6, linestyle=line, capsize=2
+        )
     length, pairs = segment.split("x")
     axes.set_title(f"{int(pairs):,} pairs in {int(length):,} tokens")
     axes.set_xscale("log", base=2)

@@ -107,9 +107,7 @@ def _found(held: Any, name: str) -> Any:
 
 def _train(run: Run, task: Task, folder: Path, restart: bool, quiet: bool) -> RunResult:
     """Train in a folder that no other process works in."""
-    prepare_folder(
-        folder, run, lambda saved: task.refuse_other(folder, saved), restart=restart, assets=task.assets
-    )  # fmt: skip
+    prepare_folder(folder, run, lambda saved: task.refuse_other(folder, saved), restart=restart, assets=task.assets)
     task.save_assets(folder)
     trainer = Trainer(run, task, _model(run, task), folder)
     train_on(trainer, quiet)

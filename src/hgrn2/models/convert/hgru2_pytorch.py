@@ -36,9 +36,9 @@ def read_config(
     width, hidden = fields.size("decoder_embed_dim", 1024), fields.get("glu_dim", int, -1, optional=True)
     if (hidden is None or hidden < 1) and _FIRST_GLU in weights.files:
         hidden = (weights.shape(_FIRST_GLU) or [0])[0]
-    norm, eps = fields.choice("norm_type", "simplermsnorm", {
-        "simplermsnorm": ("simple_rms", 1e-6), "layernorm": ("layer", 1e-5),
-    })  # fmt: skip
+    norm, eps = fields.choice(
+        "norm_type", "simplermsnorm", {"simplermsnorm": ("simple_rms", 1e-6), "layernorm": ("layer", 1e-5)}
+    )
     bias = fields.get("bias", bool, False)
     tied = fields.get("tie_word_embeddings", bool, None, optional=True)
     with fields.named():

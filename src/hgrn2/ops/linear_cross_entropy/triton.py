@@ -16,7 +16,7 @@ BLOCK, WARPS = 4096, 8
 @triton.jit
 def _rows_kernel(
     logits, targets, losses, classes, stride, ignore_index, smoothing, GRADIENTS: tl.constexpr, BLOCK: tl.constexpr
-):  # fmt: skip
+):
     row = tl.program_id(0).to(tl.int64)
     target = tl.load(targets + row)
     base = logits + row * stride

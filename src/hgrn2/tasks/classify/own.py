@@ -19,7 +19,7 @@ from hgrn2.data.labelled import (
     hold_out,
     numbers_of,
     read_labelled,
-)  # fmt: skip
+)
 from hgrn2.data.learning import learn_bpe, learned_size
 from hgrn2.data.tables import read_table
 from hgrn2.data.tokenizer import CharTokenizer, Tokenizer, load_tokenizer
@@ -155,9 +155,8 @@ def _some(part: Labelled, chosen: np.ndarray) -> Labelled:
 
 
 def _texts(
-    files: OwnFiles, columns: Columns, parts: dict[str, Labelled], labels: dict[str, np.ndarray],
-    progress: Progress,
-) -> tuple[dict[str, Examples], int, Tokenizer, OwnColumns, list[str]]:  # fmt: skip
+    files: OwnFiles, columns: Columns, parts: dict[str, Labelled], labels: dict[str, np.ndarray], progress: Progress
+) -> tuple[dict[str, Examples], int, Tokenizer, OwnColumns, list[str]]:
     tokenizer = _tokenizer(files.tokenizer, parts, progress)
     limit = files.max_length or LONGEST["fine" if tokenizer.kind in ("bytes", "chars") else "words"]
     item = "uint16" if tokenizer.vocab_size <= 1 << 16 else "int32"
@@ -182,9 +181,8 @@ def _texts(
 
 
 def _numbers(
-    files: OwnFiles, columns: Columns, parts: dict[str, Labelled], labels: dict[str, np.ndarray],
-    progress: Progress,
-) -> tuple[dict[str, Examples], int, None, OwnColumns, list[str]]:  # fmt: skip
+    files: OwnFiles, columns: Columns, parts: dict[str, Labelled], labels: dict[str, np.ndarray], progress: Progress
+) -> tuple[dict[str, Examples], int, None, OwnColumns, list[str]]:
     channels = {part.inputs[0].shape[1] for part in parts.values()}
     refuse(len(channels) > 1, f"the files have different numbers per step: {sorted(channels)}")
     limit = files.max_length or LONGEST["fine"]

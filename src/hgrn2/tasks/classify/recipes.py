@@ -144,13 +144,13 @@ def _fast_lra(model: str, task: str) -> ClassifyRun:
     )  # fmt: skip
     optim = replace(
         run.optim, lr=fast.lr, warmup_steps=fast.warmup, weight_decay=fast.weight_decay, clip=1.0, beta2=0.98
-    )  # fmt: skip
+    )
     augment = AugmentConfig()
     if task == "image":
         augment = AugmentConfig(crop_padding=4, flip=True, cutmix=1.0, mix_probability=0.5, label_smoothing=0.1)
     data = replace(
         run.data, augment=augment, curriculum=fast.easy, drop_tokens=fast.drop_tokens, multiple=fast.multiple
-    )  # fmt: skip
+    )
     return replace(run, model=config, train=train, optim=optim, data=data)
 
 

@@ -40,9 +40,7 @@ def tune_state(
         base=str(loaded.found.run or loaded.found.folder), base_hash=model_hash(base), model=base.config,
         settings=settings,
     )  # fmt: skip
-    found = train(
-        run, lambda _: TuneTask(run, loaded), folder, device=str(base.device), restart=restart, quiet=quiet
-    )  # fmt: skip
+    found = train(run, lambda _: TuneTask(run, loaded), folder, device=str(base.device), restart=restart, quiet=quiet)
     return TuneResult(**vars(found))
 
 
