@@ -52,8 +52,11 @@ def _fetch(out: Path) -> None:
     refuse(shutil.which("npm") is None, f"npm is missing, which fetches {PACKAGE}; install Node.js, or {_by_hand()}")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        command = ["npm", "pack", f"{PACKAGE}@{VERSION}", "--silent", "--pack-destination", name]
-        environment = {**os.environ, "npm_config_update_notifier": "false"}
+        command = ["npm", "pack", f"{PACKAGE}@{VERSION}", "--loglevel", "error", "--pack-destination", name]
+        environment = {
+            **os.environ, "npm_config_update_notifier": "false", "npm_config_fetch_retries": "1",
+            "npm_config_fetch_retry_mintimeout": "1000",
+        }  # fmt: skip
         try:
             done = subprocess.run(
                 command, cwd=name, env=environment, capture_output=True, text=True, timeout=WAIT_S, check=False

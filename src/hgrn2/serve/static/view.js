@@ -116,35 +116,54 @@ function grid(caption, layers, text, level) {
 
 const onLogScale = (value) => Math.max(0, Math.min(1, Math.log10(Math.max(value, 1)) / 5));
 
-/** Memory lengths [[…heads] or null, … layers], at most once a frame. */
-export class GatesView {
+const LEISURE_MS = 120; // panels follow the text at this pace: drawing must not slow the writing down
+
+/** Draws what it was given last, not more often than that. */
+class Panel {
   constructor(box) {
     this.box = box;
-    this.waiting = null;
+    this.scheduled = false;
   }
 
+  changed() {
+    if (this.scheduled) return;
+    this.scheduled = true;
+    setTimeout(() => {
+      this.scheduled = false;
+      this.draw();
+    }, LEISURE_MS);
+  }
+}
+
+/** Memory lengths [[…heads] or null, … layers]. */
+export class GatesView extends Panel {
   show(layers) {
-    const scheduled = this.waiting !== null;
-    this.waiting = layers;
-    if (!scheduled) requestAnimationFrame(() => this.draw());
+    this.layers = layers;
+    this.changed();
   }
 
   draw() {
-    this.box.replaceChildren(grid("", this.waiting, short, onLogScale));
-    this.waiting = null;
+    const values = this.layers.flatMap((layer) => layer ?? []);
+    if (this.cells?.length !== values.length) {
+      this.box.replaceChildren(grid("", this.layers, short, onLogScale));
+      this.cells = this.box.querySelectorAll("td.cell");
+      return;
+    }
+    values.forEach((value, n) => {
+      const shown = short(value);
+      if (this.cells[n].textContent === shown) return;
+      this.cells[n].textContent = shown;
+      this.cells[n].style.setProperty("--level", onLogScale(value).toFixed(3));
+    });
   }
 }
 
 /** What each layer still holds of what it held at the end of the prompt: exp of the sum of ln f since, mean over heads. */
-export class HeldView {
-  constructor(box) {
-    this.box = box;
-  }
-
+export class HeldView extends Panel {
   start() {
     this.sums = null;
+    this.rows = null;
     this.count = 0;
-    this.waiting = false;
     this.box.replaceChildren(element("p", { class: "faint" }, "Nothing was written yet."));
   }
 
@@ -155,23 +174,34 @@ export class HeldView {
       this.count += 1;
       layers.forEach((layer, n) => layer?.forEach((length, head) => (this.sums[n][head] -= 1 / length)));
     }
-    if (!this.waiting) requestAnimationFrame(() => this.draw());
-    this.waiting = true;
+    this.changed();
   }
 
   draw() {
-    this.waiting = false;
     if (this.sums === null) return;
-    const rows = this.sums.flatMap((layer, n) => {
-      if (layer === null) return [];
+    this.rows ??= this.begun();
+    this.sums.forEach((layer, n) => {
+      if (layer === null) return;
       const share = layer.reduce((sum, x) => sum + Math.exp(x), 0) / layer.length;
-      const label = `layer ${n}`;
-      return [element("span", {}, label), element("meter", { min: 0, max: 1, value: share, "aria-label": label }), element("b", {}, percent(share))];
+      const [meter, number] = this.rows.get(n);
+      meter.value = share;
+      number.textContent = percent(share);
     });
-    this.box.replaceChildren(
-      element("div", { class: "held" }, ...rows),
-      element("p", { class: "faint" }, `after ${this.count.toLocaleString("en")} more ${this.count === 1 ? "token" : "tokens"}`),
-    );
+    this.after.textContent = `after ${this.count.toLocaleString("en")} more ${this.count === 1 ? "token" : "tokens"}`;
+  }
+
+  begun() {
+    const rows = new Map();
+    const list = element("div", { class: "held" });
+    this.sums.forEach((layer, n) => {
+      if (layer === null) return;
+      const parts = [element("meter", { min: 0, max: 1, "aria-label": `layer ${n}` }), element("b")];
+      rows.set(n, parts);
+      list.append(element("span", {}, `layer ${n}`), ...parts);
+    });
+    this.after = element("p", { class: "faint" });
+    this.box.replaceChildren(list, this.after);
+    return rows;
   }
 }
 

@@ -8,7 +8,7 @@ import { TextStream, tokenizerOf } from "./tokenizer.js";
 
 const SEGMENT = 256; // tokens of a prompt read at a time
 const ALTERNATIVES = 5; // of each token, with their probabilities
-const FLUSH_MS = 30; // tokens are told in groups
+const FLUSH_MS = 60; // tokens are told in groups: drawing each by itself costs more than making it
 const LARGEST_FILE = 1 << 30;
 
 let model; // model.json
@@ -143,7 +143,7 @@ async function write({ id, run, text, base, options }) {
   self.postMessage({ id, event: { type: "read", tokens: start.tokens, reused: start.reused } });
   const random = randomOf(options.seed ?? Math.floor(Math.random() * 2 ** 31));
   const stream = new TextStream(here.pending);
-  let shown = text, made = 0, finished = "length", group = [], flushed = 0, first = null;
+  let shown = text, made = 0, finished = "length", group = [], flushed = 0, first = null; // the first token is told at once
   const flush = () => {
     if (group.length) self.postMessage({ id, event: { type: "tokens", tokens: group } });
     [group, flushed] = [[], performance.now()];
