@@ -107,7 +107,7 @@ def test_rows_of_earlier_versions_are_read_in_todays_words(row: Row, tmp_path: P
         replace(row, bench="peaks"),
         replace(row, subject="sequential"),
     ]
-    words = {"accuracy": "accuracy", "nats/token": "nats/token", "peaks": "ceilings", "sequential": "walk"}
+    words = {"accuracy": "share right", "nats/token": "nats a token", "peaks": "ceilings", "sequential": "walk"}
     written = [json.dumps(to_dict(each)) for each in new]
     for now, before in words.items():
         written = [line.replace(f'"{now}"', f'"{before}"') for line in written]

@@ -13,7 +13,7 @@ from hgrn2.environment import environment
 from hgrn2.files import parse_json, read_text
 from hgrn2.settings import from_dict, refuse, to_dict
 
-OLD_UNITS = {"accuracy": "accuracy", "nats/token": "nats/token"}
+OLD_UNITS = {"share right": "accuracy", "nats a token": "nats/token"}
 OLD_BENCHES = {"ceilings": "peaks"}
 OLD_SUBJECTS = {"walk": "sequential"}
 """Words of rows written before, and those that stand for them now."""

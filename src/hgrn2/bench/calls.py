@@ -15,7 +15,7 @@ from hgrn2.testing.large import Expected, compare
 
 @dataclass(frozen=True, kw_only=True)
 class Implementation:
-    """Somebody who can do the work: who, on which code path, forward and with gradients, and whether rightly."""
+    """One implementation of an operator: its name and backend, forward, forward and backward, and its check."""
 
     subject: str
     backend: str

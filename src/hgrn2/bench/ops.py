@@ -41,7 +41,7 @@ class Run:
     conditions: dict[str, Any] = field(default_factory=dict)
     peaks: Peaks | None = None
     wrong: dict[str, None] = field(default_factory=dict)
-    """A line for each result that misses the reference or cannot be had; whoever computed it gets no row."""
+    """A line for each result that misses the reference or cannot be computed; its implementation gets no row."""
     small: dict[tuple[Setting, str], list[Finding]] = field(default_factory=dict)
     """What the token loop said about a setting and a backend."""
 
@@ -50,7 +50,7 @@ def measure(bench: OpsBench, record: Callable[[Row], None], progress: Progress =
     """Check and time every backend, then once more beside fla where it is asked for: it tunes itself for minutes.
 
     Returns:
-        A line for each result that was wrong or could not be had. Whoever computed it has no row.
+        A line for each result that was wrong or could not be computed. Its implementation gets no row.
     """
     if bench.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda needs a GPU that PyTorch can use; there is none here")

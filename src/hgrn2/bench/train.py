@@ -123,7 +123,7 @@ def _alone(run: _Run, name: str, length: int, recompute: Recompute) -> None:
 
 
 def _measurable(bench: TrainBench, recompute: Recompute) -> Iterator[str]:
-    """Who can be measured so: only hgrn2 can leave out its GLUs alone."""
+    """The models that can be measured: only hgrn2 can recompute its GLUs alone."""
     return (name for name in bench.measured if recompute != "glu" or name == "hgrn2")
 
 

@@ -1,4 +1,4 @@
-"""What `hgrn2 eval` shows of classifiers: accuracy, top five, loss, each class, and who is taken for whom."""
+"""What `hgrn2 eval` shows of classifiers: accuracy, top five, loss, each class, and the confusion table."""
 
 import dataclasses
 import sys

@@ -40,7 +40,7 @@ class TrainClassify(TrainClasses):
     ]
     """Tables to learn from: .csv, .tsv, .jsonl or .json, each also as .xz or .gz."""
     valid: Files = ()
-    """Tables held out for measuring on the way; without them --valid-fraction of the others."""
+    """Tables held out for evaluation during training; without them --valid-fraction of the others."""
     test: Files = ()
     """Tables held out for one measurement at the end."""
     valid_fraction: float = 0.1

@@ -1,4 +1,4 @@
-"""What a classifier's report has instead of samples: accuracy on the way, each class, and who is taken for whom."""
+"""What a classifier's report has instead of samples: accuracy during training and by class, the confusion matrix."""
 
 import math
 from collections.abc import Callable
@@ -20,7 +20,7 @@ LISTED = 200
 CAPTIONS = {
     "loss": "Cross-entropy of an example over the whole run, on a logarithmic axis. Training loss is that of each "
     "logged step, before its update; held-out loss is measured on examples the model does not train on.",
-    "accuracy": "Share of held-out examples whose class is named right, measured on the way. The line across is what "
+    "accuracy": "Accuracy on held-out examples during training. The line across is what "
     "naming the commonest class of the training examples every time comes to.",
     "confusion": "Rows are the classes that the held-out examples have, columns what they were taken for, in percent "
     "of the row. A perfect classifier has a dark diagonal and nothing else.",

@@ -106,7 +106,7 @@ def write_report(
             "Loss",
             _figure(figures, "loss", CAPTIONS if classified else _CAPTIONS) + _evaluations(metrics, not figures),
         ),
-        page.section("On the way", _curves(figures, metrics)),
+        page.section("During training", _curves(figures, metrics)),
         page.section("Time scales of the forget gates", _gates(figures, gates) if gates else ""),
         page.section("Samples", _samples(samples)),
         page.section("Predictions on held-out images", answers(seen or [])),

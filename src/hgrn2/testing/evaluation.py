@@ -1,4 +1,4 @@
-"""Run a problem on a backend, collect all that contracts compare, know the reference and what a plain loop loses."""
+"""Run a problem on a backend, collect all that contracts compare, the reference and the error of a plain loop."""
 
 import functools
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""The backends of head and loss: who computes the softmax of a chunk of logits (`chunked.Rows`)."""
+"""The backends of head and loss: what computes the softmax of a chunk of logits (`chunked.Rows`)."""
 
 from typing import Any
 
