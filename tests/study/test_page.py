@@ -50,10 +50,11 @@ def test_the_verdict_is_that_of_the_longest_runs(row: Make) -> None:
 
 
 def test_a_difference_within_the_spread_of_seeds_is_none(row: Make) -> None:
-    rows = seeded(row, "hgrn2", (3.80, 3.82, 3.84)) + seeded(row, "llama", (3.81, 3.83, 3.85))
+    sweeps = swept(row, "hgrn2", 4.0) + swept(row, "llama", 4.1)
+    rows = sweeps + seeded(row, "hgrn2", (3.80, 3.82, 3.84)) + seeded(row, "llama", (3.81, 3.83, 3.85))
     assert first_line(rows).startswith("**HGRN2 is level with the best of the others**")
     assert "lower, within what seeds differ by" in block(rows)
-    rows = seeded(row, "hgrn2", (3.80, 3.82, 3.84)) + seeded(row, "llama", (4.81, 4.83, 4.85))
+    rows = sweeps + seeded(row, "hgrn2", (3.80, 3.82, 3.84)) + seeded(row, "llama", (4.81, 4.83, 4.85))
     assert first_line(rows).startswith("**HGRN2 wins**")
 
 
@@ -68,11 +69,28 @@ def test_other_forms_are_set_beside_the_published_ones_and_decide_nothing(row: M
     assert table[2:] == ["hgrn2-attention", "llama-qknorm", "hgrn2, muon", "hgrn2", "llama"]
 
 
-def test_a_rate_at_an_edge_is_named(row: Make) -> None:
-    rows = swept(row, "hgrn2", 4.0) + swept(row, "llama", 4.1)[1:]
+def test_nothing_is_decided_before_every_sweep_is_complete(row: Make) -> None:
+    rows = swept(row, "hgrn2", 4.0) + swept(row, "llama", 4.1)[1:] + swept(row, "gla", 4.2)[2:]
+    line = first_line(rows)
+    assert line.startswith("**Not decided yet** at 45.0M parameters and 16.0M tokens of wiki")
+    assert "HGRN2 4.0000 at a rate of 0.004 (between two others), LLaMA 4.1000 at a rate of 0.004 (at an edge)" in line
+    assert "GLA 4.4000 at a rate of 0.008 (the only one tried)" in line
+    assert (
+        "Missing: rates of LLaMA 0.001, 0.002; of GLA 0.001, 0.002, 0.004; every run of HGRN1, Mamba, Mamba-2." in line
+    )
     made = block(rows)
     assert "0.004 (edge)" in made
-    assert "- the best rate of llama: it stands at an edge of those tried" in made
+    assert "- HGRN2 beside" not in made
+    assert (
+        "- at the same rate of 0.008, which need not be the best of any: HGRN2 4.2000, LLaMA 4.3000, GLA 4.4000" in made
+    )
+    assert "- an order: LLaMA, GLA may be better at rates that were not tried." in made
+
+
+def test_an_open_sweep_of_another_form_is_named(row: Make) -> None:
+    rows = swept(row, "hgrn2", 4.0) + swept(row, "llama", 4.1) + swept(row, "hgrn2-conv", 3.9)[1:]
+    assert "- the best rate of hgrn2-conv: it stands at an edge of those tried" in block(rows)
+    assert first_line(rows).startswith("**HGRN2 has the lowest loss**")
 
 
 def test_runs_with_other_settings_stand_in_tables_of_their_own(row: Make) -> None:

@@ -60,10 +60,12 @@ def markdown(group: Group) -> str:
     swept = {one.name: one for one in group.sweep}
     for one in group.entries:
         details, rates = one.best[0].details, swept.get(one.name, one).by_rate
+        alone = details.get("at_once", 1) == 1  # else the speed is that of a part of a GPU
+        speed = f"{details['tokens_per_s']:,}" if alone and details.get("tokens_per_s") else "–"
         edge = " (edge)" if one.name in {entry.name for entry in group.open_sweeps} else ""
         tried = f"{min(rates):g} to {max(rates):g}" if len(rates) > 1 else f"{min(rates):g} alone"
         cells = [one.name, one.shown, str(len(one.best)), f"{one.lr:g}{edge}", tried, short(details["parameters"]),
-                 f"{details['state_bytes'] / 1e3:,.0f}", f"{details.get('tokens_per_s', 0):,}"]  # fmt: skip
+                 f"{details['state_bytes'] / 1e3:,.0f}", speed]  # fmt: skip
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

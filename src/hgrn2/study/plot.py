@@ -76,7 +76,7 @@ def _curves(axes: "Axes", group: Group, styles: dict[str, tuple[str, str]]) -> N
         points = [point for point in one.best[0].details.get("curve", []) if point[0] >= BEHIND * group.tokens]
         axes.plot([p[0] for p in points], [p[1] for p in points], line, color=colour, linewidth=1.5)
     axes.set_ylabel("training loss, nats/token")
-    axes.set_title("at the best rate")
+    axes.set_title("at the best rate tried")
     plotting.token_axis(axes)
     axes.set_xlim(BEHIND * group.tokens, group.tokens * 1.02)
     plotting.log_axis(axes)
@@ -92,7 +92,7 @@ def _positions(axes: "Axes", group: Group, styles: dict[str, tuple[str, str]]) -
     axes.set_xscale("log", base=2)
     axes.set_xlabel("position in the text; trained up to the dotted line")
     axes.set_ylabel("held-out loss, nats/token")
-    axes.set_title("at the best rate")
+    axes.set_title("at the best rate tried")
     plotting.log_axis(axes)
 
 

@@ -112,6 +112,16 @@ class Group:
         """What was trained on."""
         return str(self.entries[0].rows[0].details.get("data", ""))
 
+    def rates(self, one: Entry) -> dict[float, float]:
+        """Loss by rate of an arm's sweep."""
+        swept = {(entry.subject, entry.optimizer): entry for entry in self.sweep}
+        return swept.get((one.subject, one.optimizer), one).by_rate
+
+    @property
+    def unfinished(self) -> tuple[Entry, ...]:
+        """Published forms whose best rate is not between two others."""
+        return tuple(one for one in self.published() if not bracketed(self.rates(one)))
+
     @property
     def open_sweeps(self) -> tuple[Entry, ...]:
         """Arms whose best rate stands at an edge of their rates."""

@@ -2,8 +2,10 @@
 
 from collections.abc import Sequence
 
+from hgrn2.models.comparison import COMPARED, comparison_config
 from hgrn2.study.arms import OURS
 from hgrn2.study.plot import title
+from hgrn2.study.protocol import Study, bracketed, next_rates
 from hgrn2.study.results import Entry, Group
 from hgrn2.units import short
 
@@ -22,8 +24,35 @@ def verdict(found: Sequence[Group]) -> str:
     assert ours is not None
     best, second = group.published()[:2]
     other = second if best is ours else best
+    if group.unfinished:
+        return f"**Not decided yet** {_where(group)}: {_so_far(group)}. {missing(group)}"
     clear = group.clear(ours, other)
     return f"{_won(best is ours, clear)} {_where(group)}: {_beside(ours, other)}; {_spread(group)}. {_all(group)}"
+
+
+def _so_far(group: Group) -> str:
+    """Every published form with its best rate, and whether that is one."""
+    told = []
+    for one in group.published():
+        rates = group.rates(one)
+        how = "between two others" if bracketed(rates) else "at an edge" if len(rates) > 1 else "the only one tried"
+        told.append(f"{name_of(one)} {one.loss:.4f} at a rate of {one.lr:g} ({how})")
+    return ", ".join(told) + ("" if group.spread is not None else "; one seed each")
+
+
+def missing(group: Group) -> str:
+    """Which published forms and rates still have no run; empty where nothing is missing."""
+    found = {one.subject: one for one in group.published()}
+    rates = [
+        f"{name_of(one)} {', '.join(f'{lr:g}' for lr in next_rates(group.rates(one), Study().lrs))}"
+        for one in group.unfinished
+    ]
+    size = group.common["size"]
+    others = [NAMES.get(name, name) for name in COMPARED
+              if name not in found and not comparison_config(name, size).pattern]  # fmt: skip
+    told = [f"rates of {'; of '.join(rates)}"] if rates else []
+    told += [f"every run of {', '.join(others)}"] if others else []
+    return f"Missing: {'; '.join(told)}." if told else ""
 
 
 def findings(group: Group) -> str:
@@ -46,9 +75,10 @@ def _won(first: bool, clear: bool | None) -> str:
 
 def _where(group: Group) -> str:
     parameters = max(one.best[0].details["parameters"] for one in group.published())
+    best = "" if group.unfinished else " and at its own best learning rate"
     return (
         f"at {short(parameters)} parameters and {short(group.tokens)} tokens of {group.data}, every architecture as "
-        "published and at its own best learning rate by AdamW"
+        f"published{best}, by AdamW"
     )
 
 
@@ -82,7 +112,7 @@ def name_of(entry: Entry) -> str:
 def _findings(group: Group) -> list[str]:
     study = group.common["study"]
     if study == "compare":
-        return _order(group) + _pairs(group)
+        return _order(group) + _at_one_rate(group) + _pairs(group)
     if study == "length":
         return _beyond(group)
     best, worst = group.entries[0], group.entries[-1]
@@ -94,12 +124,25 @@ def _findings(group: Group) -> list[str]:
 
 
 def _order(group: Group) -> list[str]:
+    """HGRN2 beside every other published form, where both have their best rate."""
     ours = group.find(OURS)
-    if ours is None:
+    if ours is None or ours in group.unfinished:
         return []
     return [
-        f"HGRN2 beside {name_of(one)}: {_difference(group, ours, one)}" for one in group.published() if one is not ours
+        f"HGRN2 beside {name_of(one)}: {_difference(group, ours, one)}"
+        for one in group.published()
+        if one is not ours and one not in group.unfinished
     ]
+
+
+def _at_one_rate(group: Group) -> list[str]:
+    """Published forms at each rate that all of them had, while some are not swept to the end."""
+    swept = {name_of(one): group.rates(one) for one in group.published()}
+    if not group.unfinished or len(swept) < 2:
+        return []
+    shared = sorted(set.intersection(*(set(rates) for rates in swept.values())))
+    told = {lr: ", ".join(f"{name} {rates[lr]:.4f}" for name, rates in swept.items()) for lr in shared}
+    return [f"at the same rate of {lr:g}, which need not be the best of any: {text}" for lr, text in told.items()]
 
 
 def _pairs(group: Group) -> list[str]:
@@ -145,9 +188,12 @@ def _limits(group: Group) -> list[str]:
         "speed: arms were not timed beside each other, and their kernels are not equally good",
         "recall and long texts, which this loss hardly asks for ([recall](mqar.md))",
     ]
+    if group.common["study"] == "compare" and group.unfinished:
+        names = ", ".join(name_of(one) for one in group.unfinished)
+        found.insert(0, f"an order: {names} may be better at rates that were not tried. {missing(group)}")
     if group.spread is None:
         found.insert(0, "that a small difference is one: there is one seed of each arm")
-    if group.open_sweeps:
+    if group.open_sweeps and not (group.common["study"] == "compare" and group.unfinished):
         names = ", ".join(one.name for one in group.open_sweeps)
         found.insert(
             0, f"the best rate of {names}: it stands at an edge of those tried, and a better one may lie beyond"
