@@ -4,12 +4,14 @@ import http.client
 import json
 import random
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from typing import Any
 
 import pytest
+import torch
 from served import PROMPT, Running
 
 JSON = {"content-type": "application/json"}
@@ -232,6 +234,16 @@ def test_who_does_not_read_is_let_go(start: Callable[..., Running]) -> None:
         raw.sendall(HEAD + f"content-length: {len(body)}\r\n\r\n".encode() + body)
         wait_for(lambda: server.engine.writing == 8)
         assert server.idle(30)
+
+
+def test_the_engine_computes_with_the_threads_of_its_process(
+    start: Callable[..., Running], monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    """A new thread has a number of its own for matrix products, and their last bits depend on it."""
+    called: list[tuple[str, int]] = []
+    monkeypatch.setattr(torch, "set_num_threads", lambda n: called.append((threading.current_thread().name, n)))
+    start()
+    assert ("hgrn2-engine", torch.get_num_threads()) in called
 
 
 def test_health_and_metrics(server: Running) -> None:

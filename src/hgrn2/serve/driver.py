@@ -5,6 +5,8 @@ import threading
 import time
 from collections.abc import AsyncGenerator, Sequence
 
+import torch
+
 from hgrn2.serve.engine import Engine, Told
 from hgrn2.serve.errors import ApiError
 from hgrn2.serve.request import Delta, Event, Failure, Request, Ticket
@@ -37,6 +39,7 @@ class Driver:
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
+        self._threads = torch.get_num_threads()
         self._work = threading.Condition()
         self._stopping = False
         self._mailboxes: dict[Ticket, Mailbox] = {}
@@ -93,6 +96,8 @@ class Driver:
             del self._mailboxes[ticket]
 
     def _run(self) -> None:
+        # A new thread computes with as many as the machine has, whatever was set before, and sums in another order.
+        torch.set_num_threads(self._threads)
         while True:
             with self._work:
                 while self.engine.idle and not self._stopping:
