@@ -16,22 +16,29 @@ def losses(best: float, rates: tuple[float, ...] = RATES) -> dict[float, float]:
     return {rate: abs(rate / best - best / rate) for rate in rates}
 
 
-def test_a_sweep_begins_with_what_is_asked_for_and_ends_between_two_rates() -> None:
-    assert next_rates({}, RATES) == RATES
-    assert next_rates({2e-3: 1.0}, RATES) == (1e-3, 4e-3, 8e-3)
+def test_a_sweep_begins_in_the_middle_and_ends_between_two_rates() -> None:
+    assert next_rates({}, RATES) == (2e-3, 4e-3)
+    assert next_rates({}, RATES[:3]) == (2e-3,)
+    assert next_rates({}, RATES[:2]) == (1e-3, 2e-3)
+    assert next_rates({2e-3: 1.0}, RATES) == (4e-3,)
+    assert next_rates(losses(2e-3, (2e-3, 4e-3)), RATES) == (1e-3,)
+    assert next_rates(losses(4e-3, (2e-3, 4e-3)), RATES) == (8e-3,)
     assert next_rates(losses(4e-3), RATES) == ()
+    assert next_rates(losses(2e-3, RATES[:3]), RATES) == ()
+    # What lies between rates that were run, and between them and the middle, is run too.
+    assert next_rates(losses(4e-3, (1e-3, 8e-3)), RATES) == (2e-3, 4e-3)
+    assert next_rates(losses(4e-3, (1e-3,)), RATES) == (2e-3, 4e-3)
     assert bracketed(losses(4e-3))
 
 
-@pytest.mark.parametrize(("best", "last"), [(2.5e-4, 1.25e-4), (3.2e-2, 6.4e-2)])
-def test_a_sweep_is_extended_at_the_edge_where_the_best_rate_is(best: float, last: float) -> None:
-    values = losses(best)
+@pytest.mark.parametrize(("best", "runs"), [(2.5e-4, 6), (2e-3, 3), (4e-3, 3), (3.2e-2, 6)])
+def test_a_sweep_goes_on_at_the_edge_where_the_best_rate_is(best: float, runs: int) -> None:
+    values: dict[float, float] = {}
     while rates := next_rates(values, RATES):
-        assert len(rates) == 1
         values |= losses(best, rates)
     assert best_rate(values) == best
     assert bracketed(values)
-    assert {min(values), max(values)} == {min(last, 1e-3), max(last, 8e-3)}
+    assert len(values) == runs
 
 
 def test_a_sweep_without_a_valley_ends_and_is_not_bracketed() -> None:
@@ -45,7 +52,7 @@ def test_a_sweep_without_a_valley_ends_and_is_not_bracketed() -> None:
 
 def test_rates_then_seeds_at_the_best_one() -> None:
     study = Study(seeds=(3, 4), sweep_tokens=2048, final_tokens=4096)
-    assert [case.lr for case in next_cases(study, HGRN2, {})] == list(RATES)
+    assert [case.lr for case in next_cases(study, HGRN2, {})] == [2e-3, 4e-3]
     assert {(case.seed, case.tokens) for case in next_cases(study, HGRN2, {})} == {(3, 2048)}
     swept = {(lr, 3, 2048): loss for lr, loss in losses(2e-3).items()}
     # Runs of other seeds on as many tokens say nothing about the sweep.

@@ -42,7 +42,8 @@ class LanguageStudy:
     optimizers: tuple[OptimizerName, ...] = ()
     """adamw, muon; none: adamw, in compare also muon for the published forms."""
     lrs: tuple[float, ...] = (1e-3, 2e-3, 4e-3, 8e-3)
-    """Learning rates of the sweep, which goes on by factors of two until the best is at no edge; one: no sweep."""
+    """Learning rates of the sweep, which begins in their middle and goes outwards, beyond them by factors of two, until
+    the best one is at no edge; one: no sweep."""
     seeds: Annotated[tuple[int, ...], tyro.conf.arg(help_behavior_hint="(default: the size's)")] = ()
     """Of weights and order of batches; the first one is that of the sweep."""
     sweep_tokens: float = 0

@@ -12,6 +12,9 @@ from hgrn2.study.running import speed
 from hgrn2.study.training import Place
 from hgrn2.units import short
 
+LEAST = 3
+"""Rates of a sweep, at the least: the best one and one on either side."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Planned:
@@ -48,17 +51,17 @@ def _planned(study: Study, arm: Arm, place: Place, rows: Sequence[Row]) -> Plann
              if (seed, tokens) == (study.all_seeds[0], study.sweep)}  # fmt: skip
     left = next_cases(study, arm, known)
     finals = len(study.all_seeds) if study.final else 0
+    sweeping = bool(left) and len(study.lrs) > 1 and left[0].lr not in swept
     # While rates are left the best one, whose seeds come last, is not known; the sweep's own run may be one of them.
-    finals_left = finals - (study.final == study.sweep)
-    runs = [case.tokens for case in left]
-    runs += [study.final] * finals_left if left and left[0].tokens == study.sweep and len(study.lrs) > 1 else []
+    rates_left = max(len(left), LEAST - len(swept)) if sweeping else 0
+    runs = [study.sweep] * rates_left + [study.final] * (finals - (study.final == study.sweep))
+    runs = runs if sweeping else [case.tokens for case in left]
     rate = speed([row for row in rows if row.subject == arm.subject], place.device.type)
     on_gpu = place.device.type == "cuda"
     run = run_of(study, first_case(study, arm), vocab_size=place.vocab_size, precision=place.precision, on_gpu=on_gpu)
-    swept_at_all = len(study.lrs) > 1 or not finals
     return Planned(
         model=arm.subject, optimizer=arm.optimizer,
         parameters=parameters(run.model).total,
-        sweep_runs=max(len(swept), len(study.lrs) if swept_at_all else 0), final_runs=finals, done=len(known),
+        sweep_runs=len(swept) + rates_left, final_runs=finals, done=len(known),
         runs_left=len(runs), tokens_left=sum(runs), minutes_left=sum(runs) / rate / 60 if rate else None,
     )  # fmt: skip

@@ -1,8 +1,9 @@
 """What the runs of a comparison have in common, as frozen values; no torch here.
 
-Every arm (a model and an optimiser) is trained at several learning rates on `sweep_tokens`, and the rates go on by
-factors of two until the best one is not at an edge. At that rate it is trained on `final_tokens` with every seed. A
-seed decides the first weights and the order of batches: all arms see the same tokens in the same order.
+Every arm (a model and an optimiser) is trained at several learning rates on `sweep_tokens`, from the middle of those
+asked for outwards and on by factors of two, until the best one is not at an edge. At that rate it is trained on
+`final_tokens` with every seed. A seed decides the first weights and the order of batches: all arms see the same tokens
+in the same order.
 """
 
 import math
@@ -169,20 +170,27 @@ class Study:
 
 
 def next_rates(values: Mapping[float, float], rates: Sequence[float]) -> tuple[float, ...]:
-    """Rates of a sweep that are still to be run: those asked for, then one more at the edge where the best one is.
+    """Rates of a sweep that are to be run next: the two in the middle of those asked for, then one more at the edge
+    where the best one is, until it is at no edge; none: the sweep is complete.
 
     Args:
         values: held-out loss by rate, of what was run so far; ties go to the lower rate.
-        rates: those asked for; a single one is no sweep and is not extended.
+        rates: those asked for, beyond which it goes on by factors of two; a single one is no sweep.
     """
-    missing = tuple(rate for rate in rates if rate not in values)
-    if missing or len(rates) == 1:
-        return missing
-    best, (low, *_, high) = best_rate(values), sorted(values)
-    if best == low and low > min(rates) / 2**EXTENSIONS:
-        return (low / 2,)
-    if best == high and high < max(rates) * 2**EXTENSIONS:
-        return (high * 2,)
+    asked = sorted(rates)
+    if len(asked) == 1:
+        return () if asked[0] in values else (asked[0],)
+    middle = asked[(len(asked) - 1) // 2 : len(asked) // 2 + 1] if len(asked) > 2 else asked
+    least, most = min([*values, *middle]), max([*values, *middle])
+    if gaps := tuple(rate for rate in asked if least <= rate <= most and rate not in values):
+        return gaps
+    best = best_rate(values)
+    if best == least:
+        lower = [rate for rate in asked if rate < least]
+        return (max(lower, default=least / 2),) if least > asked[0] / 2**EXTENSIONS else ()
+    if best == most:
+        higher = [rate for rate in asked if rate > most]
+        return (min(higher, default=most * 2),) if most < asked[-1] * 2**EXTENSIONS else ()
     return ()
 
 
