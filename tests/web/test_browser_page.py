@@ -294,6 +294,40 @@ def test_light_and_dark_wide_and_narrow(page: Page, tmp_path: Path) -> None:
     assert narrow == 0
 
 
+CONTRAST = """(() => {
+    const numbers = (colour) => {
+        const found = colour.match(/[\\d.]+/g).map(Number), whole = colour.startsWith('color') ? 1 : 255;
+        return [...found.slice(0, 3).map((x) => x / whole), found[3] ?? 1];
+    };
+    const light = (rgb) => {
+        const [r, g, b] = rgb.map((x) => (x <= 0.04045 ? x / 12.92 : ((x + 0.055) / 1.055) ** 2.4));
+        return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+    };
+    const over = (top, below) => [0, 1, 2].map((n) => top[n] * top[3] + below[n] * (1 - top[3]));
+    const ratio = (one, below) => {
+        const style = getComputedStyle(one);
+        const [ink, back] = [light(numbers(style.color)), light(over(numbers(style.backgroundColor), below))];
+        return (Math.max(ink, back) + 0.05) / (Math.min(ink, back) + 0.05);
+    };
+    const token = document.querySelector('.token'), cell = document.querySelector('td.cell');
+    token.style.setProperty('--doubt', 1);
+    cell.style.setProperty('--level', 1);
+    const box = numbers(getComputedStyle(document.getElementById('text')).backgroundColor);
+    const page = numbers(getComputedStyle(document.body).backgroundColor);
+    const faint = document.querySelector('.faint'), button = document.getElementById('go');
+    return [ratio(token, box), ratio(cell, page), ratio(faint, page), ratio(button, page)];
+})()"""
+
+
+def test_words_are_legible_on_every_colour(page: Page) -> None:
+    """A contrast of 4.5 at least, as the Web Content Accessibility Guidelines want it."""
+    write(page, PROMPT, 5)
+    page.until("document.querySelectorAll('td.cell').length > 0")
+    for dark in (False, True):
+        page.look(dark=dark)
+        assert min(page.ask(CONTRAST)) >= 4.5
+
+
 def test_without_network(page: Page, exported: Exported) -> None:
     page.until("navigator.serviceWorker.ready.then((one) => Boolean(one.active))")
     page.until("caches.keys().then((names) => names.length === 1)")
