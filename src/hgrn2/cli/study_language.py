@@ -174,6 +174,7 @@ class StudyCompare(LanguageStudy):
     command goes on where it stopped; a run whose row stands in --results is not made again.
 
     Example: hgrn2 study compare --out runs/compare --size small
+
     Example: hgrn2 study compare --out runs/c45 --size 45m --data corpora/wiki --device cuda --budget-minutes 9
       --models hgrn2 llama --optimizers adamw --sweep-tokens 16e6 --final-tokens 0
     """
