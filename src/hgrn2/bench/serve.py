@@ -6,6 +6,7 @@ server has nothing to do.
 
 import asyncio
 import contextlib
+import os
 import random
 import statistics
 import subprocess
@@ -59,6 +60,11 @@ class _Setting:
     def body(self, tokens: int, seed: int, new: int, **more: Any) -> dict[str, Any]:
         """Of a request that makes `new` tokens."""
         return {"prompt": self.prompt(tokens, seed), "max_tokens": new, "seed": seed, "ignore_eos": True, **more}
+
+    def row(self, case: dict[str, Any], samples: Sequence[float], unit: str, details: dict[str, Any]) -> None:
+        """Record a measurement of the server, with the load of the whole machine: clients count, and others too."""
+        details = {**details, "load_average": round(os.getloadavg()[0], 1)}
+        self.record(measurement(BENCH, case, "hgrn2", "serve", samples, unit, details))
 
     def client(self) -> Client:
         """A new connection."""
@@ -182,7 +188,7 @@ async def _long_prompt(setting: _Setting) -> None:
         ]
         case = setting.case("long-prompt", streams=streams, long_prompt=bench.long_prompt, reading=name == "while")
         details = _spread("gap", gaps) | {"p99_of_median": _ratio(gaps), "first_token_s": round(long.first, 4)}
-        setting.record(measurement(BENCH, case, "hgrn2", "serve", [1000 * gap for gap in gaps], "ms", details))
+        setting.row(case, [1000 * gap for gap in gaps], "ms", details)
 
 
 async def _context(setting: _Setting) -> None:
@@ -206,7 +212,7 @@ async def _context(setting: _Setting) -> None:
     for context, samples in speeds.items():
         details = {"of_shortest_context": round(statistics.median(samples) / base, 4)}
         case = setting.case("context", streams=1, context=context, new_tokens=bench.tokens)
-        setting.record(measurement(BENCH, case, "hgrn2", "serve", samples, "tokens/s", details))
+        setting.row(case, samples, "tokens/s", details)
     await client.close()
 
 
@@ -224,7 +230,7 @@ async def _state(setting: _Setting) -> None:
         firsts += [1000 * answered.first] if turn else []
     case = setting.case("state", streams=1, context=bench.state_tokens, new_tokens=4)
     details = {"reading_s": round(reading, 3), "state_bytes": setting.loaded.model.zeros(1).nbytes}
-    setting.record(measurement(BENCH, case, "hgrn2", "serve", firsts, "ms", details))
+    setting.row(case, firsts, "ms", details)
     await client.close()
 
 
@@ -258,7 +264,7 @@ async def _memory(setting: _Setting) -> None:
         "bytes_after_100": early, "bytes_after_all": late, "grown": round(late / early - 1, 4), "failed": faults,
         "requests_per_s": round(bench.requests / seconds, 1),
     }  # fmt: skip
-    setting.record(measurement(BENCH, case, "hgrn2", "serve", [x / 1e6 for x in reads], "MB", details))
+    setting.row(case, [x / 1e6 for x in reads], "MB", details)
 
 
 _SCENARIOS = {
@@ -295,7 +301,7 @@ def _load_row(setting: _Setting, case: dict[str, Any], answers: Sequence[Answere
     details |= {**_spread("gap", gaps), "p99_of_median": _ratio(gaps)}
     details["resident_mb"] = round(resident_bytes(setting.process) / 1e6, 1)
     speed = sum(one.tokens for one in good) / seconds
-    setting.record(measurement(BENCH, case, "hgrn2", "serve", [speed], "tokens/s", details))
+    setting.row(case, [speed], "tokens/s", details)
 
 
 def _spread(name: str, seconds: Sequence[float]) -> dict[str, float]:
