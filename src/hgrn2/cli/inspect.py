@@ -52,11 +52,9 @@ class Inspect:
     device: str = "auto"
     """cpu, cuda or cuda:N; auto takes a GPU where there is one."""
 
-    def __post_init__(self) -> None:
+    def run(self) -> None:
         refuse(self.text is not None and self.file is not None, "give --text or --file, not both")
         refuse(self.limit_tokens < 1, f"--limit-tokens is {self.limit_tokens}; it must be at least 1")
-
-    def run(self) -> None:
         out = self.model / "inspect" if self.out is None else self.out
         blocked = out.exists() and not self.overwrite
         refuse(blocked, f"{out} already exists; add --overwrite to replace it, or give another --out")
