@@ -41,6 +41,8 @@ def stated(model: LanguageModel, tokens: Tensor) -> Tensor:
     x = model.embedding.weight[tokens] * (config.width**0.5 if config.scale_embeddings else 1)
     for block, lower_bound in zip(model.backbone.blocks, lower_bounds(model), strict=True):
         x = x + block.mixer(normed(x, block.mixer_norm, config.norm, config.norm_eps), lower_bound)[0]
+        if block.glu is None:  # mamba and mamba2
+            continue
         hidden = block.glu.in_proj(normed(x, block.glu_norm, config.norm, config.norm_eps))
         gate, value = hidden[..., : config.glu_width], hidden[..., config.glu_width :]
         gate = {"none": lambda y: y, "silu": lambda y: y * y.sigmoid(), "gelu": gelu}[config.glu_activation](gate)

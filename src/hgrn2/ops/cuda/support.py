@@ -17,19 +17,18 @@ SHARED_MEMORY = 232192
 
 def supports(device: torch.device, dtype: torch.dtype, keys: int, values: int) -> tuple[bool, str]:
     """Whether hgru2 in `dtype` with K = keys and V = values runs on the CUDA kernels of this device, and a sentence."""
-    found = gpu(device)
-    if found is None:
+    if device.type != "cuda":
         return False, f"cuda runs on NVIDIA GPUs, the tensors are on {device.type}"
     if keys == values and 1 <= keys <= SMALL:
         if dtype not in (torch.bfloat16, torch.float32):
             name = str(dtype).removeprefix("torch.")
             return False, f"the CUDA kernels of small heads take bfloat16 and float32, not {name}"
-        return _device_supports(found, 0)
+        return _device_supports(gpu(device), 0)
     if dtype != torch.bfloat16:
         return False, f"the CUDA kernels take bfloat16, not {str(dtype).removeprefix('torch.')}"
     if keys != values or keys not in HEADS:
         return False, f"the CUDA kernels take heads with K = V of 1 to 16, 64 or 128, not K = {keys}, V = {values}"
-    return _device_supports(found, SHARED_MEMORY)
+    return _device_supports(gpu(device), SHARED_MEMORY)
 
 
 def warps(sequences: int, heads: int, size: int) -> int:
@@ -48,7 +47,8 @@ def too_few(sequences: int, tokens: int, heads: int, size: int, processors: int)
 
 
 @functools.cache
-def _device_supports(found: GPU, shared: int) -> tuple[bool, str]:
+def _device_supports(found: GPU | None, shared: int) -> tuple[bool, str]:
+    assert found is not None  # asked of CUDA devices alone
     if torch.version.hip is not None:
         return False, "the CUDA kernels do not run on AMD GPUs"
     if found.shared_memory < shared:
