@@ -1,6 +1,7 @@
 """On what a number was measured: versions, processor, accelerator, commit. No names of people, hosts or folders."""
 
 import functools
+import hashlib
 import importlib.metadata
 import math
 import os
@@ -39,6 +40,16 @@ def environment() -> dict[str, Any]:
         **_gpu(),
         "date_utc": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
     }
+
+
+def code_identity() -> str:
+    """Hex digest of this package's Python files, and the versions of torch and Python that run them."""
+    root = Path(hgrn2.__file__).parent
+    found = hashlib.sha256(f"{_version('torch')} {platform.python_version()}".encode())
+    for path in sorted(root.rglob("*.py")):
+        found.update(f"{path.relative_to(root)}".encode())
+        found.update(path.read_bytes())
+    return found.hexdigest()
 
 
 def _version(package: str) -> str | None:

@@ -162,6 +162,7 @@ MIXERS = {
     "gla": MixerConfig(kind="gla", head_size=4, conv_width=3),
     "hgru1": MixerConfig(kind="hgru1", input_activation="silu", norm="layer"),
     "hgru1_real": MixerConfig(kind="hgru1_real"),
+    "mamba2": MixerConfig(kind="mamba2", head_size=4, conv_width=3),
     "attention": MixerConfig(kind="attention", head_size=4),
     "attention window": MixerConfig(kind="attention", head_size=4, window=7, conv_width=2),
 }

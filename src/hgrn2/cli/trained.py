@@ -40,6 +40,8 @@ class Training(ABC):
     def run(self) -> int:
         """Returns the exit code: 0, or 130 after Ctrl-C with a checkpoint."""
         result = self.train()
+        if not result.first:  # of several processes: the first one tells
+            return 130 if result.interrupted else 0
         return ended(result, self.json, self.show, **self.more(result))
 
     @abstractmethod

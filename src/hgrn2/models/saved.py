@@ -3,7 +3,9 @@
 model folder       config.json        {"format": 1, "kind": "language", "model": {fields of its settings}}
                    kinds: language (ModelConfig), sequence (SequenceConfig), vision (VisionConfig), deit
                    (DeiTConfig)
-                   model.safetensors  every parameter under its name in the module
+                   model.safetensors  every parameter under its name in the module; or, of a model that several
+                   processes wrote, several files of whole parameters and model.safetensors.index.json, which places
+                   them as transformers' index does
                    tokenizer/         what Tokenizer.save wrote, where a tokenizer belongs to it
 checkpoint folder  the same without tokenizer/, with the trainer's files and manifest.json: bytes and sha256 of each
 run folder         checkpoints/step-N/ and one tokenizer/ for all of them
@@ -212,7 +214,8 @@ def check_files(folder: Path) -> None:
     Sizes are compared for every file, checksums for those that make the model; the trainer checks its own.
     """
     manifest = read_files(folder) if os.path.lexists(folder / MANIFEST) else None
-    for name in (CONFIG, WEIGHTS):
+    making = (CONFIG, *weight_files(folder))
+    for name in making:
         refuse(not (folder / name).is_file(), f"{folder} is incomplete: {name} is missing")
         unlisted = manifest is not None and name not in manifest
         refuse(unlisted, f"{folder / MANIFEST} is damaged: it does not list {name}")
@@ -221,8 +224,18 @@ def check_files(folder: Path) -> None:
         refuse(not path.is_file(), f"{folder} is damaged: {name} is missing")
         size = path.stat().st_size
         refuse(size != wanted["bytes"], f"{path} is damaged: {size:,} bytes instead of {wanted['bytes']:,}")
-        changed = name in (CONFIG, WEIGHTS) and sha256(path) != wanted["sha256"]
+        changed = name in making and sha256(path) != wanted["sha256"]
         refuse(changed, f"{path} is damaged: its checksum differs")
+
+
+def weight_files(folder: Path, name: str = WEIGHTS) -> tuple[str, ...]:
+    """Names of the files that hold a folder's weights (or other tensors that are called so), an index first."""
+    index = f"{name}.index.json"
+    if (folder / name).exists() or not (folder / index).exists():
+        return (name,)
+    from hgrn2.models.convert.weights import places  # which reads with what stands here
+
+    return (index, *sorted(set(places(folder / index).values())))
 
 
 def read_files(folder: Path) -> dict[str, dict[str, Any]]:
@@ -262,16 +275,18 @@ def read_model(folder: Path, device: torch.device | str = "cpu", dtype: torch.dt
 def _read(folder: Path, kinds: tuple[str, ...], device: torch.device | str, dtype: torch.dtype | None) -> Model:
     place = usable_device(device)
     kind, config = read_config(folder, kinds)
-    path = folder / WEIGHTS
-    with opened(path) as file:
-        names = set(file.keys())
+    from hgrn2.models.convert.weights import open_weights  # which reads with what stands here
+
+    path = folder / weight_files(folder)[0]
+    with open_weights(folder) as file:
+        names = set(file.files)
         # Before anything is built: settings that ask for a billion layers must not cost the time to make them.
         refuse(
             config.layers > len(names), f"{path} does not fit {CONFIG}: {len(names)} tensors, {config.layers} layers"
         )
         model = _without_weights(kind, config, folder / CONFIG)
         own = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
-        stored = {name: file.get_slice(name) for name in sorted(names)}
+        stored = {name: file.files[name].get_slice(name) for name in sorted(names)}
         _refuse_names(path, "lacks", sorted(set(own) - names))
         _refuse_names(path, "has unknown tensors", sorted(names - set(own)))
         for name, tensor in stored.items():
@@ -280,7 +295,7 @@ def _read(folder: Path, kinds: tuple[str, ...], device: torch.device | str, dtyp
             refuse(kind not in _FLOATS, f"{path}: {name} has dtype {kind}, which is no floating-point type")
         if dtype is None:
             _refuse_mixed(path, stored)
-        weights = {name: file.get_tensor(name).to(device=place, dtype=dtype) for name in stored}
+        weights = {name: file.get(name).to(device=place, dtype=dtype) for name in stored}
     model.load_state_dict(weights, assign=True)
     return model.eval()
 

@@ -15,14 +15,14 @@ from torch.nn.attention.bias import causal_lower_right
 
 from hgrn2.errors import UserError
 from hgrn2.layers.attention import Attention, scaled_dot_product, windowed
+from hgrn2.layers.block import Block
 from hgrn2.layers.operators import Operators
 from hgrn2.layers.short_conv import short_conv
 from hgrn2.parallel import scan
 from hgrn2.parallel.collectives import Group, all_gather, connected, gathered
+from hgrn2.parallel.config import refuse_context
 from hgrn2.parallel.slices import Slice, slice_of
 
-OFFERED = ("hgru2", "hgru1", "hgru1_real", "gla", "attention")
-"""Kinds of mixers whose whole way along the sequence goes through `Operators`."""
 QUERIES = 512
 """Of a slice with padding that look at the keys side by side: their mask is so many rows."""
 
@@ -219,19 +219,9 @@ def sequence_parallel(model: nn.Module, group: Group) -> None:
     Raises:
         UserError: a mixer that reads in another direction than forward, or of a kind that is not offered.
     """
-    from hgrn2.layers.block import Block
-
     operators = SlicedOperators(group)
     blocks = [module for module in model.modules() if isinstance(module, Block)]
     for block in blocks:
         refuse_context(block.mixer.config)
     for block in blocks:
         block.mixer.operators = operators
-
-
-def refuse_context(config: Any) -> None:
-    """Refuse mixers that cannot work on slices, by name."""
-    if config.kind not in OFFERED:
-        raise UserError(f"parallel.context is offered for {', '.join(OFFERED)}, not for {config.kind}")
-    if config.direction != "causal":
-        raise UserError(f"parallel.context needs direction causal, not {config.direction}")

@@ -1,7 +1,7 @@
 """The weights with the lowest held-out loss so far, and for how long nothing better has come."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,8 +19,10 @@ class BestWeights(OtherWeights):
 
     prefix = "latest"
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, all_of: Callable[[bool], bool] = bool) -> None:
+        """all_of: whether something holds in every process that has a piece of the model."""
         super().__init__(model)
+        self.all_of = all_of
         self.loss = math.inf
         self.step = 0
         self.waited = 0
@@ -39,7 +41,8 @@ class BestWeights(OtherWeights):
     @contextmanager
     def in_place(self) -> Iterator[dict[str, Tensor]]:
         """As of any other weights; where the model holds the best ones itself, nothing is behind them."""
-        if self.loss == math.inf or all(torch.equal(value, self.values[name]) for name, value in self.own.items()):
+        same = all(torch.equal(value, self.values[name]) for name, value in self.own.items())
+        if self.loss == math.inf or self.all_of(same):
             yield {}
             return
         with super().in_place() as behind:

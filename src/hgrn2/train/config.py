@@ -6,6 +6,7 @@ from types import MappingProxyType
 from typing import Any, ClassVar, Literal, Protocol
 
 from hgrn2.models.config import LossKind, ModelConfig, Recompute
+from hgrn2.parallel.config import ParallelConfig, check_parallel
 from hgrn2.settings import refuse, settings
 
 ScheduleKind = Literal["cosine", "linear", "inverse_sqrt", "constant"]
@@ -186,11 +187,24 @@ class RunConfig:
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
 
     def __post_init__(self) -> None:
+        self._check_parallel()
         # A graph would repeat the documents of the batch that it was captured from.
         packed = self.train.graphs and self.data.reset_at_documents
         refuse(packed, "train.graphs needs data.reset_at_documents=false: documents end elsewhere in every batch")
+
+    def _check_parallel(self) -> None:
+        train, parallel = self.train, self.parallel
+        if parallel.ranks == 1:
+            return
+        sizes = {"batch": train.batch_size, "parts": train.accumulate, "tokens": train.sequence_length}
+        check_parallel(parallel, self.model, **sizes)
+        for name in ("compile", "compile_blocks", "graphs"):
+            refuse(getattr(train, name), f"train.{name} is not offered on several processes (parallel)")
+        muon = self.optim.optimizer == "muon" and parallel.tensor > 1
+        refuse(muon, "optim.optimizer=muon takes whole matrices, which parallel.tensor cuts: use adamw")
 
     @property
     def shortest(self) -> int:

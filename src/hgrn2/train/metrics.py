@@ -130,6 +130,20 @@ class MetricsWriter:
         self.close()
 
 
+class NoMetrics(MetricsWriter):
+    """The same records, written nowhere: of a process that trains beside the one that writes."""
+
+    def __init__(self, path: Path, resume_step: int | None = None) -> None:
+        self.path = Path(path)
+
+    def write(self, record: dict[str, Any]) -> dict[str, Any]:
+        """The record."""
+        return record
+
+    def close(self) -> None:
+        """Nothing."""
+
+
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """All records of a file in order; a cut-off last line is left out, other broken lines are `UserError`s."""
     return [record for _, record in _parse(read_bytes(Path(path)), path)]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from hgrn2 import cpu
+from hgrn2.parallel.pieces import joined, local, piece_of
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Of the quintic iteration, which drives singular values to between 0.7 and 1.2 soon rather than to 1 exactly."""
@@ -25,7 +26,8 @@ class Muon(torch.optim.Optimizer):
         B <- μ B + (1 - μ) G        U = (1 - μ) G + μ B        W <- (1 - η λ) W - 0.2 η sqrt(max(M, N)) NS(U)
 
     NS is five Newton-Schulz iterations. The factor gives an update the root mean square that AdamW's has
-    (`adjust_lr_fn="match_rms_adamw"` in torch). State of a parameter: `momentum_buffer`, B.
+    (`adjust_lr_fn="match_rms_adamw"` in torch). State of a parameter: `momentum_buffer`, B; of a sharded
+    one it is a piece, and every process orthogonalises the whole matrix.
     """
 
     def __init__(
@@ -52,13 +54,13 @@ class Muon(torch.optim.Optimizer):
             state, gradient = self.state[parameter], parameter.grad
             assert gradient is not None
             if "momentum_buffer" not in state:
-                state["momentum_buffer"] = torch.zeros_like(gradient)
-            mean = state["momentum_buffer"].lerp_(gradient, 1 - momentum)
-            updates.append(gradient.lerp(mean, momentum))
+                state["momentum_buffer"] = torch.zeros_like(local(gradient))
+            mean = state["momentum_buffer"].lerp_(local(gradient), 1 - momentum)
+            updates.append(joined(local(gradient).lerp(mean, momentum), parameter))  # singular values are of the whole
         directions = orthogonalised(torch.stack(updates), cpu.product_dtype(parameters[0].device))
         step = 0.2 * lr * math.sqrt(max(parameters[0].shape))
         for parameter, direction in zip(parameters, directions, strict=True):
-            parameter.mul_(1 - lr * weight_decay).add_(direction, alpha=-step)
+            local(parameter).mul_(1 - lr * weight_decay).add_(piece_of(direction, parameter), alpha=-step)
 
 
 def orthogonalised(matrices: Tensor, dtype: torch.dtype) -> Tensor:

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from hgrn2.layers.block import Block
+from hgrn2.parallel.pieces import local, sharded_as
 from hgrn2.settings import refuse
 from hgrn2.train.config import OptimConfig
 from hgrn2.train.muon import Muon
@@ -55,12 +56,12 @@ class Optimizers:
             optimizer.zero_grad(set_to_none=not self.keep_gradients)
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """The optimisers' states under `parameter/entry`."""
+        """The optimisers' states under `parameter/entry`; of a sharded model this process's pieces."""
         found: dict[str, torch.Tensor] = {}
         for optimizer, _ in self.parts:
             for name, parameter in self.named.items():
                 for entry, value in optimizer.state.get(parameter, {}).items():
-                    found[f"{name}/{entry}"] = value if isinstance(value, torch.Tensor) else torch.tensor(value)
+                    found[f"{name}/{entry}"] = local(value) if isinstance(value, torch.Tensor) else torch.tensor(value)
         return found
 
     def load_tensors(self, found: dict[str, torch.Tensor]) -> None:
@@ -75,9 +76,15 @@ class Optimizers:
                     if entries:
                         optimizer.state[parameter] = {
                             entry: value if entry == "step" and not optimizer.defaults.get("fused")
-                            else value.to(parameter.device)
+                            else _placed(optimizer, parameter, value)
                             for entry, value in entries.items()
                         }  # fmt: skip
+
+
+def _placed(optimizer: torch.optim.Optimizer, parameter: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """A piece of a state as the optimiser has it: Muon's are pieces, those of PyTorch's own are sharded tensors."""
+    value = value.to(parameter.device)
+    return value if isinstance(optimizer, Muon) else sharded_as(value, parameter)
 
 
 def _block_matrices(model: nn.Module) -> set[str]:

@@ -1,12 +1,14 @@
 """A run from beginning to end, whatever its task: folder, seed, model, training or resuming, measurements, report.
 
-A task brings data, model, measurements and what its report shows (`hgrn2.train.task`). Several processes would enter
-in `train`, which opens the device and owns the folder, and in `_model`, through which every model comes to its device;
-all that is written is written under `_train`, by `Trainer` and by `_finish`.
+A task brings data, model, measurements and what its report shows (`hgrn2.train.task`). Several processes meet in
+`train` and go through `_train_together`; what each of them has of the run, `hgrn2.train.parallel` says.
 """
 
+import json
+import os
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -14,11 +16,12 @@ from typing import Any
 import torch
 
 from hgrn2 import cpu
+from hgrn2.environment import code_identity
 from hgrn2.errors import UserError
 from hgrn2.files import owned, read_json, write_json
 from hgrn2.models.saved import Model, usable_device
-from hgrn2.settings import shown, to_dict
-from hgrn2.train import checkpoint
+from hgrn2.parallel.config import ParallelConfig
+from hgrn2.settings import refuse, shown, to_dict
 from hgrn2.train.config import Run
 from hgrn2.train.fitting import check_run
 from hgrn2.train.metrics import read_metrics
@@ -39,6 +42,8 @@ class RunResult:
     what else the task tells; empty after Ctrl-C."""
     samples: tuple[Any, ...] = ()
     """Prompts and texts (`hgrn2.report.write.Sample`) of a language model."""
+    first: bool = True
+    """Whether this process has something to say: of several, the first one."""
 
 
 def train(
@@ -60,15 +65,62 @@ def train(
     """
     held = _held(folder, restart)
     refuse_unread(run, run.unread, held)
-    place = usable_device(device)
-    if place.type == "cpu":
-        cpu.keep_freed_memory()
-    logits = "train.loss" not in run.unread
-    check_run(run.model, run.train, place, run.shortest, trained=not run.frozen, logits=logits)
-    task = opened(place)
-    refuse_unread(run, task.unread, held)
-    with owned(folder):
-        return _train(run, task, folder, restart, quiet)
+    parallel: ParallelConfig | None = getattr(run, "parallel", None)
+    with ExitStack() as alive:
+        ranks, place = _ranks(parallel, device, alive)
+        if place.type == "cpu":
+            cpu.keep_freed_memory()
+        logits = "train.loss" not in run.unread
+        check_run(run.model, run.train, place, run.shortest, trained=not run.frozen, logits=logits, parallel=parallel)
+        task = opened(place)
+        refuse_unread(run, task.unread, held)
+        if ranks is None:
+            with owned(folder):
+                return _train(run, task, folder, restart, quiet)
+        return _train_together(run, task, folder, ranks, alive, restart=restart, quiet=quiet)
+
+
+def _ranks(parallel: ParallelConfig | None, device: str, alive: ExitStack) -> tuple[Any, torch.device]:
+    """The other processes, if there are any, and this one's device."""
+    world = os.environ.get("WORLD_SIZE", "1")
+    if parallel is None or parallel.ranks == 1:
+        refuse(
+            world != "1",
+            f"torchrun started {world} processes, but this run is for one: --set parallel.data={world} shares the "
+            "batches of a language model among them",
+        )
+        return None, usable_device(device)
+    from hgrn2.train.parallel import started
+
+    return alive.enter_context(started(parallel, device))
+
+
+def _train_together(
+    run: Run, task: Task, folder: Path, ranks: Any, alive: ExitStack, *, restart: bool, quiet: bool
+) -> RunResult:
+    """As `_train`, in one of several processes. The first one owns and prepares the folder; when the others are done it
+    goes on alone to measure the whole model."""
+    from hgrn2.train import parallel
+
+    parallel.refuse_strangers(
+        ranks, settings=json.dumps(to_dict(run), sort_keys=True), data=task.data_identity, code=code_identity()
+    )
+    with owned(folder) if ranks.first else nullcontext():
+        if ranks.first:
+            _prepare(run, task, folder, restart)
+        else:
+            parallel.quiet()
+        model = _model(run, task)
+        ranks.spread(model, bfloat16=run.train.precision == "bfloat16")
+        together = parallel.Together(ranks, run, model)
+        together.all_of(True)  # the folder is ready
+        trainer = Trainer(run, task, model, folder, together)
+        train_on(trainer, quiet or not ranks.first)
+        alive.close()
+        if trainer.interrupted or not ranks.first:
+            return RunResult(folder, trainer.interrupted, trainer.step, {}, first=ranks.first)
+        trainer.model = together.whole(model, task, folder)
+        return _ended(run, trainer)
 
 
 def refuse_unread(run: Run, unread: Mapping[str, str], held: Any) -> None:
@@ -107,15 +159,24 @@ def _found(held: Any, name: str) -> Any:
 
 def _train(run: Run, task: Task, folder: Path, restart: bool, quiet: bool) -> RunResult:
     """Train in a folder that no other process works in."""
-    prepare_folder(folder, run, lambda saved: task.refuse_other(folder, saved), restart=restart, assets=task.assets)
-    task.save_assets(folder)
+    _prepare(run, task, folder, restart)
     trainer = Trainer(run, task, _model(run, task), folder)
     train_on(trainer, quiet)
     if trainer.interrupted:
         return RunResult(folder, True, trainer.step, {})
+    return _ended(run, trainer)
+
+
+def _prepare(run: Run, task: Task, folder: Path, restart: bool) -> None:
+    prepare_folder(folder, run, lambda saved: task.refuse_other(folder, saved), restart=restart, assets=task.assets)
+    task.save_assets(folder)
+
+
+def _ended(run: Run, trainer: Trainer) -> RunResult:
+    """Measure, and write what there is to say of the run."""
     outcome, summary = _measured(trainer)
-    _finish(run, folder, outcome, summary)
-    return RunResult(folder, False, trainer.step, summary, outcome.samples)
+    _finish(run, trainer.folder, outcome, summary)
+    return RunResult(trainer.folder, False, trainer.step, summary, samples=outcome.samples)
 
 
 def _model(run: Run, task: Task) -> Model:
@@ -129,7 +190,7 @@ def _model(run: Run, task: Task) -> Model:
 def train_on(trainer: Trainer, quiet: bool) -> None:
     """Go on from the newest whole checkpoint of the trainer's folder, if there is one, to the end or to Ctrl-C."""
     with trainer.view(quiet) as view:
-        newest, problems = checkpoint.newest_whole(trainer.folder, trainer.model, trainer.needs)
+        newest, problems = trainer.processes.newest(trainer.folder, trainer.model, trainer.needs)
         for problem in problems:
             view.event(problem)
         if newest is None and problems:

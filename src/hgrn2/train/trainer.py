@@ -19,15 +19,17 @@ from torch import nn
 
 from hgrn2.errors import UserError
 from hgrn2.models.saved import Model
+from hgrn2.parallel.pieces import local
 from hgrn2.settings import refuse
 from hgrn2.train import checkpoint
+from hgrn2.train.alone import ALONE, Alone
 from hgrn2.train.average import WeightAverage
 from hgrn2.train.best import BestWeights
 from hgrn2.train.checkpoint import Checkpoint
 from hgrn2.train.config import Run
 from hgrn2.train.graphs import StepGraphs
 from hgrn2.train.guard import Diverged, LossGuard, check_tensors
-from hgrn2.train.metrics import MetricsWriter
+from hgrn2.train.metrics import MetricsWriter, NoMetrics
 from hgrn2.train.optim import Optimizers
 from hgrn2.train.schedule import lr_share
 from hgrn2.train.signals import stop_signals
@@ -51,16 +53,17 @@ class _Step(NamedTuple):
 class Trainer:
     """Trains `model` on `task` and keeps the run folder: metrics.jsonl and checkpoints/."""
 
-    def __init__(self, run: Run, task: Task, model: Model, folder: Path) -> None:
+    def __init__(self, run: Run, task: Task, model: Model, folder: Path, processes: Alone = ALONE) -> None:
+        self.processes = processes
         self.run, self.task, self.model, self.folder = run, task, model, folder
         self.optimizers = Optimizers(model, run.optim)
         self.guard = LossGuard(run.train.spike)
         self.average = WeightAverage(model, run.train.average) if run.train.average else None
-        self.best = BestWeights(model) if run.train.keep_best else None
+        self.best = BestWeights(model, processes.all_of) if run.train.keep_best else None
         self.total_steps = _total_steps(run, task)
         self.step = 0
         self.elapsed_s = 0.0
-        self.interrupted = False
+        self.interrupted = self._asked = False
         self._clock = time.perf_counter()
         self._saved: Path | None = None
         self._now: _Step | None = None  # the step just taken; None before the first of this process
@@ -104,15 +107,16 @@ class Trainer:
         config = self.run.train
         return TrainView(
             f"hgrn2 {self.folder.name}", total_steps=self.total_steps, budget_s=config.budget_s or None,
-            parameters=sum(p.numel() for p in self.model.parameters()), epochs=self.task.epochs, quiet=quiet,
+            parameters=self.processes.parameters(self.model), epochs=self.task.epochs, quiet=quiet,
         )  # fmt: skip
 
     def fit(self, view: TrainView) -> None:
         """Train to the end, or to Ctrl-C: then a checkpoint is written and `interrupted` is set."""
         config = self.run.train
         self._clock = time.perf_counter() - self.elapsed_s
+        kind = MetricsWriter if self.processes.first else NoMetrics
         with (
-            MetricsWriter(self.folder / "metrics.jsonl", resume_step=self.step) as writer,
+            kind(self.folder / "metrics.jsonl", resume_step=self.step) as writer,
             stop_signals(self._interrupt),
         ):
             self.model.train()
@@ -129,11 +133,17 @@ class Trainer:
             if not self.interrupted and self._now is not None and self._measured[0] != self.step:
                 self._evaluate(writer, view)
             self.save()
+            self.processes.wait()
         if not self.interrupted:
             self._hand_over()
 
     def _interrupt(self) -> None:
-        self.interrupted = True
+        self._asked = True
+
+    def _agree(self) -> None:
+        """Take the time, and hear whether anyone was asked to stop: what follows from both is the same everywhere."""
+        seconds = time.perf_counter() - self._clock
+        self.interrupted, self.elapsed_s = self.processes.agreed(self._asked, seconds)
 
     @property
     def finished(self) -> bool:
@@ -155,14 +165,14 @@ class Trainer:
             tensors = self.optimizers.tensors() | stack.enter_context(self._averaged())
             if self.best is not None:
                 tensors |= stack.enter_context(self.best.in_place())
-            self._saved = checkpoint.save(self.folder, self.step, self.model, tensors, values)
-        checkpoint.retain(self.folder, self.run.train.keep)
+            keep = self.run.train.keep
+            self._saved = self.processes.save(self.folder, self.step, self.model, tensors, values, keep)
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
         """Evaluation mode, with the averaged weights where there are some, in the precision that the steps have:
         float32 would build and run other kernels."""
-        with self._averaged(), self._reading():
+        with self._averaged(), self._reading(), self.processes.measuring(self.model):
             yield
 
     @contextmanager
@@ -183,9 +193,16 @@ class Trainer:
             return
         last_good = self._last_good()
         self.guard.check_finite(self.step, float(self._now.loss), float(self._now.grad_norm), last_good)
-        check_tensors(self.step, self.model.state_dict(), self.optimizers.tensors(), last_good)
+        weights, wrong = {name: local(value) for name, value in self.model.state_dict().items()}, None
+        try:
+            check_tensors(self.step, weights, self.optimizers.tensors(), last_good)
+        except Diverged as error:
+            wrong = error
+        if not self.processes.all_of(wrong is None):  # every process stops, though one alone may know why
+            raise wrong or Diverged(f"the update of step {self.step} left wrong numbers elsewhere; {last_good}")
         with self._reading():
-            loss = float(self.task.loss(self.model, self.task.batch(self.step, 0, self.run.train.accumulate)))
+            batch = self.processes.batch(self.task, self.step, 0, self.run.train.accumulate)
+            loss = float(self.processes.mean(self.task.loss(self.model, batch)))
         if not math.isfinite(loss):
             raise Diverged(
                 f"the loss after the update of step {self.step} is {loss}; {last_good}; try a lower learning rate"
@@ -196,7 +213,7 @@ class Trainer:
         """At the end the model has the weights that were saved as its own."""
         for other in (self.average, self.best if self.best is not None and self.best.step else None):
             if other is not None:
-                self.model.load_state_dict(other.values)
+                other.hand_over()
         self.average = None
 
     def _averaged(self) -> AbstractContextManager[dict[str, torch.Tensor]]:
@@ -233,16 +250,17 @@ class Trainer:
         share = lr_share(config.optim, self.step, self._progress(), by_clock=bool(config.train.budget_s))
         self.optimizers.set_share(share)
         parts, total = config.train.accumulate, torch.zeros(())
+        self.processes.begin(self.step)
         for part in range(parts):
-            loss = self._backward(self.task.batch(self.step, part, parts))
+            loss = self._backward(self.processes.batch(self.task, self.step, part, parts))
             total = total.to(loss.device) + loss
-        limit = config.optim.clip or float("inf")
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), limit)
+        total = self.processes.mean(total)
+        norm = self.processes.clip(self.model, config.optim.clip or float("inf"))
         self.optimizers.step()
         self.step += 1
         if self.average is not None:
             self.average.update(self.step)
-        self.elapsed_s = time.perf_counter() - self._clock
+        self._agree()
         self._now = _Step(total, norm, share)
         self._recent.append(total)
 
@@ -278,11 +296,12 @@ class Trainer:
         began = time.perf_counter()
         with self.evaluating():
             found: dict[str, Any] = self.task.evaluate(self.model)
+        found["loss"] = self.processes.first_says(found["loss"])
         if self.best is not None:
             with self._averaged():
                 self.best.measured(self.step, found["loss"])
+        self._agree()
         self._measured = (self.step, self._progress())
-        self.elapsed_s = time.perf_counter() - self._clock
         tokens = self.step * self.task.tokens_per_step
         view.update(writer.eval(step=self.step, tokens=tokens, elapsed_s=self.elapsed_s, **found))
         since_step, since_s = self._mark

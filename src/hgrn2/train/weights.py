@@ -6,18 +6,21 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from hgrn2.parallel.pieces import local
+
 
 class OtherWeights:
     """A second set of a model's weights, statistics and counters included, that changes places with the first.
 
-    A checkpoint holds it as the model's weights; those behind it are saved as tensors named `prefix`/NAME.
+    Of a sharded model it has this process's pieces. A checkpoint holds it as the model's weights; those behind it are
+    saved as tensors named `prefix`/NAME.
     """
 
     prefix: str
 
     def __init__(self, model: nn.Module) -> None:
         # The model's own tensors, which every update changes in place; listing them anew would cost more than a mean.
-        self.own = model.state_dict()
+        self.own = {name: local(value) for name, value in model.state_dict().items()}
         self.values = {name: value.detach().clone() for name, value in self.own.items()}
 
     @torch.no_grad()
@@ -27,6 +30,12 @@ class OtherWeights:
             kept = value.clone()
             value.copy_(self.values[name])
             self.values[name].copy_(kept)
+
+    @torch.no_grad()
+    def hand_over(self) -> None:
+        """The model has these weights from now on."""
+        for name, value in self.own.items():
+            value.copy_(self.values[name])
 
     @contextmanager
     def in_place(self) -> Iterator[dict[str, Tensor]]:

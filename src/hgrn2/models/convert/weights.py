@@ -68,16 +68,17 @@ def read_settings(folder: Path, name: str = CONFIG) -> dict[str, Any]:
 
 
 @contextmanager
-def open_weights(folder: Path, variant: str = "") -> Iterator[Weights]:
+def open_weights(folder: Path, variant: str = "", stem: str = "model") -> Iterator[Weights]:
     """The tensors of a folder; a missing, truncated or unlisted one is a `UserError` that names the file.
 
     Args:
         variant: as in transformers: read model.VARIANT.safetensors, or the shards of such an index.
+        stem: what the files' names begin with.
     """
     refuse(Path(variant).name != variant, f"variant {variant!r} is no part of a file's name")
     more = f".{variant}" if variant else ""
-    single = folder / SINGLE.replace(".safetensors", f"{more}.safetensors")
-    index = folder / INDEX.replace(".json", f"{more}.json")
+    single = folder / SINGLE.replace("model.", f"{stem}{more}.")
+    index = folder / INDEX.replace("model.", f"{stem}.").replace(".json", f"{more}.json")
     if not single.exists() and not index.exists():
         refuse(bool(variant), f"{folder} holds no weights of variant {variant}: neither {single.name} nor {index.name}")
         _refuse_others(folder)
@@ -86,30 +87,30 @@ def open_weights(folder: Path, variant: str = "") -> Iterator[Weights]:
             file = stack.enter_context(opened(single))
             yield Weights(folder, dict.fromkeys(file.keys(), file))
             return
-        places = _places(index)
-        missing = sorted({shard for shard in places.values() if not (folder / shard).is_file()})
+        placed = places(index)
+        missing = sorted({shard for shard in placed.values() if not (folder / shard).is_file()})
         refuse(bool(missing), f"{folder} is incomplete: {', '.join(missing[:3])} named by {index.name} is missing")
-        shards = {shard: stack.enter_context(opened(folder / shard)) for shard in sorted(set(places.values()))}
+        shards = {shard: stack.enter_context(opened(folder / shard)) for shard in sorted(set(placed.values()))}
         held = {shard: set(file.keys()) for shard, file in shards.items()}
-        for name, shard in sorted(places.items()):
+        for name, shard in sorted(placed.items()):
             refuse(name not in held[shard], f"{folder / shard} lacks {name}, which {index.name} places there")
         for shard, names in held.items():
-            strange = sorted(name for name in names if places.get(name) != shard)
+            strange = sorted(name for name in names if placed.get(name) != shard)
             some = ", ".join(strange[:3])
             refuse(bool(strange), f"{folder / shard} holds {some}, which {index.name} does not place there")
-        yield Weights(folder, {name: shards[shard] for name, shard in places.items()})
+        yield Weights(folder, {name: shards[shard] for name, shard in placed.items()})
 
 
-def _places(index: Path) -> dict[str, str]:
-    """Tensor name -> name of its shard."""
-    places = read_json(index, dict, limit=LIMIT).get("weight_map")
-    if not isinstance(places, dict) or not places:
+def places(index: Path) -> dict[str, str]:
+    """Tensor name -> name of its shard, as an index says; anything else is a `UserError`."""
+    found = read_json(index, dict, limit=LIMIT).get("weight_map")
+    if not isinstance(found, dict) or not found:
         raise UserError(f"{index} is damaged: it has no weight_map")
-    for name, shard in places.items():
+    for name, shard in found.items():
         listed = listed_name(shard, f"{index} is damaged at {name!r:.80}")
         plain = listed.endswith(".safetensors")
         refuse(not plain, f"{index} is damaged at {name!r:.80}: {shard!r:.80} is no safetensors file of this folder")
-    return places
+    return found
 
 
 def _refuse_others(folder: Path) -> None:
