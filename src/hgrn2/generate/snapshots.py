@@ -26,7 +26,8 @@ from hgrn2.errors import UserError
 from hgrn2.files import atomic_path
 from hgrn2.layers.state import ModelState
 from hgrn2.models.language import LanguageModel
-from hgrn2.models.saved import add_tensors, model_hash, opened, reported
+from hgrn2.models.saved import add_tensors, model_hash, reported
+from hgrn2.models.tensor_files import opened
 from hgrn2.settings import refuse
 
 FORMAT, NOTE = "hgrn2-state-1", "note."

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -33,7 +33,6 @@ from hgrn2.files import (
     check_utf8,
     listed_name,
     read_json,
-    refuse_special,
     sha256,
     write_json,
 )
@@ -42,6 +41,7 @@ from hgrn2.models.deit import DeiT
 from hgrn2.models.language import LanguageModel
 from hgrn2.models.plain import check_plain, check_readable
 from hgrn2.models.sequence import SequenceClassifier
+from hgrn2.models.tensor_files import open_weights, places
 from hgrn2.models.unmade import Unmade
 from hgrn2.models.vision import VisionClassifier
 from hgrn2.settings import changed, from_dict, refuse, to_dict
@@ -233,8 +233,6 @@ def weight_files(folder: Path, name: str = WEIGHTS) -> tuple[str, ...]:
     index = f"{name}.index.json"
     if (folder / name).exists() or not (folder / index).exists():
         return (name,)
-    from hgrn2.models.convert.weights import places  # which reads with what stands here
-
     return (index, *sorted(set(places(folder / index).values())))
 
 
@@ -275,8 +273,6 @@ def read_model(folder: Path, device: torch.device | str = "cpu", dtype: torch.dt
 def _read(folder: Path, kinds: tuple[str, ...], device: torch.device | str, dtype: torch.dtype | None) -> Model:
     place = usable_device(device)
     kind, config = read_config(folder, kinds)
-    from hgrn2.models.convert.weights import open_weights  # which reads with what stands here
-
     path = folder / weight_files(folder)[0]
     with open_weights(folder) as file:
         names = set(file.files)
@@ -360,17 +356,3 @@ def reported(path: Path) -> Iterator[None]:
             yield
     except SafetensorError as error:
         raise UserError(f"{path} cannot be written: {error}") from None
-
-
-@contextlib.contextmanager
-def opened(path: Path) -> Iterator[Any]:
-    """A safetensors file open for reading; what is missing, truncated or of another kind is a `UserError`."""
-    refuse_special(path)
-    check_utf8(path)
-    try:
-        with safe_open(path, framework="pt") as file:
-            yield file
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist") from None
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path} is damaged or not a safetensors file: {error}") from None

@@ -19,7 +19,6 @@ from safetensors.torch import save_file
 
 from hgrn2.errors import UserError
 from hgrn2.files import atomic_folder, clean, read_json, remove, sha256, write_json
-from hgrn2.models.convert.weights import open_weights
 from hgrn2.models.saved import (
     Found,
     Model,
@@ -30,6 +29,7 @@ from hgrn2.models.saved import (
     weight_files,
     write_model,
 )
+from hgrn2.models.tensor_files import open_weights
 from hgrn2.parallel.pieces import local
 from hgrn2.train.average import WeightAverage
 from hgrn2.train.best import BestWeights

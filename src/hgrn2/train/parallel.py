@@ -189,7 +189,7 @@ class Together(Alone):
 
     def whole(self, model: Model, task: Task, folder: Path) -> Model:
         """A model of its own for the first process, with the weights of the last checkpoint."""
-        from hgrn2.models.convert.weights import open_weights
+        from hgrn2.models.tensor_files import open_weights
 
         made, newest = task.model(), checkpoints(folder)[-1].folder
         with open_weights(newest) as file:

@@ -18,9 +18,10 @@ from hgrn2.files import atomic_folder, write_json
 from hgrn2.layers.config import LowerBoundKind
 from hgrn2.models.convert import exact, fla, hgru2_pytorch
 from hgrn2.models.convert.rules import check, gather, scatter
-from hgrn2.models.convert.weights import CONFIG, SINGLE, Weights, open_weights, read_settings
+from hgrn2.models.convert.weights import CONFIG, read_settings
 from hgrn2.models.language import LanguageModel
 from hgrn2.models.saved import check_unchanged, reported
+from hgrn2.models.tensor_files import SINGLE, Weights, open_weights
 from hgrn2.settings import refuse
 
 Family = Literal["fla", "hgru2"]

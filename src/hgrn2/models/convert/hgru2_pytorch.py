@@ -12,7 +12,7 @@ from hgrn2.layers.config import LowerBoundKind, MixerConfig
 from hgrn2.models.config import InitConfig, ModelConfig
 from hgrn2.models.convert.fields import Fields
 from hgrn2.models.convert.rules import Part, Rule
-from hgrn2.models.convert.weights import Weights
+from hgrn2.models.tensor_files import Weights
 
 _ACTIVATIONS = {"none": "none", "silu": "silu", "swish": "silu"}
 _FIRST_GLU, _HEAD = "model.layers.0.channel_mixer.l1.weight", "lm_head.weight"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hgrn2.models.convert.weights import Weights
+from hgrn2.models.tensor_files import Weights
 from hgrn2.settings import refuse
 
 _FLOATS = ("F64", "F32", "F16", "BF16")

@@ -11,7 +11,8 @@ from transformers import GenerationConfig, PreTrainedConfig
 from hgrn2.errors import UserError
 from hgrn2.models.convert import fla
 from hgrn2.models.convert.rules import check, gather
-from hgrn2.models.convert.weights import CONFIG, InMemory, Weights, open_weights, read_settings
+from hgrn2.models.convert.weights import CONFIG, InMemory, read_settings
+from hgrn2.models.tensor_files import Weights, open_weights
 from hgrn2.settings import refuse
 
 _OF_HUB = ("revision", "cache_dir", "token", "local_files_only", "force_download")
