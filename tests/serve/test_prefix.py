@@ -41,7 +41,7 @@ def small(monkeypatch: pytest.MonkeyPatch, states: int, **values: int) -> Prefix
         **{"cache_mb": states, "cache_least": 1, "cache_least_spilled": 1, "cache_disk_mb": 0, **values}
     )
     cache = PrefixCache(LIKE, config)
-    monkeypatch.setattr(prefix, "MIB", SIZE * 1000)  # tokens are bounded elsewhere
+    cache._edge_limit = 1 << 20  # tokens are bounded elsewhere
     return cache
 
 
@@ -105,7 +105,6 @@ def test_the_least_recently_used_one_goes(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_to_disk_and_back(monkeypatch: pytest.MonkeyPatch) -> None:
     cache = small(monkeypatch, 1, cache_disk_mb=2)
-    monkeypatch.setattr(prefix, "MIB", SIZE)
     for first in (1, 2, 3):
         cache.keep("", np.array([first, 0, 0]), state(first), plain=True)
     assert cache.states == (1, 2)

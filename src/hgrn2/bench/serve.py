@@ -88,7 +88,16 @@ def _server(source: Path, bench: ServeBench) -> Iterator[tuple[int, int]]:
     """A server of its own: its process and its port."""
     command = [sys.executable, "-c", "import sys; from hgrn2.cli.main import entry; sys.exit(entry())", "serve"]
     command += [str(source), "--port", "0", "--device", "cpu", "--slots", str(bench.slots), "--streams-per-key", "8192"]
-    command += ["--queue", "8192", "--queue-seconds", "3600", "--max-connections", "8192"]
+    command += [
+        "--cache-mb",
+        str(bench.cache_mb),
+        "--queue",
+        "8192",
+        "--queue-seconds",
+        "3600",
+        "--max-connections",
+        "8192",
+    ]
     command += [] if bench.threads is None else ["--threads", str(bench.threads)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
@@ -259,7 +268,8 @@ async def _memory(setting: _Setting) -> None:
     await asyncio.gather(*(ask() for _ in range(min(64, bench.slots))))
     seconds = time.perf_counter() - began
     late = resident_bytes(setting.process)
-    case = setting.case("memory", requests=bench.requests, prompt=bench.prompt, new_tokens=4)
+    sizes = {"requests": bench.requests, "prompt": bench.prompt, "new_tokens": 4, "cache_mb": bench.cache_mb}
+    case = setting.case("memory", **sizes)
     details = {
         "bytes_after_100": early, "bytes_after_all": late, "grown": round(late / early - 1, 4), "failed": faults,
         "requests_per_s": round(bench.requests / seconds, 1),

@@ -36,6 +36,8 @@ class ServeBench:
     """How many, one hundredth of them before memory is first read (memory)."""
     slots: int = 64
     """Of the server."""
+    cache_mb: int = 128
+    """Mebibytes of kept states in the server's memory."""
     threads: int | None = None
     """Of the server; None: PyTorch's choice."""
     seed: int = 0
@@ -51,6 +53,7 @@ class ServeBench:
         refuse(not 1 <= min(self.streams) <= max(self.streams) <= 4096, "--streams must be in [1, 4096]")
         refuse(not 0 < min(self.rates) <= max(self.rates) <= 1e4, "--rates must be in (0, 10,000]")
         refuse(min(self.contexts) < 1, "--contexts must be positive")
+        refuse(self.cache_mb < 0, f"--cache-mb is {self.cache_mb}; it must not be negative")
         refuse(self.requests < 100, f"--requests is {self.requests}; it must be at least 100")
         refuse(not 0 < self.seconds <= 3600, f"--seconds is {self.seconds}; it must be in (0, 3600]")
         refuse(self.threads is not None and self.threads < 1, f"--threads is {self.threads}; it must be positive")

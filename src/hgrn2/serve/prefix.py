@@ -22,6 +22,7 @@ from hgrn2.layers.state import ModelState
 from hgrn2.serve.rows import StateRows, spill_folder
 from hgrn2.serve.settings import MIB, PrefixConfig
 
+NODE = 600  # bytes of a node beside its tokens, about
 FORMER = 1024  # texts whose state was evicted and that are still known, to say so
 
 
@@ -75,6 +76,8 @@ class PrefixCache:
 
     def __init__(self, like: ModelState, config: PrefixConfig) -> None:
         self.config, self.rows = config, StateRows(like, config.cache_mb * MIB)
+        self._disk_limit = config.cache_disk_mb * MIB // max(1, self.rows.nbytes)
+        self._edge_limit = config.cache_mb * MIB // 4
         self._roots: dict[str, _Node] = {}
         self._memory: OrderedDict[_Node, None] = OrderedDict()
         self._disk: OrderedDict[_Node, None] = OrderedDict()
@@ -82,7 +85,7 @@ class PrefixCache:
         self._folder: Path | None = None
         self._names = 0
         self.edge_bytes = 0
-        """Of the tokens in the tree."""
+        """Of the tree: its nodes and their tokens."""
 
     @property
     def states(self) -> tuple[int, int]:
@@ -172,7 +175,7 @@ class PrefixCache:
             if child is None:
                 child = _Node(node, ids[at:].copy(), len(ids))
                 node.children[int(ids[at])] = child
-                self.edge_bytes += child.edge.nbytes
+                self.edge_bytes += child.edge.nbytes + NODE
                 return child
             same = _common(child.edge, ids[at:])
             if same < len(child.edge):
@@ -188,6 +191,7 @@ class PrefixCache:
         parent.children[int(middle.edge[0])] = middle
         child.parent, child.edge = middle, child.edge[same:].copy()
         middle.children[int(child.edge[0])] = child
+        self.edge_bytes += NODE
         return middle
 
     def _prune(self, node: _Node | None) -> None:
@@ -199,7 +203,7 @@ class PrefixCache:
                     del self._roots[owner]
                 return
             del parent.children[int(node.edge[0])]
-            self.edge_bytes -= node.edge.nbytes
+            self.edge_bytes -= node.edge.nbytes + NODE
             node = parent
 
     # Where states lie.
@@ -234,10 +238,9 @@ class PrefixCache:
         self.rows.free(row)
 
     def _spill(self, node: _Node, entry: _Entry, row: int) -> bool:
-        limit = self.config.cache_disk_mb * MIB // max(1, self.rows.nbytes)
-        while self._disk and len(self._disk) >= limit:
+        while self._disk and len(self._disk) >= self._disk_limit:
             self._drop(next(iter(self._disk)))
-        if not limit:
+        if not self._disk_limit:
             return False
         self._folder = self._folder or spill_folder()
         self._names += 1
@@ -279,10 +282,9 @@ class PrefixCache:
 
     def _bound_edges(self) -> None:
         """Tokens may take a quarter of the memory of states."""
-        limit = self.config.cache_mb * MIB // 4
-        while self.edge_bytes > limit and self._former:
+        while self.edge_bytes > self._edge_limit and self._former:
             self._forget_former()
-        while self.edge_bytes > limit and (self._memory or self._disk):
+        while self.edge_bytes > self._edge_limit and (self._memory or self._disk):
             node = next(iter(self._disk or self._memory))
             self._forget_entry(node)
             self._prune(node)
