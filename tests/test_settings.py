@@ -49,7 +49,7 @@ def message(call: Any, *args: Any, **kwargs: Any) -> str:
         ({"vocab_size": 0}, "vocab_size is 0; it must be at least 1"),
         ({"width": 0}, "width is 0; it must be at least 1"),
         ({"layers": -1}, "layers is -1; it must be at least 1"),
-        ({"glu_width": 0}, "glu_width is 0; it must be at least 1"),
+        ({"glu_width": 0}, "glu_width is 0; it must be at least 1 beside hgru2"),
         ({"width": 100}, "width 100 does not divide into heads of head_size 128"),
         ({"dropout": 1.0}, "dropout is 1.0; it must be in [0, 1)"),
         ({"dropout": -0.1}, "dropout is -0.1; it must be in [0, 1)"),
@@ -69,7 +69,7 @@ def test_models_that_cannot_work(changes: dict[str, Any], said: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"kind": "lstm"}, "kind is 'lstm'; choose one of: hgru2, hgru1, hgru1_real, gla, attention"),
+        ({"kind": "lstm"}, "kind is 'lstm'; choose one of: hgru2, hgru1, hgru1_real, gla, mamba, mamba2, attention"),
         ({"head_size": 0}, "head_size is 0; it must be at least 1"),
         ({"norm_eps": -1.0}, "norm_eps is -1.0; it must be positive"),
         ({"conv_width": 1}, "conv_width is 1; use 0 or at least 2"),
@@ -77,7 +77,10 @@ def test_models_that_cannot_work(changes: dict[str, Any], said: str) -> None:
         ({"input_activation": "sigmoid"}, "input_activation is 'sigmoid'; choose one of: none, silu"),
         ({"output_activation": "none"}, "output_activation is 'none'; choose one of: silu, sigmoid"),
         ({"kind": "hgru1", "norm": "head_rms"}, "norm head_rms needs heads, which hgru1 has not"),
-        ({"kind": "hgru1", "conv_width": 4}, "conv_width 4 is offered for hgru2, gla, attention, not for hgru1"),
+        (
+            {"kind": "hgru1", "conv_width": 4},
+            "conv_width 4 is offered for hgru2, gla, mamba, mamba2, attention, not for hgru1",
+        ),
         (
             {"kind": "hgru1_real", "scale_scores": True},
             "scale_scores=true is offered for hgru2, gla, not for hgru1_real",

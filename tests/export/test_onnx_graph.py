@@ -11,7 +11,7 @@ import torch
 from hgrn2.errors import UserError
 from hgrn2.export import onnx_folder, verify
 from hgrn2.export.config import OnnxConfig, Weights
-from hgrn2.export.graph import Graph, WeightFile
+from hgrn2.export.graph import MICROSOFT, Graph, WeightFile
 from hgrn2.export.language import Matrices, _Builder, check_supported, language_graph
 from hgrn2.export.runtime import Session
 from hgrn2.generate.loading import load
@@ -110,7 +110,7 @@ def test_gates_keep_their_precision(tmp_path: Path, lower_bound: float | None) -
         count = len(logits)
         graph.declare(graph.inputs, "x", np.float32, ("batch", "tokens", count))
         per_channel = None if lower_bound is None else torch.full((count,), lower_bound, dtype=torch.float64)
-        key, decay = _Builder(model, Matrices({}, {}), graph, 1)._gates("x", per_channel, "gate")
+        key, decay = _Builder(model, Matrices({}, {}), graph, 1, MICROSOFT, False)._gates("x", per_channel, "gate")
         for name in (key, decay):
             graph.declare(graph.outputs, name, np.float32, ("batch", "tokens", count))
         graph.save(tmp_path / "gates.onnx", "test", "0")

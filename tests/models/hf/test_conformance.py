@@ -300,6 +300,6 @@ def test_the_exported_graph_is_the_loop(
     session = Session(tmp_path / "graph" / GRAPH)
     state, found = session.zeros(ids.shape[0]), []
     for part in ids.split((13, 1, 1, 14), 1):
-        logits, state = session(part.numpy(), state, padding_mask=0)
+        logits, state = session(part.numpy(), state, keep=0)
         found.append(torch.from_numpy(logits))
     same(torch.cat(found, 1), expected)
