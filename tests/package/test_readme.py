@@ -3,6 +3,7 @@
 import re
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -42,9 +43,21 @@ def test_hgrn2_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     assert (tmp_path / "once.safetensors").exists()
 
 
-def test_python_blocks() -> None:
+def test_python_blocks_print_what_their_comments_say() -> None:
+    compared = 0
     for block in blocks("python"):
-        exec(compile(block, "README.md", "exec"), {})
+        shown: dict[int, str] = {}
+
+        def record(*values: object, shown: dict[int, str] = shown) -> None:
+            shown[sys._getframe(1).f_lineno] = " ".join(map(str, values))
+
+        exec(compile(block, "README.md", "exec"), {"print": record})
+        for number, line in enumerate(block.splitlines(), 1):
+            value = re.fullmatch(r"print\(.*\)  # ([-\d.e,_ ()\[\]]+)", line)  # a number or several, not prose
+            if value:
+                assert shown[number] == value[1], line
+                compared += 1
+    assert compared
 
 
 def test_make_targets() -> None:
