@@ -69,8 +69,6 @@ class Backend:
     """Kernels are compiled at the first call, which takes seconds."""
     better_than_plain: ClassVar[bool] = False
     """Also in calls for which `slow` has a reason."""
-    narrow_products: ClassVar[bool] = False
-    """Products of a call with 16-bit inputs have operands rounded to bfloat16, as tensor cores take them."""
     optional_grad_state: ClassVar[bool] = False
     """`backward` takes None for the gradient of a final state that was not used; others are given zeros."""
     forward: Any

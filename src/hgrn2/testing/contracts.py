@@ -31,16 +31,10 @@ from hgrn2.testing.poison import poisoned
 
 def near(case: Case, backend: str, dtype: torch.dtype, got: Results, want: Results, where: str = "") -> list[Finding]:
     """Every result of `got` lies within the measured tolerance of `want`."""
-    lost, kernels = loss(case, dtype), find(case.op, backend)
+    lost = loss(case, dtype)
     lower_bound = build(case, dtype).tensors.get("lower_bound")
-    floor = ONE_PRODUCT_FLOOR if kernels.one_product(lower_bound) else FLOOR
-    # A state of few numbers: the loop may be lucky, and one rounding of an operand is all that it differs by.
-    narrow = kernels.narrow_products and torch.finfo(dtype).bits < 32
-    least = torch.finfo(torch.bfloat16).eps / 2 if narrow else 0.0
-    return [
-        Finding(k + where, relative_error(x, want[k]), max(least, allowed(lost[k], x.dtype, floor)))
-        for k, x in got.items()
-    ]
+    floor = ONE_PRODUCT_FLOOR if find(case.op, backend).one_product(lower_bound) else FLOOR
+    return [Finding(k + where, relative_error(x, want[k]), allowed(lost[k], x.dtype, floor)) for k, x in got.items()]
 
 
 def identical(got: Results, want: Results, where: str = "") -> list[Finding]:

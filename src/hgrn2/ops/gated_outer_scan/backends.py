@@ -20,7 +20,7 @@ Gradients = tuple[Tensor, ...]
 class Triton(TritonBackend):
     """Kernels that `hgru2` shares."""
 
-    products = narrow_products = True
+    products = True
 
     def forward(self, x: OuterInputs, options: OuterOptions) -> tuple[Tensor, Tensor]:
         from hgrn2.ops.gated_outer_scan import triton

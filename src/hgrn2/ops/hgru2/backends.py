@@ -50,7 +50,6 @@ class Cuda(_OnGpu):
     """CUDA C++: heads of 64 and 128 in bfloat16, and small ones, which are scanned token by token."""
 
     name, compiles, better_than_plain, optional_grad_state = "cuda", True, True, True
-    narrow_products = True
 
     def auto(self, call: Call) -> bool:
         return call.device.type == "cuda"
@@ -72,7 +71,7 @@ class Cuda(_OnGpu):
 class Triton(_OnGpu, TritonBackend):
     """The kernels of `gated_outer_scan`, which compute gates from projections when asked to."""
 
-    products = narrow_products = True
+    products = True
 
     def _kernels(self, keys: int) -> Any:
         from hgrn2.ops.hgru2 import triton
