@@ -1,6 +1,6 @@
 """Who is read and who is written next. One thread calls `step`; others hand in requests and cancel them.
 
-    submit -> queue (of each owner) -> reading (piece by piece) -> slot (one token a step) -> events
+    submit -> queue (of each owner) -> reading (piece by piece) -> slot (one token per step) -> events
 
 A step of the engine is one token of every text that is being written, then pieces of prompts for about as long as that
 took. So a long prompt holds nobody up for more than a piece. Prompts take turns between the one with the least left and

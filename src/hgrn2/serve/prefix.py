@@ -35,7 +35,7 @@ class _Node:
         self.parent, self.edge, self.depth = parent, edge, depth
         self.children: dict[int, _Node] = {}
         self.entry: _Entry | None = None
-        self.evicted = False  # it had a state until others needed the room
+        self.evicted = False  # it had a state until others needed the space
 
 
 @dataclass
