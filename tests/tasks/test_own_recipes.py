@@ -13,7 +13,11 @@ from hgrn2.files import read_json
 from hgrn2.tasks.named import own_recipe, recipe_of
 from hgrn2.train.config import RunConfig
 
-PAGE = (Path(__file__).parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
+PAGE = (
+    (Path(__file__).parents[2] / "docs" / "training.md")
+    .read_text(encoding="utf-8")
+    .partition("\n## A learning rate")[0]
+)
 SHORT = [
     "train.steps=2", "train.batch_size=2", "train.eval_every=0", "train.save_every=0", "train.eval_tokens=64",
     "train.budget_s=0", "model.width=16", "model.layers=1", "model.glu_width=16", "model.mixer.head_size=8",

@@ -1,6 +1,7 @@
 """Runs that go wrong stop with one line and keep the last good checkpoint; learning rates follow their statement."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from hgrn2.models.language import LanguageModel
 from hgrn2.tasks.lm.task import LanguageTask
 from hgrn2.train.config import OptimConfig, TrainConfig
 from hgrn2.train.guard import LossGuard
-from hgrn2.train.schedule import lr_share
+from hgrn2.train.schedule import lr_share, progress_of
 
 TINY = (
     "train.budget_s=0", "train.sequence_length=16", "train.batch_size=2", "train.log_every=1", "train.eval_every=0",
@@ -93,13 +94,26 @@ def test_a_run_that_breaks_keeps_the_last_good_checkpoint(
         ("linear", 50, 0.5, 0.55),
         ("linear", 99, 1.0, 0.1),
         ("constant", 99, 1.0, 1.0),
+        ("wsd", 4, 0.04, 0.5),
+        ("wsd", 90, 0.9, 1.0),
+        ("wsd", 95, 0.925, 0.1 + 0.9 * 0.5),
+        ("wsd", 99, 0.999999, 0.1),
         ("inverse_sqrt", 39, 0.4, 0.5),
         ("inverse_sqrt", 4, 0.0, 0.5),
     ],
 )
 def test_learning_rate(schedule: str, step: int, progress: float, share: float) -> None:
     config = OptimConfig(schedule=schedule, warmup_steps=10, final_lr_ratio=0.1)  # type: ignore[arg-type]
-    assert lr_share(config, step, progress) == pytest.approx(share, rel=1e-9)
+    assert lr_share(config, step, progress) == pytest.approx(share, rel=1e-9 if progress != 0.999999 else 1e-4)
+
+
+def test_the_decay_of_wsd_has_its_shape_and_may_be_none() -> None:
+    linear = OptimConfig(schedule="wsd", warmup_steps=0, decay_share=0.5, decay_shape="linear", final_lr_ratio=0.0)
+    assert [lr_share(linear, 9, x) for x in (0.25, 0.5, 0.75, 1.0)] == pytest.approx([1.0, 1.0, 0.5, 0.0])
+    assert lr_share(replace(linear, decay_share=0.0), 9, 1.0) == 1.0
+    assert lr_share(replace(linear, decay_share=1.0), 9, 0.25) == pytest.approx(0.75)
+    by_time = progress_of(TrainConfig(steps=1000, budget_s=100.0), 1000, 10, 75.0)
+    assert lr_share(linear, 10, by_time, by_clock=True) == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize(

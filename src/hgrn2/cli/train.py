@@ -21,6 +21,7 @@ class TrainLM(Training):
 
     Example: hgrn2 train lm demo --out runs/demo
     Example: hgrn2 train lm small --data corpora/mine --out runs/mine --set train.budget_s=600 optim.lr=2e-3
+    Example: hgrn2 train lm small --out runs/decay --branch runs/stable/checkpoints/step-00000900 --set train.steps=1000
     """
 
     recipe: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="RECIPE")]] = "demo"
@@ -31,6 +32,9 @@ class TrainLM(Training):
     """Model preset instead of the recipe's, such as hgrn2_70m."""
     data: Annotated[str | None, tyro.conf.arg(metavar="CORPUS")] = None
     """Folder of a prepared corpus (hgrn2 data prepare), or shakespeare for the embedded text."""
+    branch: Annotated[Path | None, tyro.conf.arg(metavar="CHECKPOINT")] = None
+    """Begin a new run from a checkpoint of another one (or a run folder's newest), as for a decay of its own: the same
+    settings, but for its length and the end of the schedule."""
     set: Settings = ()
     """Any setting of the run, such as train.steps=500 model.width=256 model.mixer.head_size=64."""
 
@@ -50,7 +54,7 @@ class TrainLM(Training):
 
         if not any(text.startswith("model.vocab_size=") for text in self.set):
             run = fit_vocabulary(run)
-        return train_language(run, self.out, **self.how)
+        return train_language(run, self.out, branch=self.branch, **self.how)
 
     def show(self, result: "RunResult") -> None:
         from rich.text import Text

@@ -9,7 +9,8 @@ from hgrn2.models.config import LossKind, ModelConfig, Recompute
 from hgrn2.parallel.config import ParallelConfig, check_parallel
 from hgrn2.settings import refuse, settings
 
-ScheduleKind = Literal["cosine", "linear", "inverse_sqrt", "constant"]
+ScheduleKind = Literal["cosine", "linear", "inverse_sqrt", "constant", "wsd"]
+DecayShape = Literal["linear", "1-sqrt"]
 
 
 @settings
@@ -23,13 +24,17 @@ class OptimConfig:
     matrix_lr: float = 3e-4
     """Peak learning rate of Muon, scaled to AdamW's step size (0.2 sqrt(max side))."""
     schedule: ScheduleKind = "cosine"
-    """How the learning rate falls from its peak after the warm-up."""
+    """How the learning rate falls from its peak after the warm-up; wsd: it stays and falls at the end (decay_share)."""
+    decay_share: float = 0.1
+    """Of wsd: the share of the run, at its end, over which the rate falls; 0: it stays to the end."""
+    decay_shape: DecayShape = "1-sqrt"
+    """Of wsd: how it falls over the share x of the decay, linear 1 - x or 1 - sqrt(x), which is steep first."""
     warmup_steps: int = 100
     """Steps of linear rise from 0."""
     warmup_share: float = 0.05
     """Of a time budget, after which the rise is over whatever the machine; step-counted runs do not ask for it."""
     final_lr_ratio: float = 0.1
-    """Where cosine and linear end, as a share of the peak."""
+    """Where cosine, linear and wsd end, as a share of the peak."""
     weight_decay: float = 0.1
     """On matrices; never on norms, biases, lower bounds, phases and convolutions."""
     beta1: float = 0.9
@@ -50,8 +55,8 @@ class OptimConfig:
             refuse(getattr(self, name) < 0, f"{name} is {getattr(self, name)}; it must not be negative")
         for name in ("beta1", "beta2", "momentum"):
             refuse(not 0 <= getattr(self, name) < 1, f"{name} is {getattr(self, name)}; it must be in [0, 1)")
-        refuse(not 0 <= self.warmup_share <= 1, f"warmup_share is {self.warmup_share}; it must be in [0, 1]")
-        refuse(not 0 <= self.final_lr_ratio <= 1, f"final_lr_ratio is {self.final_lr_ratio}; it must be in [0, 1]")
+        for name in ("warmup_share", "decay_share", "final_lr_ratio"):
+            refuse(not 0 <= getattr(self, name) <= 1, f"{name} is {getattr(self, name)}; it must be in [0, 1]")
 
 
 @settings

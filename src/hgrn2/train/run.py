@@ -22,6 +22,7 @@ from hgrn2.files import owned, read_json, write_json
 from hgrn2.models.saved import Model, usable_device
 from hgrn2.parallel.config import ParallelConfig
 from hgrn2.settings import refuse, shown, to_dict
+from hgrn2.train.branch import Branch, begin, find_branch
 from hgrn2.train.config import Run
 from hgrn2.train.fitting import check_run
 from hgrn2.train.metrics import read_metrics
@@ -48,7 +49,7 @@ class RunResult:
 
 def train(
     run: Run, opened: Callable[[torch.device], Task], folder: Path, *, device: str = "auto", restart: bool = False,
-    quiet: bool = False,
+    quiet: bool = False, branch: Path | None = None,
 ) -> RunResult:  # fmt: skip
     """Train in `folder`, or go on where an interrupted run stopped.
 
@@ -58,6 +59,7 @@ def train(
         device: auto, cpu, cuda, …
         restart: drop what the folder holds of an earlier run and begin anew.
         quiet: no live view.
+        branch: a run folder or one of its checkpoints from which a new run begins (`hgrn2.train.branch`).
 
     Raises:
         UserError: settings that this kind of run does not read, a run that does not fit into memory, data that is
@@ -74,10 +76,12 @@ def train(
         check_run(run.model, run.train, place, run.shortest, trained=not run.frozen, logits=logits, parallel=parallel)
         task = opened(place)
         refuse_unread(run, task.unread, held)
+        begun = (folder / "checkpoints").is_dir() and not restart  # such a run goes on where it stopped
+        start = None if branch is None or begun else find_branch(run, task, branch)
         if ranks is None:
             with owned(folder):
-                return _train(run, task, folder, restart, quiet)
-        return _train_together(run, task, folder, ranks, alive, restart=restart, quiet=quiet)
+                return _train(run, task, folder, start, restart=restart, quiet=quiet)
+        return _train_together(run, task, folder, ranks, alive, start, restart=restart, quiet=quiet)
 
 
 def _ranks(parallel: ParallelConfig | None, device: str, alive: ExitStack) -> tuple[Any, torch.device]:
@@ -96,8 +100,9 @@ def _ranks(parallel: ParallelConfig | None, device: str, alive: ExitStack) -> tu
 
 
 def _train_together(
-    run: Run, task: Task, folder: Path, ranks: Any, alive: ExitStack, *, restart: bool, quiet: bool
-) -> RunResult:
+    run: Run, task: Task, folder: Path, ranks: Any, alive: ExitStack, start: Branch | None, *, restart: bool,
+    quiet: bool,
+) -> RunResult:  # fmt: skip
     """As `_train`, in one of several processes. The first one owns and prepares the folder; when the others are done it
     goes on alone to measure the whole model."""
     from hgrn2.train import parallel
@@ -107,7 +112,7 @@ def _train_together(
     )
     with owned(folder) if ranks.first else nullcontext():
         if ranks.first:
-            _prepare(run, task, folder, restart)
+            _prepare(run, task, folder, start, restart)
         else:
             parallel.quiet()
         model = _model(run, task)
@@ -157,9 +162,9 @@ def _found(held: Any, name: str) -> Any:
     return held
 
 
-def _train(run: Run, task: Task, folder: Path, restart: bool, quiet: bool) -> RunResult:
+def _train(run: Run, task: Task, folder: Path, start: Branch | None, *, restart: bool, quiet: bool) -> RunResult:
     """Train in a folder that no other process works in."""
-    _prepare(run, task, folder, restart)
+    _prepare(run, task, folder, start, restart)
     trainer = Trainer(run, task, _model(run, task), folder)
     train_on(trainer, quiet)
     if trainer.interrupted:
@@ -167,9 +172,11 @@ def _train(run: Run, task: Task, folder: Path, restart: bool, quiet: bool) -> Ru
     return _ended(run, trainer)
 
 
-def _prepare(run: Run, task: Task, folder: Path, restart: bool) -> None:
+def _prepare(run: Run, task: Task, folder: Path, start: Branch | None, restart: bool) -> None:
     prepare_folder(folder, run, lambda saved: task.refuse_other(folder, saved), restart=restart, assets=task.assets)
     task.save_assets(folder)
+    if start is not None:
+        begin(folder, start)
 
 
 def _ended(run: Run, trainer: Trainer) -> RunResult:

@@ -20,13 +20,14 @@ _SHOWN = 4
 
 def refuse_other_run(folder: Path, run: Run, saved: Run) -> None:
     """A resumed run must be the run that was started; what differs is named with both values."""
-    mine, theirs = (
-        {name: getattr(one, name) for name in ("kind", "task", "start_tokens") if hasattr(one, name)}
-        | {name: to_dict(getattr(one, name)) for name in ("model", "data", "optim")}
-        | {"train": {name: value for name, value in to_dict(one.train).items() if name not in FREE}}
-        for one in (run, saved)
-    )
-    refuse_different(folder, mine, theirs)
+    refuse_different(folder, compared(run), compared(saved))
+
+
+def compared(run: Run) -> dict[str, Any]:
+    """The settings of a run that decide what it learns."""
+    found = {name: getattr(run, name) for name in ("kind", "task", "start_tokens") if hasattr(run, name)}
+    found |= {name: to_dict(getattr(run, name)) for name in ("model", "data", "optim")}
+    return found | {"train": {name: value for name, value in to_dict(run.train).items() if name not in FREE}}
 
 
 def refuse_different(

@@ -7,7 +7,6 @@ clock, and runs are not comparable so.
 
 import math
 import time
-from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -31,7 +30,7 @@ from hgrn2.train.graphs import StepGraphs
 from hgrn2.train.guard import Diverged, LossGuard, check_tensors
 from hgrn2.train.metrics import MetricsWriter, NoMetrics
 from hgrn2.train.optim import Optimizers
-from hgrn2.train.schedule import lr_share
+from hgrn2.train.schedule import lr_share, progress_of, total_steps
 from hgrn2.train.signals import stop_signals
 from hgrn2.train.task import Task
 from hgrn2.train.view import TrainView
@@ -60,7 +59,7 @@ class Trainer:
         self.guard = LossGuard(run.train.spike)
         self.average = WeightAverage(model, run.train.average) if run.train.average else None
         self.best = BestWeights(model, processes.all_of) if run.train.keep_best else None
-        self.total_steps = _total_steps(run, task)
+        self.total_steps = total_steps(run.train, task.epochs)
         self.step = 0
         self.elapsed_s = 0.0
         self.interrupted = self._asked = False
@@ -230,9 +229,7 @@ class Trainer:
         return every > 0 and self.step % min(every, max(1, self.total_steps // MEASUREMENTS)) == 0
 
     def _progress(self) -> float:
-        by_steps = self.step / self.total_steps
-        budget = self.run.train.budget_s
-        return max(by_steps, self.elapsed_s / budget) if budget else by_steps
+        return progress_of(self.run.train, self.total_steps, self.step, self.elapsed_s)
 
     def _precision(self, device: str) -> torch.autocast:
         return torch.autocast(device, torch.bfloat16, enabled=self.run.train.precision == "bfloat16")
@@ -309,12 +306,6 @@ class Trainer:
 
     def _last_good(self) -> str:
         return "nothing was saved yet" if self._saved is None else f"the last good checkpoint is {self._saved.name}"
-
-
-def _total_steps(run: Run, task: Task) -> int:
-    """Steps after which a run has ended in any case: `steps`, or those that go through the data `epochs` times."""
-    steps, limit = run.train.steps, run.train.epochs
-    return bisect_left(range(1, steps), limit, key=task.epochs) + 1 if limit else steps
 
 
 def compile_blocks(model: nn.Module) -> None:

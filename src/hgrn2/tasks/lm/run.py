@@ -9,12 +9,13 @@ from hgrn2.train.run import RunResult, train
 
 
 def train_language(
-    run: RunConfig, folder: Path, *, device: str = "auto", restart: bool = False, quiet: bool = False
-) -> RunResult:
+    run: RunConfig, folder: Path, *, device: str = "auto", restart: bool = False, quiet: bool = False,
+    branch: Path | None = None,
+) -> RunResult:  # fmt: skip
     """Train in `folder`, or go on where an interrupted run stopped; arguments as of `hgrn2.train.run.train`."""
     return train(
         run, lambda place: LanguageTask(run, *open_corpora(run.data), place), folder,
-        device=device, restart=restart, quiet=quiet,
+        device=device, restart=restart, quiet=quiet, branch=branch,
     )  # fmt: skip
 
 
