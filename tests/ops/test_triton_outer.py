@@ -95,6 +95,15 @@ def test_no_tile_that_is_compiled_wrongly_is_used(dtype: torch.dtype) -> None:
             assert table.MISCOMPILED not in (launch.keys, launch.values)
 
 
+def test_small_heads_work_in_float32() -> None:
+    # With bfloat16 operands of products one number of a 1 x 1 state has the whole rounding of both (docs/log.md).
+    from hgrn2.ops.gated_outer_scan.triton.plan import plan_call
+
+    for keys, values, dtype in ((1, 1, torch.float32), (4, 15, torch.float32), (16, 1, torch.bfloat16)):
+        like = torch.empty(0, dtype=torch.bfloat16)
+        assert plan_call(1, 70, 1, keys, values, None, like).dtype == dtype
+
+
 def test_tiles_wider_than_the_head_change_nothing_but_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
     from hgrn2.ops.gated_outer_scan.triton import plan
 
