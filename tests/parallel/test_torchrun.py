@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -82,15 +83,20 @@ def test_what_cannot_start_is_refused_in_one_line(
 
 
 def test_two_processes_end_where_one_does(tiny_corpus: Path, tmp_path: Path) -> None:
-    """The same batches in the same order, and a run folder like any other."""
+    """The same batches in the same order, states carried from step to step, and a run folder like any other; one
+    process goes on from a checkpoint of two."""
     torch.set_num_threads(1)
-    plain = "model.dropout=0"
-    found = run(torchrun(2, command(tiny_corpus, tmp_path / "two", "parallel.data=2", plain)))
+    plain = ("model.dropout=0", "data.carry=true")
+    found = run(torchrun(2, command(tiny_corpus, tmp_path / "two", "parallel.data=2", *plain)))
     assert found.returncode == 0, found.stderr
     assert found.stdout.count("\n") == 1  # one process prints
-    assert entry(command(tiny_corpus, tmp_path / "one", plain)) == 0
-    for mine, theirs in zip(lines(tmp_path / "two"), lines(tmp_path / "one"), strict=True):
-        assert mine == pytest.approx(theirs, rel=2e-5)
+    assert entry(command(tiny_corpus, tmp_path / "one", *plain)) == 0
+    shutil.copytree(tmp_path / "two", tmp_path / "then-one")
+    shutil.rmtree(tmp_path / "then-one" / "checkpoints" / "step-00000006")
+    assert entry(command(tiny_corpus, tmp_path / "then-one", *plain)) == 0
+    for name in ("two", "then-one"):
+        for mine, theirs in zip(lines(tmp_path / name), lines(tmp_path / "one"), strict=True):
+            assert mine == pytest.approx(theirs, rel=2e-5)
     summary = json.loads(found.stdout)
     alone = json.loads((tmp_path / "one" / "summary.json").read_text())
     for name, row in alone["held_out"].items():

@@ -166,6 +166,28 @@ class LanguageModel(nn.Module):
         """
         self._check_loss(tokens, targets, method)
         features, _ = self.hidden(tokens, cu_seqlens=cu_seqlens, output_state=False)
+        return self._loss_of(features, targets, method)
+
+    def loss_and_state(
+        self, tokens: Tensor, targets: Tensor, state: ModelState | None, *, cu_seqlens: Tensor | None = None,
+        method: LossKind = "auto",
+    ) -> tuple[Tensor, ModelState]:  # fmt: skip
+        """`loss` of a text that goes on from a state, and the state after its last token, for truncated
+        backpropagation: `detach` it, and give it to the call on the tokens that follow.
+
+        Args:
+            tokens, targets, cu_seqlens, method: as in `loss`.
+            state: of the B sequences, or of the N packed documents; None starts afresh.
+
+        Raises:
+            UserError: as `loss` and `forward`.
+        """
+        self._check_loss(tokens, targets, method)
+        features, final = self.hidden(tokens, state, cu_seqlens=cu_seqlens)
+        assert final is not None
+        return self._loss_of(features, targets, method), final
+
+    def _loss_of(self, features: Tensor, targets: Tensor, method: LossKind) -> Tensor:
         head = self.embedding if self.head is None else self.head
         large = self.config.vocab_size >= LARGE_VOCABULARY and not has_tangents(features, *head.parameters())
         if method == "chunked" or (method == "auto" and large):

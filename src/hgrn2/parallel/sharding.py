@@ -22,7 +22,7 @@ FLOAT32 = MixedPrecisionPolicy(cast_forward_inputs=False)
 
 
 def shard(model: nn.Module, mesh: Any, *, bfloat16: bool, whole_blocks: bool = False) -> None:
-    """Cut a model that every process has whole, in place; `loss` and `hidden` may be called as before.
+    """Cut a model that every process has whole, in place; its methods may be called as before.
 
     Args:
         mesh: a `DeviceMesh` of two dimensions, copies and shards.
@@ -38,6 +38,6 @@ def shard(model: nn.Module, mesh: Any, *, bfloat16: bool, whole_blocks: bool = F
             fully_shard(linear, mesh=mesh, mp_policy=matrices)
         fully_shard(block, mesh=mesh, mp_policy=FLOAT32)
     fully_shard(model, mesh=mesh, mp_policy=FLOAT32)
-    for name in ("loss", "hidden"):
+    for name in ("loss", "loss_and_state", "hidden"):
         if hasattr(model, name):
             register_fsdp_forward_method(model, name)

@@ -42,6 +42,14 @@ class Alone:
         """Whether anyone wants to stop, and the seconds that count."""
         return stop, seconds
 
+    def all_rows(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Of tensors [rows,...] on the CPU that every process has of its own rows, those of all rows."""
+        return tensors
+
+    def own_rows(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The other way round."""
+        return tensors
+
     def all_of(self, fine: bool) -> bool:
         """Whether it holds in every process."""
         return fine

@@ -1,7 +1,7 @@
 """Checkpoints of a run: folders that are whole or absent, with checksums; no pickle anywhere.
 
 checkpoints/step-00001000/   config.json model.safetensors (what models/saved.py reads)
-                             optimizer.safetensors (states by parameter name, random generators)
+                             optimizer.safetensors (states by parameter name, carried states, random generators)
                              trainer.json (step, seconds, guard)   manifest.json (bytes and sha256 of each file)
 
 Several processes write several files of whole tensors with an index instead (`shared_checkpoint.py`); both are read by
@@ -33,6 +33,7 @@ from hgrn2.models.tensor_files import open_weights
 from hgrn2.parallel.pieces import local
 from hgrn2.train.average import WeightAverage
 from hgrn2.train.best import BestWeights
+from hgrn2.train.carried import PREFIX as CARRIED
 
 FORMAT = 1
 SECOND_SETS = (WeightAverage.prefix, BestWeights.prefix)
@@ -48,6 +49,8 @@ class Checkpoint(NamedTuple):
     """States by parameter name, and averaged weights where there are some."""
     random: dict[str, torch.Tensor]
     """States of random generators by device."""
+    states: dict[str, torch.Tensor]
+    """Of all rows of a batch, where states are carried from step to step."""
     trainer: dict[str, Any]
     """step, elapsed_s, guard and what else the trainer gave."""
 
@@ -90,12 +93,13 @@ def read(folder: Path, model: Model, needs: Collection[str] = (), ranks: Any = N
             raise UserError(f"{folder} is a checkpoint of another model")
         weights = {name: pieces.own(name, file.get(name), own[name]) for name in own}
     with open_weights(folder, stem="optimizer") as file:
-        names = [name for name in file.files if not name.startswith(RANDOM)]
+        names = [name for name in file.files if not name.startswith((RANDOM, CARRIED))]
+        states = {name: file.get(name) for name in file.files if name.startswith(CARRIED)}
         random = {n.removeprefix(RANDOM): file.get(n) for n in file.files if n.startswith(RANDOM)}
         _check_random(folder, random)
         _check_optimizer(folder, {name: file.shape(name) for name in names}, model, pieces)
         tensors = {name: pieces.own(owner(name), file.get(name), own[owner(name)]) for name in names}
-    return Checkpoint(folder, weights, tensors, random, _trainer(folder, needs))
+    return Checkpoint(folder, weights, tensors, random, states, _trainer(folder, needs))
 
 
 def _check_random(folder: Path, random: dict[str, torch.Tensor]) -> None:

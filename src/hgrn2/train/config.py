@@ -71,6 +71,9 @@ class DataConfig:
     """Split that is held out and measured on."""
     reset_at_documents: bool = True
     """Start states anew at each document inside a training sequence."""
+    carry: bool = False
+    """Every row of a batch reads on in a stream of documents of its own, and begins a step with the state in which it
+    ended the step before (truncated backpropagation through time); false: with an empty one, somewhere in the text."""
 
 
 @settings
@@ -199,6 +202,22 @@ class RunConfig:
         # A graph would repeat the documents of the batch that it was captured from.
         packed = self.train.graphs and self.data.reset_at_documents
         refuse(packed, "train.graphs needs data.reset_at_documents=false: documents end elsewhere in every batch")
+        if self.data.carry:
+            self._check_carry()
+
+    def _check_carry(self) -> None:
+        """States go from step to step where they are of constant size, and one process has the whole of a row."""
+        for mixer in self.model.kinds.values():
+            refuse(mixer.direction != "causal", f"data.carry needs direction causal, not {mixer.direction}")
+            endless = mixer.grows and not mixer.window
+            refuse(endless, "data.carry needs states of constant size, and attention keeps every token: set a window")
+            several = mixer.grows and (self.train.compile_blocks or self.parallel.ranks > 1)
+            refuse(several, "data.carry with attention is offered on one process, without train.compile_blocks")
+        for name in ("compile", "graphs"):
+            refuse(getattr(self.train, name), f"train.{name} is not offered with data.carry")
+        for name in ("context", "tensor"):
+            cut = getattr(self.parallel, name) > 1
+            refuse(cut, f"data.carry is offered with parallel.data, not with parallel.{name}, which cuts states")
 
     def _check_parallel(self) -> None:
         train, parallel = self.train, self.parallel

@@ -133,6 +133,19 @@ class Together(Alone):
         """Over all readers; a wait for them."""
         return self.ranks.mean(loss)
 
+    def all_rows(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Put together in the order of the rows of a batch."""
+        found = {}
+        for name, mine in tensors.items():
+            everything = [torch.empty_like(mine) for _ in range(self.ranks.config.data)]
+            dist.all_gather(everything, mine)
+            found[name] = torch.cat(everything)
+        return found
+
+    def own_rows(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Those of this process."""
+        return {name: whole.chunk(self.ranks.config.data)[self.ranks.data] for name, whole in tensors.items()}
+
     def agreed(self, stop: bool, seconds: float) -> tuple[bool, float]:
         """Whether anyone wants to stop, and the longest time."""
         said = torch.tensor([float(stop), seconds], dtype=torch.float64)

@@ -209,8 +209,11 @@ def snapshot(ranks: Ranks, model: Model, optimizer: dict[str, Tensor]) -> Snapsh
     total = dict.fromkeys(SETS, 0)
     for name, values in (("model", own), ("optimizer", optimizer)):
         for key in sorted(values):
-            parameter = key if name == "model" else checkpoint.owner(key)
-            whole = ranks.whole(parameter, values[key], own[parameter])
+            if key.startswith(checkpoint.CARRIED):
+                whole = values[key]  # of all rows, in every process
+            else:
+                parameter = key if name == "model" else checkpoint.owner(key)
+                whole = ranks.whole(parameter, values[key], own[parameter])
             rank = loads.index(min(loads))
             loads[rank] += whole.nbytes
             total[name] += whole.nbytes

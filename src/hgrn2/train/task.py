@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from hgrn2.layers.state import ModelState
 from hgrn2.models.saved import Model
 from hgrn2.train.same_run import refuse_other_run
 
@@ -50,6 +51,8 @@ class Task(Protocol):
     """Differs where the training data does, wherever it lies; empty where the settings decide it."""
     assets: tuple[str, ...] = ()
     """Names of files and folders that a run folder of this kind has beside the usual ones."""
+    carries: bool = False
+    """Whether states go from each step to the next: then `loss_from` is asked instead of `loss`."""
     unread: Mapping[str, str] = MappingProxyType({})
     """Settings that this data does not ask for, beside those of `Run.unread`, with the reason."""
 
@@ -68,6 +71,11 @@ class Task(Protocol):
     def loss(self, model: Any, batch: Any) -> Tensor:
         """Mean loss of a part, in nats where it is a likelihood."""
         ...
+
+    def loss_from(self, model: Any, batch: Any, state: ModelState | None) -> tuple[Tensor, ModelState]:
+        """As `loss`, from the states [B] in which the same part of the step before ended (None: there was none), and
+        the states in which this one ends, without their history; of a task that `carries`."""
+        raise NotImplementedError
 
     def evaluate(self, model: Any) -> dict[str, float | None]:
         """A quick measurement on held-out data: `loss` and, where bytes are known, `bits_per_byte`."""

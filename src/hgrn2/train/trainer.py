@@ -1,8 +1,8 @@
 """The training loop: one step, and what happens between steps. Readable from top to bottom.
 
 Resuming is exact: the data of a step depends on (seed, step) only, and weights (the best and averaged ones too),
-optimiser states, random generators and the guard come back bit for bit. With a time budget the schedule follows the
-clock, and runs are not comparable so.
+optimiser states, carried states, random generators and the guard come back bit for bit. With a time budget the schedule
+follows the clock, and runs are not comparable so.
 """
 
 import math
@@ -24,6 +24,7 @@ from hgrn2.train import checkpoint
 from hgrn2.train.alone import ALONE, Alone
 from hgrn2.train.average import WeightAverage
 from hgrn2.train.best import BestWeights
+from hgrn2.train.carried import CarriedStates
 from hgrn2.train.checkpoint import Checkpoint
 from hgrn2.train.config import Run
 from hgrn2.train.graphs import StepGraphs
@@ -70,6 +71,7 @@ class Trainer:
         self._measured = (0, 0.0)  # step and progress of the last measurement
         self._recent: deque[torch.Tensor] = deque(maxlen=SHOWN_STEPS)  # losses, to be shown
         self._loss = torch.compile(task.loss) if run.train.compile else task.loss
+        self.states = CarriedStates(run.train.accumulate) if task.carries else None
         if run.train.compile_blocks:
             compile_blocks(model)
         self._backward: Callable[[Any], torch.Tensor] = self._part
@@ -91,6 +93,8 @@ class Trainer:
         if self.average is not None:
             tensors = self.average.load(tensors)
         self.optimizers.load_tensors(tensors)
+        if self.states is not None:
+            self.states.load(self.model, self.processes.own_rows(found.states), found.folder)
         self.guard.load(values["guard"])
         self.step, self.elapsed_s, self._saved = values["step"], values["elapsed_s"], found.folder
         self._mark = (self.step, self.elapsed_s)
@@ -164,6 +168,8 @@ class Trainer:
             tensors = self.optimizers.tensors() | stack.enter_context(self._averaged())
             if self.best is not None:
                 tensors |= stack.enter_context(self.best.in_place())
+            if self.states is not None:
+                tensors |= self.processes.all_rows(self.states.tensors(self.model))
             keep = self.run.train.keep
             self._saved = self.processes.save(self.folder, self.step, self.model, tensors, values, keep)
 
@@ -201,7 +207,11 @@ class Trainer:
             raise wrong or Diverged(f"the update of step {self.step} left wrong numbers elsewhere; {last_good}")
         with self._reading():
             batch = self.processes.batch(self.task, self.step, 0, self.run.train.accumulate)
-            loss = float(self.processes.mean(self.task.loss(self.model, batch)))
+            if self.states is None:
+                loss = self.task.loss(self.model, batch)
+            else:
+                loss, _ = self.task.loss_from(self.model, batch, self.states.next)
+            loss = float(self.processes.mean(loss))
         if not math.isfinite(loss):
             raise Diverged(
                 f"the loss after the update of step {self.step} is {loss}; {last_good}; try a lower learning rate"
@@ -237,9 +247,17 @@ class Trainer:
     def _part(self, batch: Any) -> torch.Tensor:
         """Forward and backward of one accumulation part; its share of the loss."""
         with self._precision(batch[0].device.type):
-            loss = self._loss(self.model, batch) / self.run.train.accumulate
+            loss = self._loss_from(batch) / self.run.train.accumulate
         loss.backward()
         return loss.detach()
+
+    def _loss_from(self, batch: Any) -> torch.Tensor:
+        """The loss of the part that comes next; where states are carried, its own are handed on."""
+        if self.states is None:
+            return self._loss(self.model, batch)
+        loss, state = self.task.loss_from(self.model, batch, self.states.next)
+        self.states.took(state)
+        return loss
 
     def _train_step(self) -> None:
         """One optimiser step over all accumulation parts."""

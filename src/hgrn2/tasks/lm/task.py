@@ -2,24 +2,28 @@
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from hgrn2 import perplexity
 from hgrn2.data.corpus import Corpus
-from hgrn2.data.packing import Batches, BatchPlan
+from hgrn2.data.packing import Batch, Batches, BatchPlan
 from hgrn2.data.samples import shakespeare_corpora
+from hgrn2.data.streams import StreamBatch, Streams
 from hgrn2.data.tokenizer import save_once
 from hgrn2.errors import UserError
 from hgrn2.files import restored
 from hgrn2.generate.config import GenerationConfig, SamplingConfig
 from hgrn2.generate.generator import Generator
+from hgrn2.layers.state import ModelState
 from hgrn2.models.gates import gate_statistics
 from hgrn2.models.language import LanguageModel
 from hgrn2.perplexity import Perplexity
 from hgrn2.report.write import Sample, layer_gates, write_report
 from hgrn2.settings import to_dict
+from hgrn2.train.carried import Rows
 from hgrn2.train.config import DataConfig, Run
 from hgrn2.train.task import Outcome, Task
 
@@ -57,15 +61,22 @@ class LanguageTask(Task):
             seed=run.train.seed,
             reset_at_documents=run.data.reset_at_documents,
         )
-        self.batches = Batches(train, plan)
+        self.carries = run.data.carry
+        self.batches = Streams(train, plan) if self.carries else Batches(train, plan)
 
     def model(self) -> LanguageModel:
         """A language model."""
         return LanguageModel(self.run.model).to(self.device)
 
-    def batch(self, step: int, part: int, parts: int) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Inputs and targets [B,T]; [1,B*T] with `cu_seqlens` where documents reset the state."""
+    def batch(self, step: int, part: int, parts: int) -> tuple[Any, ...]:
+        """Inputs and targets [B,T]; [1,B*T] with `cu_seqlens` where documents reset the state; where states are
+        carried, also the `Rows`."""
         found = self.batches.batch(step, part, parts)
+        if isinstance(found, StreamBatch):
+            return *self._placed(found.batch), Rows.of(found.goes_on, found.batch.cu_seqlens)
+        return self._placed(found)
+
+    def _placed(self, found: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
         inputs, targets = torch.from_numpy(found.inputs), torch.from_numpy(found.targets)
         if found.cu_seqlens is None:
             return inputs.to(self.device), targets.to(self.device), None
@@ -80,6 +91,15 @@ class LanguageTask(Task):
         """Mean nats/token."""
         inputs, targets, cu_seqlens = batch
         return model.loss(inputs, targets, cu_seqlens=cu_seqlens, method=self.run.train.loss)
+
+    def loss_from(
+        self, model: LanguageModel, batch: tuple[Tensor, Tensor, Tensor | None, Rows], state: ModelState | None
+    ) -> tuple[Tensor, ModelState]:
+        """Mean nats/token of rows that read on, and the states in which they end."""
+        inputs, targets, cu_seqlens, rows = batch
+        start, method = rows.before(model, state), self.run.train.loss
+        loss, final = model.loss_and_state(inputs, targets, start, cu_seqlens=cu_seqlens, method=method)
+        return loss, rows.after(final)
 
     def evaluate(self, model: LanguageModel) -> dict[str, float | None]:
         """Held-out nats/token over disjoint windows of the training length, on the first `eval_tokens`."""
