@@ -72,7 +72,7 @@ class Pool(Generic[Job, Answer]):
         self._most = workers
         self.interrupted = False
         """Whether `stop` or `kill` was called."""
-        self._workers: list[_Worker] = []
+        self._workers: list[Worker] = []
         self._done: list[tuple[int, Answer | Ended]] = []
 
     def __enter__(self) -> "Pool[Job, Answer]":
@@ -123,13 +123,13 @@ class Pool(Generic[Job, Answer]):
         due = 0
         for number, answer in self:
             if isinstance(answer, Ended):
-                raise _too_early(str(answer))
+                raise too_early(str(answer))
             found[number] = answer
             while due in found:
                 yield found.pop(due)
                 due += 1
         if self.left:
-            raise _too_early("none could be started")
+            raise too_early("none could be started")
 
     def stop(self) -> None:
         """Begin no further job and send SIGTERM to the processes; what they still answer can be waited for."""
@@ -148,7 +148,7 @@ class Pool(Generic[Job, Answer]):
     def _fill(self) -> None:
         idle = [worker for worker in self._workers if worker.number is None]
         for _ in range(min(self._most - len(self._workers), len(self.left) - len(idle))):
-            self._workers.append(_Worker(self._work, self._ready))
+            self._workers.append(Worker(self._work, self._ready))
         for worker in idle:
             if worker.admitted and self.left and self._most > 0:
                 worker.number = self.left.popleft()
@@ -159,7 +159,7 @@ class Pool(Generic[Job, Answer]):
             if worker.number is None and (len(self._workers) > self._most or not self.left):
                 self._drop(worker)
 
-    def _hear(self, worker: "_Worker") -> None:
+    def _hear(self, worker: "Worker") -> None:
         """What a process says, or that it is dead."""
         try:
             said = worker.pipe.recv() if worker.pipe.poll() else None
@@ -179,7 +179,7 @@ class Pool(Generic[Job, Answer]):
         else:
             self._take(worker, *said)
 
-    def _take(self, worker: "_Worker", good: bool, answer: Any) -> None:
+    def _take(self, worker: "Worker", good: bool, answer: Any) -> None:
         number, worker.number = worker.number, None
         if not good:
             raise answer
@@ -188,13 +188,16 @@ class Pool(Generic[Job, Answer]):
         if self._leaves(answer):
             self._drop(worker)
 
-    def _drop(self, worker: "_Worker") -> int:
+    def _drop(self, worker: "Worker") -> int:
         self._workers.remove(worker)
         return worker.end()
 
 
-class _Worker:
-    """A process and this side of its pipe."""
+class Worker:
+    """A process and this side of its pipe: told jobs, it answers (True, what `work` returned) or (False, its error).
+
+    The first thing it says is what `ready` returned.
+    """
 
     def __init__(self, work: Callable[[Any], Any], ready: Callable[[], bool] | None) -> None:
         context = multiprocessing.get_context("spawn")
@@ -247,7 +250,8 @@ def _end_with_parent() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _too_early(why: str) -> UserError:
+def too_early(why: str) -> UserError:
+    """What is said of processes that died or did not come up."""
     return UserError(
         f"a worker process ended early ({why}); a script that has work done by several workers needs the usual "
         "`if __name__ == '__main__':` around its own code, or workers=1"

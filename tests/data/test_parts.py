@@ -76,7 +76,7 @@ def made(kind: str) -> JsonTokenizer:
 def in_parts(tokenizer: Tokenizer, text: str, size: int, limit: int) -> list[int]:
     """Ids of a text that comes in pieces of `size` and is encoded in parts of about `limit` characters."""
     pieces = [Piece(text[n : n + size], n + size >= len(text)) for n in range(0, len(text), size)]
-    parts = list(recut((("train", piece) for piece in pieces), tokenizer, limit))
+    parts = list(recut(iter(pieces), tokenizer, limit))
     assert "".join(part.text for part in parts) == text
     encoded = tokenizer.encode_documents([part.text for part in parts], [part.continues for part in parts])
     return [index for ids in encoded for index in ids.tolist()]
@@ -153,7 +153,7 @@ def test_a_character_left_unfinished_is_finished_by_what_comes() -> None:
 
 def test_long_documents_of_a_corpus_have_the_ids_of_the_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recutting, "PART", 40)
-    monkeypatch.setattr("hgrn2.data.sources.BLOCK", 64)
+    monkeypatch.setattr("hgrn2.data.units.BLOCK", 64)
     text = SAID.replace("  ", " ") * 5
     (tmp_path / "a.txt").write_text(text)
     tokenizer = made("llama")

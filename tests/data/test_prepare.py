@@ -35,25 +35,25 @@ def texts_of(corpus: Corpus) -> list[str]:
 def test_documents_come_back_from_shards_of_any_size(
     tmp_path: Path, write_lines: Callable[..., Path], shard_tokens: int
 ) -> None:
-    texts = TEXTS[:9]
+    texts = TEXTS[:4]
     path = write_lines(texts)
     result = prepare([path], tmp_path / "out", "bytes", valid_fraction=0, shard_tokens=shard_tokens)
     corpus = Corpus.open(tmp_path / "out")
     tokens = sum(len(text.encode()) + 1 for text in texts)
     assert texts_of(corpus) == texts
-    assert (corpus.n_tokens, corpus.n_documents, corpus.vocab_size) == (tokens, 9, 257)
-    assert corpus.text_bytes == tokens - 9
+    assert (corpus.n_tokens, corpus.n_documents, corpus.vocab_size) == (tokens, 4, 257)
+    assert corpus.text_bytes == tokens - 4
     assert corpus.read(corpus.n_tokens - 1, 1).tolist() == [256]
     train = result["splits"]["train"]
-    assert train == {"tokens": tokens, "documents": 9, "text_bytes": tokens - 9, "shards": -(-tokens // shard_tokens)}
+    assert train == {"tokens": tokens, "documents": 4, "text_bytes": tokens - 4, "shards": -(-tokens // shard_tokens)}
     assert list(result["splits"]) == ["train"]
     assert result["tokens_per_second"] == pytest.approx(result["tokens"] / result["seconds"])
     assert verify(tmp_path / "out")["tokens"] == tokens
 
 
 def test_long_document_in_pieces_is_one_document(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hgrn2.data.sources.BLOCK", 10)
-    monkeypatch.setattr(preparing, "BATCH_CHARACTERS", 25)
+    monkeypatch.setattr("hgrn2.data.units.BLOCK", 10)
+    monkeypatch.setattr("hgrn2.data.encoding.BATCH_CHARACTERS", 25)
     text = "line of text\r\n\n" * 40
     (tmp_path / "a.txt").write_bytes(text.encode())
     for newlines, wanted in (("keep", text), ("unix", text.replace("\r\n", "\n"))):
@@ -109,7 +109,7 @@ def test_held_out_end_of_a_single_document(tmp_path: Path, monkeypatch: pytest.M
     text = "".join(TEXTS)
     (tmp_path / "a.txt").write_bytes(text.encode())
     for block in (1 << 20, 13):
-        monkeypatch.setattr("hgrn2.data.sources.BLOCK", block)
+        monkeypatch.setattr("hgrn2.data.units.BLOCK", block)
         prepare([tmp_path / "a.txt"], tmp_path / "out", "chars", valid_fraction=0.1, overwrite=True)
         train, valid = (texts_of(Corpus.open(tmp_path / "out", split)) for split in ("train", "valid"))
         assert train == [text[: len(text) - round(len(text) * 0.1)]]
@@ -306,13 +306,13 @@ def test_inputs_that_change_while_they_are_read(
     tmp_path: Path, write_lines: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, texts: list[str]
 ) -> None:
     path = write_lines(TEXTS)
-    route = preparing._route
+    write = preparing._write_splits
 
     def change(*arguments: Any) -> Any:
         write_lines(texts)
-        return route(*arguments)
+        return write(*arguments)
 
-    monkeypatch.setattr(preparing, "_route", change)
+    monkeypatch.setattr(preparing, "_write_splits", change)
     with pytest.raises(UserError, match="changed while they were read"):
         prepare([path], tmp_path / "out", "bytes")
     assert not (tmp_path / "out").exists()
@@ -337,7 +337,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
     assert path.stat().st_size > 32 << 20
     tracemalloc.start()
     try:
-        prepare([path], tmp_path / "out", "bytes")
+        prepare([path], tmp_path / "out", "bytes", processes=1)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()

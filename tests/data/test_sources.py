@@ -39,7 +39,7 @@ def write(path: Path, data: bytes) -> Path:
 @pytest.mark.parametrize("block", [1, 2, 3, 7, 1 << 20])
 @pytest.mark.parametrize("name", ["a.txt", "a.txt.xz", "a.gz"])
 def test_text_comes_back_exactly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int, name: str) -> None:
-    monkeypatch.setattr(sources, "BLOCK", block)
+    monkeypatch.setattr("hgrn2.data.units.BLOCK", block)
     path = write(tmp_path / name, (AWKWARD * 3).encode())
     assert documents(path, newlines="keep") == [AWKWARD * 3]
     assert documents(path) == [AWKWARD.replace("\r\n", "\n").replace("\r", "\n") * 3]
@@ -49,7 +49,7 @@ def test_text_comes_back_exactly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize("block", [5, 1 << 20])
 @pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.xz", "a.NDJSON.gz"])
 def test_json_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int, name: str) -> None:
-    monkeypatch.setattr(sources, "BLOCK", block)
+    monkeypatch.setattr("hgrn2.data.units.BLOCK", block)
     rows = [{"body": AWKWARD}, {"body": ""}, {"body": "two words here", "id": 3}]
     text = "\ufeff" + "\n\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
     assert documents(write(tmp_path / name, text.encode()), field="body", newlines="keep") == [
@@ -71,7 +71,7 @@ def test_folders_are_read_in_name_order_without_hidden_files(tmp_path: Path) -> 
 @pytest.mark.parametrize("name", ["a.txt", "a.txt.xz", "a.jsonl"])
 @pytest.mark.parametrize("block", [3, 1 << 20])
 def test_wrong_encoding_is_placed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, block: int) -> None:
-    monkeypatch.setattr(sources, "BLOCK", block)
+    monkeypatch.setattr("hgrn2.data.units.BLOCK", block)
     good = '{"text": "größe"}\n'.encode()
     path = write(tmp_path / name, good + '{"text": "größe"}\n'.encode("latin-1"))
     with pytest.raises(UserError, match=rf"{name} is not UTF-8 at byte {len(good) + 12};"):
@@ -91,7 +91,7 @@ def test_text_that_ends_inside_a_character(tmp_path: Path) -> None:
 def test_byte_order_marks_name_the_encoding(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoding: str, block: int
 ) -> None:
-    monkeypatch.setattr(sources, "BLOCK", block)
+    monkeypatch.setattr("hgrn2.data.units.BLOCK", block)
     mark = codecs.BOM_UTF16_BE if encoding == "utf-16-be" else b""
     path = write(tmp_path / "a.txt", mark + (AWKWARD * 40).encode(encoding))
     assert documents(path, newlines="keep") == [AWKWARD * 40]

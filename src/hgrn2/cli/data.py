@@ -14,22 +14,26 @@ Flag = tyro.conf.FlagCreatePairsOff[bool]
 
 @dataclass(frozen=True, kw_only=True)
 class Prepare:
-    """Turn text files, folders and JSONL (each also .xz or .gz) into memory-mapped token shards with a manifest.
+    """Turn text and JSONL (each also .xz, .gz or .zst), Parquet, folders of them and Hugging Face data sets into
+    memory-mapped token shards with a manifest.
 
-    A text file is one document (see --split), a line of JSONL is one. Nothing appears at --out before everything is
-    written.
+    A text file is one document (see --split), a line of JSONL or a row of a table is one. Nothing appears at --out
+    before everything is written.
 
     Example: hgrn2 data prepare articles.jsonl.xz --out data/articles --tokenizer bytes
 
     Example: hgrn2 data prepare novels/ --out data/novels --tokenizer bpe:8000
 
     Example: hgrn2 data prepare three-novels.txt --split "heading:^BOOK " --out data/three --tokenizer chars
+
+    Example: hgrn2 data prepare hf:owner/name:train --column body --out data/name --tokenizer bpe:32000
     """
 
     inputs: tyro.conf.Positional[
         Annotated[tuple[Path, ...], tyro.conf.arg(metavar="INPUT [INPUT ...]", help_behavior_hint="(required)")]
     ]
-    """Files or folders (every visible file in them, recursively) to train on."""
+    """What to train on: files, folders (every visible file in them, recursively), folders that the datasets library
+    saved, or hf:NAME, hf:NAME:SPLIT, hf:NAME:CONFIG:SPLIT from the Hugging Face hub."""
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")]
     """The folder to make."""
     tokenizer: Annotated[str, tyro.conf.arg(metavar="SPEC")]
@@ -39,14 +43,17 @@ class Prepare:
     """Part of the documents held out as the split `valid`, at random; of a single document its end. 0: none."""
     valid: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="INPUT [INPUT ...]", help_behavior_hint="(optional)")] = ()
     """Files or folders that make the split `valid`; --valid-fraction then has no effect."""
-    field: str = "text"
-    """The field of a JSONL line that holds the text."""
+    field: Annotated[str, tyro.conf.arg(aliases=["--column"])] = "text"
+    """The field of a JSONL line, or the column of a table, that holds the text."""
     split: Annotated[str, tyro.conf.arg(metavar="HOW")] = "none"
     """What makes several documents of a text file: none; lines (each is one); blank-lines, or blank-lines:3 for three
     in a row; marker:TEXT, such as "marker:<|endoftext|>", which is dropped; heading:REGEX, a line in which it is found
     begins a document."""
     newlines: Literal["unix", "keep"] = "unix"
     """unix turns the line ends of Windows (CR LF) and lone carriage returns into LF; keep leaves them."""
+    processes: int = 0
+    """How many processes tokenise side by side; 0: one a processor, or one alone for inputs below 16 MiB. The result
+    is the same to the byte."""
     overwrite: Flag = False
     """Replace a prepared corpus at --out, once the new one is complete."""
     json: Flag = False
@@ -65,6 +72,7 @@ class Prepare:
                 json_field=self.field,
                 newlines=self.newlines,
                 split=self.split,
+                processes=self.processes,
                 overwrite=self.overwrite,
                 progress=progress,
             )
@@ -73,7 +81,11 @@ class Prepare:
         _print_splits(result["splits"], f"{result['folder']}: {_named(result['tokenizer'])}")
         _print_reading(result["text"])
         speed = f"{result['tokens_per_second']:,.0f} tokens/s"
-        print(f"{result['tokens']:,} tokens in {result['seconds']:.1f} s ({speed}, both readings and writing included)")
+        processes = "1 process" if result["processes"] == 1 else f"{result['processes']} processes"
+        print(
+            f"{result['tokens']:,} tokens in {result['seconds']:.1f} s "
+            f"({speed}, both readings and writing included, {processes})"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

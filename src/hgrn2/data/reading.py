@@ -1,20 +1,22 @@
-"""Opening what a user points at: plain, .xz or .gz bytes, with every failure as one line that names the file."""
+"""Opening what a user points at: plain, .xz, .gz or .zst bytes, with every failure as one line that names the file."""
 
 import codecs
 import contextlib
 import gzip
+import io
 import lzma
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, Any, cast
 
 from hgrn2.errors import UserError
 from hgrn2.files import open_regular
 from hgrn2.settings import refuse
 
-COMPRESSED = (".xz", ".gz")
+COMPRESSED = (".xz", ".gz", ".zst")
+FED = 1 << 10  # compressed bytes given to zstandard at once: they become 32 MiB of text at most
 # Longer ones first: UTF-32's little-endian mark begins with UTF-16's.
 MARKS = (
     (codecs.BOM_UTF32_LE, "utf-32-le"), (codecs.BOM_UTF32_BE, "utf-32-be"), (codecs.BOM_UTF8, "utf-8"),
@@ -40,11 +42,11 @@ def plain_name(path: Path) -> str:
 
 @contextlib.contextmanager
 def open_binary(path: Path) -> Iterator[Opened]:
-    """Open a file, through xz or gzip where its suffix says so; missing, unreadable or damaged is a `UserError`."""
+    """Open a file, decompressed where its suffix says so; missing, unreadable or damaged is a `UserError`."""
     try:
         with open_regular(path) as raw, _through(path, raw) as stream:
             yield Opened(stream, raw)
-    except (lzma.LZMAError, gzip.BadGzipFile, zlib.error, EOFError) as error:
+    except (lzma.LZMAError, gzip.BadGzipFile, zlib.error, EOFError, BadZstandard) as error:
         raise UserError(f"{path} is damaged or is not {path.suffix} data: {error}") from None
 
 
@@ -53,7 +55,56 @@ def _through(path: Path, raw: IO[bytes]) -> contextlib.AbstractContextManager[IO
         return lzma.LZMAFile(raw)
     if path.suffix.lower() == ".gz":
         return cast(IO[bytes], gzip.GzipFile(fileobj=raw))
+    if path.suffix.lower() == ".zst":
+        return io.BufferedReader(_Zstandard(path, raw), 1 << 17)
     return contextlib.nullcontext(raw)
+
+
+class BadZstandard(Exception):
+    """Bytes that are not zstandard's."""
+
+
+class _Zstandard(io.RawIOBase):
+    """The text of zstandard frames laid end to end. The library's own reader ends without a word where a file is cut
+    off."""
+
+    def __init__(self, path: Path, raw: IO[bytes]) -> None:
+        try:
+            import zstandard
+        except ImportError:
+            raise UserError(f"reading {path} needs the zstandard library: pip install hgrn2[data]") from None
+        self._library: Any = zstandard
+        self._raw, self._text, self._at, self._rest = raw, b"", 0, b""
+        self._frame: Any = None
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any, /) -> int:
+        while self._at == len(self._text):
+            if not self._more():
+                return 0
+        size = min(len(buffer), len(self._text) - self._at)
+        buffer[:size] = self._text[self._at : self._at + size]
+        self._at += size
+        return size
+
+    def _more(self) -> bool:
+        """Decompress a little further; False at the end."""
+        data = self._rest or self._raw.read(FED)
+        self._rest = b""
+        if not data:
+            if self._frame is not None:
+                raise EOFError("the file ends in the middle")
+            return False
+        try:
+            self._frame = self._frame or self._library.ZstdDecompressor().decompressobj()
+            self._text, self._at = self._frame.decompress(data), 0
+        except self._library.ZstdError as error:
+            raise BadZstandard(str(error)) from None
+        if self._frame.eof:
+            self._rest, self._frame = self._frame.unused_data, None
+        return True
 
 
 def encoding_of(head: bytes, name: object) -> tuple[str, int]:

@@ -11,9 +11,8 @@ AHEAD = 1 << 11  # characters after a cut that the tokenizer may want to see
 
 
 class Part(NamedTuple):
-    """A part of a document of the split named; the text is never empty."""
+    """A part of a document; the text is never empty."""
 
-    split: str
     text: str
     continues: bool
     """Another part of the document stands before it."""
@@ -21,14 +20,14 @@ class Part(NamedTuple):
     """The document ends with it."""
 
 
-def recut(routed: Iterator[tuple[str, Piece]], tokenizer: Tokenizer, limit: int | None = None) -> Iterator[Part]:
+def recut(pieces: Iterator[Piece], tokenizer: Tokenizer, limit: int | None = None) -> Iterator[Part]:
     """The pieces of documents, cut anew where the tokenizer allows it (`Tokenizer.cut`).
 
     Parts have up to `limit` characters (`PART`). Where no cut is found, the part grows until there is one.
     """
     limit = PART if limit is None else limit
     held, tried, continues = "", 0, False
-    for split, piece in routed:
+    for piece in pieces:
         held += piece.text
         begin, size = 0, len(held)
         while size - begin > limit + (0 if piece.ends else AHEAD):
@@ -41,9 +40,9 @@ def recut(routed: Iterator[tuple[str, Piece]], tokenizer: Tokenizer, limit: int 
             if place is None:
                 tried = end
                 continue
-            yield Part(split, text[:place], continues, False)
+            yield Part(text[:place], continues, False)
             begin, tried, continues = begin + place, 0, True
         held = held[begin:]
         if piece.ends:
-            yield Part(split, held, continues, True)
+            yield Part(held, continues, True)
             held, tried, continues = "", 0, False

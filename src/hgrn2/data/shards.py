@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 
 from hgrn2.data.manifest import DOCUMENTS_DTYPE, Shard, Split
-from hgrn2.data.splitting import Piece
 from hgrn2.data.tokenizer import Tokenizer
 
 SHARD_TOKENS = 1 << 28  # 512 MiB per file with 16-bit ids
@@ -24,7 +23,7 @@ class SplitWriter:
 
     def __init__(self, folder: Path, split: str, tokenizer: Tokenizer, shard_tokens: int) -> None:
         self._folder, self._split, self._limit = folder, split, shard_tokens
-        self._eot, self._item = tokenizer.eot, item_type(tokenizer)
+        self._item = item_type(tokenizer)
         self._shards: list[Shard] = []
         self._tokens: _HashedFile | None = None
         self._starts: _HashedFile | None = None
@@ -39,22 +38,28 @@ class SplitWriter:
             if file:
                 file.abandon()
 
-    def add(self, ids: np.ndarray, piece: Piece) -> None:
-        """Append the ids of a piece, and the separator where its document ends."""
-        self._text_bytes += len(piece.text.encode())
-        if piece.ends and self._eot is not None:
-            ids = np.append(ids, self._eot)
+    def add(self, ids: np.ndarray, lengths: np.ndarray, ends: np.ndarray, text_bytes: int) -> None:
+        """Append parts of documents: their ids laid end to end, how many each has, and whether its document ends with
+        it; the separator is among the ids. `text_bytes` counts the text behind all of them."""
+        self._text_bytes += text_bytes
+        begins = np.concatenate([[self._at_start], ends[:-1]])
+        firsts = np.cumsum(lengths) - lengths
+        starts = firsts[begins.astype(bool)]
+        self._at_start = bool(ends[-1]) or starts[-1:].tolist() == [len(ids)]
+        # A document without any id has no start: the next one begins where it would.
+        starts = starts[np.append(starts[1:], len(ids))[: len(starts)] > starts]
+        self._write(ids.astype(self._item, copy=False), starts)
+
+    def _write(self, ids: np.ndarray, starts: np.ndarray) -> None:
         while len(ids):
-            tokens, starts = self._files()
-            if self._at_start:
-                starts.write(np.array([tokens.count], dtype=DOCUMENTS_DTYPE))
-                self._at_start = False
+            tokens, documents = self._files()
             room = self._limit - tokens.count
-            tokens.write(ids[:room].astype(self._item))
-            ids = ids[room:]
+            here = int(np.searchsorted(starts, room))
+            documents.write((starts[:here] + tokens.count).astype(DOCUMENTS_DTYPE))
+            tokens.write(ids[:room])
+            ids, starts = ids[room:], starts[here:] - room
             if tokens.count == self._limit:
                 self._close_shard()
-        self._at_start = self._at_start or piece.ends
 
     def finish(self) -> Split:
         """Close the last shard; what the manifest says of the split."""

@@ -41,6 +41,9 @@ class JsonTokenizer(Tokenizer):
         self.vocab_size = max(vocabulary.values()) + 1
         self.eot = next((vocabulary[name] for name in END_OF_DOCUMENT if name in vocabulary), None)
 
+    def __reduce__(self) -> Any:
+        return JsonTokenizer, (self._text,)  # to a process of our own, which reads it as anew
+
     @property
     def text(self) -> str:
         """The content of the `tokenizer.json`."""
