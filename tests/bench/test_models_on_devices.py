@@ -94,14 +94,14 @@ def test_every_variant_gets_its_row(baselines: None) -> None:
 
 
 def test_one_that_fails_leaves_the_others(baselines: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = train._ready
+    real = train.made_ready
 
     def broken(bench: TrainBench, name: str, *rest: Any) -> Any:
         if name == "hgrn2":
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 7 GiB.\nmore")
         return real(bench, name, *rest)
 
-    monkeypatch.setattr(train, "_ready", broken)
+    monkeypatch.setattr(train, "made_ready", broken)
     rows: list[Row] = []
     bench = TrainBench(size=TINY, models=("hgrn2", "llama-hf"), lengths=(8,), tokens=16, limits=ONCE)
     why = "out of memory (CUDA out of memory. Tried to allocate 7 GiB.)"

@@ -30,6 +30,7 @@ def test_help_loads_no_torch() -> None:
         "bench ops",
         "bench train",
         "bench decode",
+        "bench profile",
         "doctor",
         "convert fla",
     ):

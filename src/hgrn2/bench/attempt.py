@@ -14,6 +14,8 @@ import torch
 from hgrn2.errors import UserError
 
 SIDE = {"cuda": 8192, "cpu": 1024}
+COPIED = {"cuda": 2 << 30, "cpu": 128 << 20}
+"""Bytes."""
 ROUNDS = 5
 
 
@@ -88,6 +90,19 @@ def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
             torch.mm(a, b, out=out)
         synchronize(device)
         rates.append(2 * side**3 * calls / (time.perf_counter() - began))
+    return sorted(rates[1:])[ROUNDS // 2]
+
+
+def copy_rate(device: torch.device) -> float:
+    """Bytes per second, those read and those written, of copying much more than a cache holds; the median of some."""
+    source = torch.randn(COPIED.get(device.type, COPIED["cpu"]) // 4, device=device)
+    target, rates = torch.empty_like(source), []
+    for _ in range(ROUNDS + 1):  # the first does not count
+        synchronize(device)
+        began = time.perf_counter()
+        target.copy_(source)
+        synchronize(device)
+        rates.append(2 * source.nbytes / (time.perf_counter() - began))
     return sorted(rates[1:])[ROUNDS // 2]
 
 

@@ -58,11 +58,11 @@ def measure(bench: DecodeBench, record: Callable[[Row], None], progress: Progres
     keys = [
         Key(name, context, batch) for context in bench.contexts for batch in bench.batches for name in bench.measured
     ]
-    models = {name: _build(bench, name) for name in bench.measured}
+    models = {name: built(bench, name) for name in bench.measured}
     ready: dict[Key, _Ready] = {}
     for key in keys:
         progress(f"{key.name} reads {key.context} tokens", len(ready), len(keys))
-        ready[key] = _read_prompt(bench, models[key.name], key)
+        ready[key] = read_prompt(bench, models[key.name], key)
     samples = {key: one.decode for key, one in ready.items()}
     taken = interleave(samples, bench.limits, "decoding", progress)
     shortest = min(bench.contexts)
@@ -91,7 +91,7 @@ def _alone(
     bench: DecodeBench, name: str, record: Callable[[Row], None], progress: Progress, conditions: dict[str, Any]
 ) -> list[str]:
     """All measurements of a model, so that it is made once; shortest contexts first, as others refer to them."""
-    measured, failures, base = _build(bench, name), [], {}
+    measured, failures, base = built(bench, name), [], {}
     for key in (Key(name, context, batch) for batch in bench.batches for context in sorted(bench.contexts)):
         stage = f"{name}, batch {key.batch}, {key.context} tokens"
         with attempt(bench.model_seconds) as outcome:
@@ -109,7 +109,7 @@ def _one(
     progress(f"{stage}: prompt", 0, 1)
     device = torch.device(bench.device)
     reset_peak(device)
-    ready = _read_prompt(bench, measured, key)
+    ready = read_prompt(bench, measured, key)
     seconds = interleave({key: ready.decode}, bench.limits, stage, progress)[key]
     speeds = [key.batch / each for each in seconds]
     ready.details.update(peak_bytes(device))
@@ -129,7 +129,7 @@ def _row(
     return measurement("decode", case, key.name, backend, speeds, "tokens/s", details)
 
 
-def _build(bench: DecodeBench, name: str) -> BenchModel:
+def built(bench: DecodeBench, name: str) -> BenchModel:
     narrow = bench.state_dtype == "bfloat16"
     setup = Setup(
         device=torch.device(bench.device),
@@ -140,7 +140,7 @@ def _build(bench: DecodeBench, name: str) -> BenchModel:
     return build(name, bench.measured_size, bench.seed, setup=setup)
 
 
-def _read_prompt(bench: DecodeBench, measured: BenchModel, key: Key) -> _Ready:
+def read_prompt(bench: DecodeBench, measured: BenchModel, key: Key) -> _Ready:
     """Read the prompt, and see what that and the decoding after it need of memory."""
     device, details = torch.device(bench.device), dict[str, Any](parameters=measured.parameters)
     generator = torch.Generator().manual_seed(bench.seed)

@@ -16,6 +16,7 @@ TITLES = {
     "train": "Training steps",
     "decode": "Decoding, one token at a time",
     "onnx": "Decoding on a CPU: onnxruntime beside PyTorch",
+    "profile": "Where the time goes",
     "quantize": "Quantised weights",
     "serve": "Serving over HTTP",
     "eval": "Evaluation",
@@ -42,6 +43,11 @@ a call takes, `gb s` those bytes per second; `extra` is memory at the peak beyon
 ms` is how long the processor needs to start a call. `fla, core` is what its HGRN2 layer does from the three projections
 to the norm, `fla, kernel` its `chunk_gla` alone. `first fwd+bwd` is the first call of all, kernels being built.""",
     "sweep": "As many tokens in all at every length.",
+    "profile": """\
+Milliseconds of one step by group: on a GPU of kernels, on a CPU of operators without those that they call. `gaps` is
+the time in which no kernel runs, or, on a CPU, Python between operators; `of profile` the share of the profiled step.
+`floor ms` is the least time of a group's operations and bytes at the peaks measured in the same run, `of roofline`
+that divided by its time. The whole step is timed without the profiler.""",
 }
 
 

@@ -84,7 +84,7 @@ def _in_turn(run: _Run) -> list[str]:
             stage, ready = _stage(length, recompute), {}
             for name in _measurable(bench, recompute):
                 run.progress(f"{stage}: making {name}", 0, 1)
-                ready[name] = _ready(bench, name, length, recompute)
+                ready[name] = made_ready(bench, name, length, recompute)
             steps = {name: candidate.step for name, candidate in ready.items()}
             taken = interleave(steps, bench.limits, stage, run.progress)
             for name, candidate in ready.items():
@@ -112,7 +112,7 @@ def _alone(run: _Run, name: str, length: int, recompute: Recompute) -> None:
     stage = f"{_stage(length, recompute)}: {name}"
     run.progress(f"{stage}, first step", 0, 1)
     began = time.perf_counter()
-    candidate = _ready(run.bench, name, length, recompute)
+    candidate = made_ready(run.bench, name, length, recompute)
     candidate.step()
     details = {**candidate.details, "first_steps_s": round(time.perf_counter() - began, 1)}
     device = torch.device(run.bench.device)
@@ -131,8 +131,8 @@ def _stage(length: int, recompute: Recompute) -> str:
     return f"T {length}" if recompute == "none" else f"T {length}, recompute {recompute}"
 
 
-def _ready(bench: TrainBench, name: str, length: int, recompute: Recompute = "none") -> _Candidate:
-    """A model at its full depth; Mamba by its first two layers where the whole would take too long."""
+def made_ready(bench: TrainBench, name: str, length: int, recompute: Recompute = "none") -> _Candidate:
+    """A model and its step, at its full depth; Mamba by its first two layers where the whole would take too long."""
     setup = Setup(
         device=torch.device(bench.device),
         dtype=getattr(torch, bench.measured_dtype),

@@ -85,7 +85,7 @@ class BenchTrain(TrainBench):
 
         failed: list[str] = []
         run_bench(lambda record, progress: failed.extend(train.measure(self, record, progress)), self.out, self.json)
-        return _told(failed)
+        return told(failed)
 
 
 @flat
@@ -122,7 +122,7 @@ class BenchDecode(DecodeBench):
             if row.case["context"] == longest:
                 ratio = row.details["of_shortest_context"]
                 print(f"{row.subject} after {longest:,} tokens: {ratio:.3f} of its speed after {shortest:,}")
-        return _told(failed)
+        return told(failed)
 
 
 @flat
@@ -190,7 +190,7 @@ def _tune(bench: OpsBench, file: Path | None) -> int:
     return 0
 
 
-def _told(failed: list[str]) -> int:
+def told(failed: list[str]) -> int:
     """Name what failed; the exit code."""
     for line in failed:
         print(f"hgrn2: not measured: {line}", file=sys.stderr)
@@ -221,6 +221,8 @@ def run_bench(measure: "Callable[[Callable[[Row], None], Progress], None]", out:
 
 
 def _show(rows: "list[Row]") -> None:
+    from hgrn2.bench.profile_table import for_terminal as profiles
     from hgrn2.bench.table import for_terminal
 
-    console.show(*for_terminal(rows))
+    profiled = [row for row in rows if row.bench == "profile"]
+    console.show(*profiles(profiled), *for_terminal(row for row in rows if row.bench != "profile"))

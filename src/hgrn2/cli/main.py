@@ -62,6 +62,7 @@ VERBS: dict[str, tuple[str, dict[str, str]]] = {
             "decode": "bench:BenchDecode",
             "onnx": "bench:BenchOnnx",
             "quantize": "bench_quantize:BenchQuantize",
+            "profile": "bench_profile:BenchProfile",
             "parity": "bench_parity:BenchParity",
             "serve": "bench_serve:BenchServe",
             "table": "bench:BenchTable",
