@@ -27,16 +27,27 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+SHORT = ["--int8-context", "20", "--int8-tokens", "12"]
+
+
 def test_every_scenario(folder: Path, tmp_path: Path) -> None:
-    scenarios = ["closed", "open", "long-prompt", "context", "state", "memory"]
+    scenarios = ["closed", "open", "long-prompt", "context", "state", "memory", "transformers", "int8"]
     options = "--streams 1 3 --rates 20 --seconds 0.3 --prompt 8 --tokens 12 --long-prompt 300 --contexts 16 200"
     command = ["bench", "serve", str(folder), "--out", str(tmp_path), "--scenarios", *scenarios, *options.split()]
-    assert entry([*command, *["--state-tokens", "300", "--requests", "100", "--slots", "4", "--threads", "1"]]) == 0
+    assert (
+        entry([*command, *["--state-tokens", "300", "--requests", "100", "--slots", "4", "--threads", "1", *SHORT]])
+        == 0
+    )
     rows = read_rows(tmp_path / "serve.jsonl")
     found = [(row.case["scenario"], row.subject) for row in rows]
     closed = [("closed", "generate loop"), *[("closed", "hgrn2")] * 2]
     wanted = [*closed, ("open", "hgrn2"), *[("long-prompt", "hgrn2")] * 2, *[("context", "hgrn2")] * 2]
-    assert found == [*wanted, ("state", "hgrn2"), ("memory", "hgrn2")]
+    wanted += [("state", "hgrn2"), ("memory", "hgrn2"), *[("closed", "transformers")] * 2, *[("int8", "hgrn2")] * 2]
+    assert found == wanted
+    exact, eight = rows[-2:]
+    assert eight.details["state_bytes"] == exact.details["state_bytes"] * 9 // 32
+    assert exact.details["same_greedy_tokens"] == 12
+    assert eight.value == pytest.approx(exact.value, rel=0.02)
     for row in rows:
         assert row.value > 0
         assert row.details.get("failed", 0) == 0

@@ -41,6 +41,31 @@ def make_model(vocabulary: int = 257, seed: int = 0, width: int = 32, **mixer: A
     return LanguageModel(config).eval()
 
 
+def make_kind(name: str) -> LanguageModel:
+    """A model of each kind of state: constant ones, keys and values, both."""
+    attention = MixerConfig(kind="attention", head_size=8)
+    own: dict[str, dict[str, Any]] = {
+        "hgru1": {"mixer": MixerConfig(kind="hgru1")},
+        "hgru1_real": {"mixer": MixerConfig(kind="hgru1_real")},
+        "hgru2 conv": {"mixer": MixerConfig(head_size=8, conv_width=4), "lower_bound": "inclusive"},
+        "gla": {"mixer": MixerConfig(kind="gla", head_size=8)},
+        "mamba": {"mixer": MixerConfig(kind="mamba", state_size=3, conv_width=4), "glu_width": 0},
+        "mamba2": {"mixer": MixerConfig(kind="mamba2", head_size=8, state_size=5, conv_width=4), "glu_width": 0},
+        "attention": {"mixer": attention},
+        "window": {"mixer": MixerConfig(kind="attention", head_size=8, window=9, conv_width=3)},
+        "hybrid": {
+            "mixer": MixerConfig(head_size=8), "pattern": ("hgru2", "attention"), "other": attention,
+            "lower_bound": "inclusive",
+        },
+    }  # fmt: skip
+    torch.manual_seed(0)
+    values = {"lower_bound": "none", "glu_width": 48, **own[name]}
+    return LanguageModel(ModelConfig(vocab_size=257, width=32, layers=2, init=InitConfig(std=0.3), **values)).eval()
+
+
+KINDS = ("hgru1", "hgru1_real", "hgru2 conv", "gla", "mamba", "mamba2", "attention", "window", "hybrid")
+
+
 def spaced() -> Tokenizer:
     """A vocabulary that puts a space before every text, and spells 日 in three tokens of one byte."""
     from hgrn2.data.vocabulary import JsonTokenizer
@@ -116,7 +141,11 @@ class Running:
         self.config = HttpConfig(**{"port": 0, "grace_seconds": 5.0, "send_seconds": 5.0, **http})
         generator = Generator(loaded.model, loaded.need_tokenizer())
         self.engine = Engine(generator.model, generator.tokenizer, EngineConfig(**engine))
-        limits = {"max_states": self.config.max_states, "max_bytes": self.config.states_mb << 20}
+        limits = {
+            "max_states": self.config.max_states,
+            "max_bytes": self.config.states_mb << 20,
+            "int8": self.config.states_int8,
+        }
         self.store = StateStore(states, generator.model, generator.tokenizer, **limits)
         self.service = Service(generator, Driver(self.engine), self.store, find_template(None), name)
         self._socket = socket.create_server(("127.0.0.1", 0))

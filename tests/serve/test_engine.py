@@ -6,14 +6,11 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from served import PROMPT, asked, make_model, run, spaced, text_of
+from served import KINDS, PROMPT, asked, make_kind, make_model, run, spaced, text_of
 
 from hgrn2.data.tokenizer import ByteTokenizer
-from hgrn2.errors import UserError
 from hgrn2.generate.config import GenerationConfig, SamplingConfig
 from hgrn2.generate.generator import Generator
-from hgrn2.layers.config import MixerConfig
-from hgrn2.models.config import ModelConfig
 from hgrn2.models.language import LanguageModel
 from hgrn2.serve.engine import Engine
 from hgrn2.serve.request import Delta, Failure, Ticket
@@ -223,21 +220,43 @@ def test_the_server_ends(make_engine: Make) -> None:
     assert engine.idle
 
 
-def test_states_that_grow_are_refused() -> None:
-    attention = MixerConfig(kind="attention", head_size=8)
-    config = ModelConfig(vocab_size=257, width=16, layers=1, glu_width=16, mixer=attention, lower_bound="none")
-    made = LanguageModel(config)
-    with pytest.raises(UserError, match="grow with the text"):
-        Engine(made, ByteTokenizer(), EngineConfig(slots=2))
-
-
-@pytest.mark.parametrize("mixer", [{"kind": "hgru1"}, {"conv_width": 4}, {"kind": "gla"}])
-def test_other_mixers(make_engine: Make, mixer: dict[str, object]) -> None:
-    made = make_model(**mixer)
-    requests = [asked(seed=n, max_tokens=9 + n, logprobs=0) for n in range(5)]
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_alone_beside_others_and_in_the_generator(make_engine: Make, kind: str) -> None:
+    made = make_kind(kind)
+    requests = [asked(PROMPT[n:], seed=n, max_tokens=9 + 2 * n, logprobs=0) for n in range(7)]
     together = run(make_engine(made=made), *requests)
-    (alone,) = run(make_engine(made=made), requests[4])
-    assert alone == together[4]
+    for n in (2, 6):
+        assert run(make_engine(made=made), requests[n])[0] == together[n]
+    config = GenerationConfig(max_tokens=21, sampling=SamplingConfig(seed=6), segment=16)
+    assert text_of(together[6]) == Generator(made, ByteTokenizer()).generate(PROMPT[6:], config)[0].text
+
+
+def test_memory_of_states_that_grow(make_engine: Make) -> None:
+    """A text begins once all that it may need is free, and what it needed is free when it ends."""
+    made = make_kind("attention")
+    engine = make_engine(made=made, state_mb=1)
+    assert (engine.budget.token_bytes, engine.budget.context) == (2 * 2 * 32 * 4, 2048)
+    too_long = engine.submit(asked(max_tokens=2000))
+    assert isinstance(too_long, Failure)
+    assert too_long.trouble == "large"
+    assert f"{len(PROMPT)} tokens and 2,000 new ones are wanted; this server holds 2,048" in too_long.message
+    several = engine.submit(asked(max_tokens=800, samples=3))
+    assert isinstance(several, Failure)
+    assert "3 texts of 860 tokens do not fit" in several.message
+    tickets = [engine.submit(asked(seed=n, max_tokens=700, stop_at_eot=False)) for n in range(3)]
+    engine.step()
+    assert (engine.writing + engine.reading, engine.waiting) == (2, 1)
+    assert engine.reserved == 2 * 768 * 512
+    assert isinstance(tickets[0], Ticket)
+    tickets[0].cancelled = True
+    engine.step()
+    assert (engine.writing + engine.reading, engine.waiting) == (2, 0)
+    for ticket in tickets:
+        assert isinstance(ticket, Ticket)
+        ticket.cancelled = True
+    engine.step()
+    assert (engine.idle, engine.reserved) == (True, 0)
+    assert all(row is None for layer in engine.slots.state.layers for row in layer.rows)
 
 
 def test_slots_are_copies(model: LanguageModel) -> None:

@@ -9,8 +9,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from served import PROMPT, asked, make_model, run, text_of
+from served import PROMPT, asked, make_kind, make_model, run, text_of
 
+from hgrn2.generate.compact import Held, StateBytes
 from hgrn2.generate.config import SamplingConfig
 from hgrn2.layers.state import ModelState
 from hgrn2.serve import prefix
@@ -257,3 +258,56 @@ def test_turned_off(make_engine: Make) -> None:
     assert [tell(engine, asked(cache=False))[0].why for _ in range(2)] == ["the request asked for none"] * 2
     assert tell(make_engine(), asked())[0].why == "the server keeps none"
     assert tell(engine, asked())[0].why == prefix.NOTHING_KEPT
+
+
+@pytest.mark.parametrize("kind", ["attention", "window", "hybrid", "mamba"])
+def test_reuse_of_other_states_is_exact(make_engine: Make, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the last bit, in memory and from disk, at the end of a prompt and where prompts part."""
+    made = make_kind(kind)
+    monkeypatch.setattr(prefix, "MIB", 1)
+    size = StateBytes(made.zeros(1)).size(len(PROMPT) * 2)
+    config = PrefixConfig(cache_mb=2 * size, cache_disk_mb=9 * size, cache_least=1, cache_least_spilled=1)
+    engine = make_engine(made=made, prefix=config)
+    assert engine.cache is not None
+    engine.cache._edge_limit = 1 << 20
+    prompts = [PROMPT + PROMPT[:40] + tail for tail in ("", "one", "two")]
+    cached = []
+    for prompt in (*prompts, *prompts):
+        request = asked(prompt, seed=5, seeded=True, logprobs=0, max_tokens=5)
+        ticket, events = tell(engine, request)
+        assert events == run(make_engine(made=made), request)[0]
+        cached.append(ticket.cached)
+    assert cached[2] >= 80
+    assert cached[3:] == [len(prompt) - 1 for prompt in prompts]
+    assert engine.cache.states[1] > 0
+    engine.cache.close()
+
+
+def test_states_in_eight_bits(make_engine: Make) -> None:
+    exact, eight = (
+        make_engine(prefix=PrefixConfig(cache_mb=4, cache_least=1, cache_int8=held)) for held in (False, True)
+    )
+    for engine in (exact, eight):
+        assert [tell(engine, asked(cache=True))[0].cached for _ in range(2)] == [0, len(PROMPT) - 1]
+    assert exact.cache is not None
+    assert eight.cache is not None
+    assert eight.cache.rows.size(1) == exact.cache.rows.size(1) * 9 // 32
+    ticket, _ = tell(eight, asked(seeded=True))
+    assert (ticket.cached, ticket.why) == (0, prefix.ROUNDED)
+
+
+@pytest.mark.parametrize("kind", ["hgru1", "hgru2 conv", "mamba", "window", "hybrid"])
+@pytest.mark.parametrize("held", ["exact", "int8"])
+def test_bytes_of_states(kind: str, held: Held) -> None:
+    made = make_kind(kind)
+    for tokens in (1, 8, 37):
+        _, wanted = made(torch.arange(tokens).unsqueeze(0))
+        code = StateBytes(made.zeros(1), held)
+        packed = code.pack(wanted)
+        assert packed.numel() == code.size(tokens)
+        found = code.unpack(packed, tokens)
+        for name, tensor in wanted.tensors().items():
+            error = (found.tensors()[name] - tensor).abs().max().item()
+            most = tensor.abs().max().item() / 254 * 1.01 if tensor.dtype != torch.int64 else 0.0
+            most = most * 2**0.5 if tensor.is_complex() else most  # of both its parts
+            assert error <= (0 if held == "exact" else most)

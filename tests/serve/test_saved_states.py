@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from served import PROMPT, Running, make_model, spaced
+from served import PROMPT, Running, make_kind, make_model, spaced
 
 from hgrn2.data.tokenizer import ByteTokenizer
 from hgrn2.generate.loading import load
@@ -171,3 +171,35 @@ def test_not_for_other_machines_without_keys(folder: Path, capsys: pytest.Captur
     (folder.parent / "keys").write_text("short\n")
     assert entry(["serve", str(folder), "--keys", str(folder.parent / "keys")]) == 2
     assert "a key must have at least 16" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("int8", [False, True])
+def test_states_that_grow(start: Callable[..., Running], tmp_path: Path, int8: bool) -> None:
+    """Saved, forked, looked at, compared, downloaded and gone on from; a text that does not fit is refused."""
+    save_model(tmp_path / "model", make_kind("hybrid"), ByteTokenizer())
+    server = start(
+        model=tmp_path / "model", states=tmp_path / "states", engine={"context": 100, "slots": 4}, states_int8=int8
+    )  # fmt: skip
+    with client(server) as http:
+        state = http.post("/v1/states", json={"prompt": PROMPT}).json()
+        fork = http.post(f"/v1/states/{state['id']}/fork").json()
+        assert (fork["tokens"], fork["parent"]) == (len(PROMPT), state["id"])
+        texts = [text(http, prompt="", state=key, max_tokens=9) for key in (state["id"], fork["id"])]
+        assert texts[0] == texts[1]
+        assert int8 or texts[0] == text(http, prompt=PROMPT, max_tokens=9)
+        held = http.get(f"/v1/states/{state['id']}/memory").json()["layers"]
+        assert held[1]["shape"] == [len(PROMPT) - 1, 2, 4, 8]
+        compared = http.post("/v1/states/compare", json={"a": state["id"], "b": fork["id"]}).json()["layers"]
+        assert compared[0]["heads"][0]["distance"] < 0.02
+        data = http.get(f"/v1/states/{state['id']}/file").content
+        assert http.post("/v1/states/load", content=data).json()["tokens"] == len(PROMPT)
+        numbers = 4 * 8 * 8 + (len(PROMPT) - 1) * 2 * 32
+        assert state["bytes"] // numbers == (1 if int8 else 4)
+        for asked in ({"prompt": PROMPT, "max_tokens": 41}, {"prompt": "x", "state": state["id"], "max_tokens": 41}):
+            error = http.post("/v1/completions", json=asked).json()["error"]
+            assert error["code"] == "context_length_exceeded"
+            assert "this server holds 100 of a text" in error["message"]
+        chat = {"messages": [{"role": "user", "content": "Who?"}], "ignore_eos": True}
+        usage = http.post("/v1/chat/completions", json=chat).json()["usage"]
+        assert usage["total_tokens"] <= 100
+        assert http.get("/health").json()["token_bytes"] == 2 * 32 * 4

@@ -1,11 +1,14 @@
 """Chromium without a window, driven through its DevTools pipe: no driver program, no further package, no port."""
 
+import asyncio
 import base64
 import contextlib
 import json
 import os
 import shutil
+import socket
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -161,21 +164,18 @@ def chromium(folder: Path) -> Iterator[Page]:
 
 @contextlib.contextmanager
 def served(folder: Path) -> Iterator[str]:
-    """The address of a plain server of files on this machine."""
-    import threading
-    from functools import partial
-    from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+    """The address at which `hgrn2 serve --static` shows a folder."""
+    pytest.importorskip("starlette", reason="pip install 'hgrn2[serve]'")
+    import uvicorn
 
-    class Quiet(SimpleHTTPRequestHandler):
-        def log_message(self, format: str, *arguments: Any) -> None:
-            pass
+    from hgrn2.serve.folder import Server, make_app
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder)))
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}/"
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    server = Server(uvicorn.Config(make_app(folder), ws="none", lifespan="off", log_level="warning"))
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listening])))
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listening.getsockname()[1]}/"
+        finally:
+            server.should_exit = server.force_exit = True
+            thread.join()

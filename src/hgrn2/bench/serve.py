@@ -1,7 +1,7 @@
 """Serving over real HTTP: the server in a process of its own, clients in this one, both on the same machine.
 
-The baseline of the same run is a plain generate loop over the same model in this process, one text at a time, while the
-server has nothing to do.
+The baselines of the same run are a plain generate loop over the same model in this process, one text at a time, and
+transformers' over a batch (`serve_baselines`), while the server has nothing to do.
 """
 
 import asyncio
@@ -18,12 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from hgrn2.bench.http_load import Answered, Client
+from hgrn2.bench.serve_baselines import loop, threaded, transformers_generate
+from hgrn2.bench.serve_int8 import measure as measure_int8
+from hgrn2.bench.serve_int8 import text_of
 from hgrn2.bench.serve_settings import ServeBench
 from hgrn2.errors import UserError
-from hgrn2.generate.config import GenerationConfig, SamplingConfig
 from hgrn2.generate.generator import Generator
 from hgrn2.generate.loading import Loaded
 from hgrn2.progress import Progress, silent
@@ -123,7 +124,7 @@ def resident_bytes(process: int) -> int:
 
 
 async def _closed(setting: _Setting) -> None:
-    _baseline(setting)
+    _baseline(setting, "generate loop", 1)
     bench = setting.bench
     for streams in bench.streams:
         setting.progress(f"{streams} streams", 0, 0)
@@ -277,28 +278,44 @@ async def _memory(setting: _Setting) -> None:
     setting.row(case, [x / 1e6 for x in reads], "MB", details)
 
 
-_SCENARIOS = {
-    "closed": _closed, "open": _open, "long-prompt": _long_prompt, "context": _context, "state": _state,
-    "memory": _memory,
-}  # fmt: skip
-
-
-def _baseline(setting: _Setting) -> None:
-    """One text at a time by a plain loop in this process."""
+def _baseline(setting: _Setting, subject: str, streams: int) -> None:
+    """The same model in this process."""
     bench = setting.bench
     generator = Generator(setting.loaded.model, setting.loaded.need_tokenizer())
-    before = torch.get_num_threads()
-    torch.set_num_threads(bench.threads or before)
-    samples = []
-    for turn in range(4):
-        sampling = SamplingConfig(seed=turn)
-        config = GenerationConfig(max_tokens=bench.tokens, sampling=sampling, stop_at_eot=False)
-        began = time.perf_counter()
-        (made,) = generator.generate(setting.prompt(bench.prompt, turn), config)
-        samples += [len(made.ids) / (time.perf_counter() - began)] if turn else []
-    torch.set_num_threads(before)
-    case = setting.case("closed", streams=1, prompt=bench.prompt, new_tokens=bench.tokens)
-    setting.record(measurement(BENCH, case, "generate loop", "torch", samples, "tokens/s", {}))
+    measure, backend = {
+        "generate loop": (loop, "torch"), "transformers": (transformers_generate, "generate")
+    }[subject]  # fmt: skip
+    setting.progress(f"{subject}, {streams} at a time", 0, 0)
+
+    def prompts(turn: int) -> list[list[int]]:
+        return [setting.prompt(bench.prompt, streams * turn + n) for n in range(streams)]
+
+    samples = threaded(bench.threads, lambda: measure(generator, prompts, bench.tokens))
+    case = setting.case("closed", streams=streams, prompt=bench.prompt, new_tokens=bench.tokens)
+    setting.record(measurement(BENCH, case, subject, backend, samples, "tokens/s", {}))
+
+
+async def _transformers(setting: _Setting) -> None:
+    for streams in setting.bench.streams:
+        _baseline(setting, "transformers", streams)
+
+
+async def _int8(setting: _Setting) -> None:
+    bench, model = setting.bench, setting.loaded.model
+    tokenizer = setting.loaded.need_tokenizer()
+    size = bench.int8_context + bench.int8_tokens + 1
+    ids = text_of(model, tokenizer, bench.text, 2 * size, bench.seed)
+    costs = measure_int8(model, ids, bench.int8_context, bench.int8_tokens, setting.progress)
+    own = "its own" if bench.text is None else bench.text.name
+    case = setting.case("int8", context=bench.int8_context, new_tokens=bench.int8_tokens, text=own)
+    for cost in costs:
+        nats = [mine - exact for mine, exact in zip(cost.nats, costs[0].nats, strict=True)]
+        details = {
+            "state_bytes": cost.bytes, "nats_more": round(statistics.mean(nats), 6),
+            "nats_more_at_most": round(max(nats), 6), "same_greedy_tokens": statistics.median(cost.greedy),
+        }  # fmt: skip
+        held = {"exact": "float32"}.get(cost.held, cost.held)
+        setting.record(measurement(BENCH, case, "hgrn2", f"states in {held}", cost.nats, "nats/token", details))
 
 
 def _load_row(setting: _Setting, case: dict[str, Any], answers: Sequence[Answered], seconds: float) -> None:
@@ -331,3 +348,9 @@ def _refuse_faults(answers: Sequence[Answered]) -> None:
     fault = next((one.fault for one in answers if one.fault is not None), None)
     if fault is not None:
         raise UserError(f"a request failed: {fault}")
+
+
+_SCENARIOS = {
+    "closed": _closed, "open": _open, "long-prompt": _long_prompt, "context": _context, "state": _state,
+    "memory": _memory, "transformers": _transformers, "int8": _int8,
+}  # fmt: skip

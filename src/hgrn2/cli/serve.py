@@ -23,8 +23,12 @@ class Serve:
     Example: hgrn2 serve runs/demo --states my-states
     """
 
-    model: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="RUN_OR_MODEL")]]
+    model: tyro.conf.Positional[
+        Annotated[Path | None, tyro.conf.arg(metavar="RUN_OR_MODEL", help_behavior_hint="")]
+    ] = None
     """A run folder (its newest checkpoint), a checkpoint folder, or a model folder."""
+    static: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="(default: none)")] = None
+    """Instead of a model: the files of a folder of hgrn2 export web, whose page computes in the browser."""
     name: Annotated[str | None, tyro.conf.arg(metavar="TEXT", help_behavior_hint="(default: the folder's)")] = None
     """The model's id in requests."""
     keys: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: none)")] = None
@@ -50,6 +54,14 @@ class Serve:
         refuse(self.threads is not None and not 1 <= self.threads <= 1024, "--threads must be in [1, 1024]")
         bad = self.name is not None and not (self.name.isprintable() and 1 <= len(self.name) <= 200)
         refuse(bad, "--name must be 1 to 200 printable characters")
+        both = (self.model is None) == (self.static is None)
+        refuse(both, "give a run or model folder, or --static with a folder of hgrn2 export web")
+        if self.static is not None:
+            from hgrn2.serve.folder import serve_folder
+
+            serve_folder(self.static, self.http.host, self.http.port, _say)
+            return
+        assert self.model is not None
         from hgrn2.serve.run import Served, read_keys, serve
 
         served = Served(
@@ -58,7 +70,11 @@ class Serve:
             quantization=None if self.quantize is None else QuantizeConfig(kind=self.quantize), engine=self.engine,
             http=self.http,
         )  # fmt: skip
-        serve(served, told=lambda line: print(line, flush=True), warn=_warn)
+        serve(served, told=_say, warn=_warn)
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
 
 
 def _warn(message: str) -> None:

@@ -9,9 +9,13 @@ token is ever read twice or left out, be it the last one of the prompt or one th
     it grows with the text, and nothing of the text can be read but the bytes of such a character. Whoever saves it may
     add notes, as metadata {note.NAME}.
     Of attention the tensors hold keys and values of tokens - 1 tokens, and grow with the text.
+
+A file in eight bits has another format, int8 tensors [n,32] in place of real ones, and their scales as {name}.scale [n]
+(`compact`): about a quarter of the bytes, and a text that goes on from it is not exactly the one that would have been.
 """
 
 import hashlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,13 +28,15 @@ from torch import Tensor
 from hgrn2.data.tokenizer import Tokenizer
 from hgrn2.errors import UserError
 from hgrn2.files import atomic_path
+from hgrn2.generate.compact import BLOCK, restored, rounded
 from hgrn2.layers.state import ModelState
 from hgrn2.models.language import LanguageModel
 from hgrn2.models.saved import add_tensors, model_hash, reported
 from hgrn2.models.tensor_files import opened
 from hgrn2.settings import refuse
 
-FORMAT, NOTE = "hgrn2-state-1", "note."
+FORMAT, FORMAT_INT8, NOTE = "hgrn2-state-1", "hgrn2-state-int8-1", "note."
+SCALE = ".scale"
 _KEYS = ("model_hash", "tokenizer_hash", "tokens", "last", "dtype", "batch", "checksum")
 
 
@@ -83,17 +89,20 @@ def save_snapshot(
     overwrite: bool = False,
     origin: Origin | None = None,
     notes: Mapping[str, str] | None = None,
+    int8: bool = False,
 ) -> None:
     """Write a snapshot to a file that is whole or absent; a file that is there already is refused unless asked.
 
-    `origin` is that of model and tokenizer where it is known; `notes` are kept beside the state.
+    `origin` is that of model and tokenizer where it is known; `notes` are kept beside the state; with `int8` numbers
+    are rounded to eight bits.
     """
     path = Path(path)
     refuse(path.exists() and not overwrite, f"{path} already exists; it is not overwritten")
     refuse(snapshot.state.batch != 1, f"a snapshot holds one sequence, not {snapshot.state.batch}")
     tensors = {name: _plain(tensor) for name, tensor in snapshot.state.tensors().items()}
+    tensors = _in_eight_bits(tensors) if int8 else tensors
     metadata = {
-        "format": FORMAT,
+        "format": FORMAT_INT8 if int8 else FORMAT,
         **(origin or origin_of(model, tokenizer))._asdict(),
         "tokens": str(snapshot.tokens),
         "last": str(snapshot.last),
@@ -133,12 +142,15 @@ def load_snapshot(
         # Shapes first: a file that fits is as small as the state, and any other is not read.
         last, tokens = _whole(path, metadata, "last"), _whole(path, metadata, "tokens")
         pairs = {name: [2] if tensor.is_complex() else [] for name, tensor in like.tensors().items()}
-        wanted = {name: shape + pairs[name] for name, shape in like.shapes(tokens - 1).items()}
+        plain = {name: shape + pairs[name] for name, shape in like.shapes(tokens - 1).items()}
+        eight = metadata["format"] == FORMAT_INT8
+        wanted = _shapes_in_eight_bits(plain, like) if eight else plain
         stored = {name: file.get_slice(name).get_shape() for name in list(file.keys())}
         refuse(stored != wanted, f"{path} is damaged: its tensors are not those of this model's state")
         tensors = {name: file.get_tensor(name) for name in stored}
     refuse(_checksum(tensors, metadata) != metadata["checksum"], f"{path} is damaged: its checksum differs")
     model.check_tokens(torch.tensor([last]))
+    tensors = _from_eight_bits(tensors, plain, like) if eight else tensors
     named = {name: _like(tensors[name], tensor) for name, tensor in like.tensors().items()}
     return Snapshot(ModelState.from_tensors(named, like), last, tokens, _pending(path, metadata))
 
@@ -146,7 +158,8 @@ def load_snapshot(
 def _metadata(path: Path, file: Any) -> dict[str, str]:
     metadata = file.metadata() or {}
     refuse("format" not in metadata, f"{path} is not a saved state")
-    refuse(metadata["format"] != FORMAT, f"{path} has format {metadata['format']!r}; this program reads {FORMAT!r}")
+    known = metadata["format"] in (FORMAT, FORMAT_INT8)
+    refuse(not known, f"{path} has format {metadata['format']!r}; this program reads {FORMAT!r}")
     lacking = [key for key in _KEYS if key not in metadata]
     refuse(bool(lacking), f"{path} is damaged: it lacks {', '.join(lacking)}")
     return metadata
@@ -176,6 +189,39 @@ def _plain(tensor: Tensor) -> Tensor:
 def _like(stored: Tensor, like: Tensor) -> Tensor:
     tensor = torch.view_as_complex(stored) if like.is_complex() else stored
     return tensor.to(like.device)
+
+
+def _in_eight_bits(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point():
+            found[name], found[name + SCALE] = rounded(tensor.reshape(-1))
+        else:
+            found[name] = tensor
+    return found
+
+
+def _shapes_in_eight_bits(plain: dict[str, list[int]], like: ModelState) -> dict[str, list[int]]:
+    found: dict[str, list[int]] = {}
+    for name, tensor in like.tensors().items():
+        blocks = -(-math.prod(plain[name]) // BLOCK)
+        whole = not (tensor.is_floating_point() or tensor.is_complex())
+        found |= {name: plain[name]} if whole else {name: [blocks, BLOCK], name + SCALE: [blocks]}
+    return found
+
+
+def _from_eight_bits(tensors: dict[str, Tensor], plain: dict[str, list[int]], like: ModelState) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = {}
+    for name, tensor in like.tensors().items():
+        numbers, scales = tensors[name], tensors.get(name + SCALE)
+        if scales is None:
+            found[name] = numbers
+            continue
+        fits = numbers.dtype == torch.int8 and scales.dtype == torch.float32 and bool(scales.isfinite().all())
+        refuse(not fits, f"the saved state is damaged: {name} is not in eight bits")
+        dtype = tensor.real.dtype if tensor.is_complex() else tensor.dtype
+        found[name] = restored(numbers, scales, math.prod(plain[name]), dtype).view(plain[name])
+    return found
 
 
 def _checksum(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from hgrn2.errors import UserError
 from hgrn2.layers.config import MixerConfig
 from hgrn2.layers.directions import Shape, check_shape, no_state
+from hgrn2.layers.key_value_rows import BLOCK as ROW_BLOCK
+from hgrn2.layers.key_value_rows import KeyValueRows
 from hgrn2.layers.key_values import KeyValues, join, with_conv
 from hgrn2.layers.masking import accepts_keep
 from hgrn2.layers.norm import Norm
@@ -76,14 +78,14 @@ class Attention(nn.Module):
         self,
         x: Tensor,
         lower_bound: Tensor | None = None,
-        state: KeyValues | None = None,
+        state: KeyValues | KeyValueRows | None = None,
         *,
         cu_seqlens: Tensor | None = None,
         padding_mask: Tensor | None = None,
         shape: Shape | None = None,
         output_state: bool = True,
         inplace: bool = False,
-    ) -> tuple[Tensor, KeyValues | None]:
+    ) -> tuple[Tensor, KeyValues | KeyValueRows | None]:
         """x [B,T,D], state of B (or N packed) sequences -> (y [B,T,D], state after the last token).
 
         Tokens whose `padding_mask` [B,T] is False are seen by nobody and counted by no position; their y means nothing.
@@ -111,14 +113,18 @@ class Attention(nn.Module):
         self,
         qkv: Tensor,
         cu_seqlens: Tensor | None,
-        state: KeyValues | None,
+        state: KeyValues | KeyValueRows | None,
         padding_mask: Tensor | None,
         output_state: bool,
-    ) -> tuple[Tensor, KeyValues | None]:
+    ) -> tuple[Tensor, KeyValues | KeyValueRows | None]:
         """qkv [B,T,3,H,n] -> (outputs of the heads [B,T,H,n], state).
 
         Packed documents go one by one: the cost is the sum of their own, however long the longest of them is.
         """
+        if isinstance(state, KeyValueRows):
+            assert cu_seqlens is None
+            assert padding_mask is None
+            return self._one_by_one(qkv, state)
         if cu_seqlens is None:
             return self._attend(qkv, state, padding_mask, output_state)
         check_cu_seqlens(cu_seqlens, qkv.shape[0])
@@ -140,12 +146,38 @@ class Attention(nn.Module):
         if not self.causal:
             return self._both_ways(qkv, padding_mask), None
         batch, tokens = qkv.shape[:2]
-        fresh = state is None or state.longest == 0
         if state is None:
             none = qkv.new_zeros(batch, 0, 2, self.heads, qkv.shape[-1])
             state = KeyValues(none, (0,) * batch, window=self.config.window)
         places = state.places(tokens, padding_mask)
-        q, k, v = self.turned(qkv, state.positions(places))
+        turned = self.turned(qkv, state.positions(places))
+        return self._over(turned, state, places, padding_mask, output_state)
+
+    def _one_by_one(self, qkv: Tensor, state: KeyValueRows) -> tuple[Tensor, KeyValueRows]:
+        """Every sequence over its own keys, as `_attend` does for one alone; zeros where there is none."""
+        tokens, rows = qkv.shape[1], list(state.rows)
+        before = [0 if row is None else row.longest + sum(row.dropped) for row in rows]
+        positions = torch.tensor(before, device=qkv.device).unsqueeze(1) + torch.arange(tokens, device=qkv.device)
+        q, k, v = self.turned(qkv, positions)
+        y = torch.zeros_like(q)
+        for n, row in enumerate(rows):
+            if row is not None:
+                row, part = row.with_room(tokens, ROW_BLOCK), slice(n, n + 1)
+                own = (q[part], k[part], v[part])
+                y[part], rows[n] = self._over(own, row, row.places(tokens, None), None, True)
+        return y, state.replaced(0, tuple(rows))
+
+    def _over(
+        self,
+        turned: tuple[Tensor, Tensor, Tensor],
+        state: KeyValues,
+        places: Tensor,
+        padding_mask: Tensor | None,
+        output_state: bool,
+    ) -> tuple[Tensor, KeyValues | None]:
+        """Turned q, k, v [B,T,H,n] of tokens at these places of the buffer -> (outputs [B,T,H,n], state)."""
+        q, k, v = turned
+        tokens, fresh = q.shape[1], state.longest == 0
         final = None
         if output_state or padding_mask is not None or not fresh:
             final = state.append(torch.stack((k, v), 2), places, padding_mask)

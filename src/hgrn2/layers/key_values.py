@@ -104,6 +104,16 @@ class KeyValues:
             return kept
         return replace(kept, buffer=kept._copy(0), permit=[None])
 
+    def with_room(self, tokens: int, block: int) -> "KeyValues":
+        """The same state in a buffer into which so many more tokens may be written in place; a new one holds a
+        multiple of `block` tokens, and no more than it takes."""
+        size = self.longest + tokens
+        if size <= self.buffer.shape[1] and self.permit:
+            return self
+        buffer = self.buffer.new_zeros(self.batch, -(-size // block) * block, *self.buffer.shape[2:])
+        buffer[:, : self.longest] = self.seen
+        return replace(self, buffer=buffer, permit=[None])
+
     def append(self, new: Tensor, places: Tensor, padding_mask: Tensor | None) -> "KeyValues":
         """The state after the tokens `new` [B,T,2,H,n], of which those whose `padding_mask` [B,T] is False are left
         out."""

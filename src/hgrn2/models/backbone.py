@@ -9,6 +9,7 @@ from hgrn2.errors import UserError
 from hgrn2.layers.block import Block, recomputed
 from hgrn2.layers.directions import Shape, check_shape, no_state
 from hgrn2.layers.gates import lower_bounds
+from hgrn2.layers.key_value_rows import KeyValueRows
 from hgrn2.layers.key_values import KeyValues
 from hgrn2.layers.masking import accepts_keep, check_padding_mask
 from hgrn2.layers.norm import Norm
@@ -146,6 +147,6 @@ class Backbone(nn.Module):
         mine, its = self.config.layers, len(state.layers)
         refuse(mine != its, f"the state is of {its} layers, the model has {mine}: it belongs to another model")
         for n, (mixer, layer) in enumerate(zip(self.mixers, state.layers, strict=True)):
-            grows = isinstance(layer, KeyValues)
+            grows = isinstance(layer, KeyValues | KeyValueRows)
             if grows != mixer.grows or (grows and layer.window != mixer.window):
                 raise UserError(f"the state of layer {n} is not one of {mixer.kind}: it belongs to another model")

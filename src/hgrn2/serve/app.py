@@ -172,6 +172,7 @@ def _about(app: FastAPI, service: Service) -> None:
             "status": "closing" if closing else "ok", "model": service.name, "slots": engine.slots.size,
             "writing": engine.writing, "reading": engine.reading, "waiting": engine.waiting,
             "exact": engine.slots.exact, "state_bytes": service.state_bytes,
+            "token_bytes": engine.budget.token_bytes, "context": engine.budget.context or None,
         }  # fmt: skip
         return Json(value, 503 if closing else 200)
 

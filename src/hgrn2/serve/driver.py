@@ -11,7 +11,8 @@ from hgrn2.serve.engine import Engine, Told
 from hgrn2.serve.errors import ApiError
 from hgrn2.serve.request import Delta, Event, Failure, Request, Ticket
 
-STATUS = {"busy": 429, "late": 503, "broken": 500, "closing": 503}
+STATUS = {"busy": 429, "large": 400, "late": 503, "broken": 500, "closing": 503}
+CODES = {"large": "context_length_exceeded"}
 
 
 class Mailbox:
@@ -123,4 +124,6 @@ class Driver:
 def error_of(failure: Failure) -> ApiError:
     """The answer to a request that failed."""
     retry = 1 if failure.trouble in ("busy", "late", "closing") else None
-    return ApiError(STATUS[failure.trouble], failure.message, code=failure.trouble, retry=retry)
+    return ApiError(
+        STATUS[failure.trouble], failure.message, code=CODES.get(failure.trouble, failure.trouble), retry=retry
+    )

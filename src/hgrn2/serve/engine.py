@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -22,6 +22,7 @@ from hgrn2.generate.sampling import NOT_FINITE
 from hgrn2.generate.snapshots import Snapshot
 from hgrn2.generate.text import CONTEXT, TextStream, Writing
 from hgrn2.models.language import LanguageModel
+from hgrn2.serve.budget import Budget
 from hgrn2.serve.choosing import Choice, choose, listed
 from hgrn2.serve.gates import of_row
 from hgrn2.serve.prefix import PrefixCache
@@ -76,10 +77,11 @@ class Engine:
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Allocate slots and the cache of prefixes; see `Slots` for which models are refused."""
+        """Allocate slots and the cache of prefixes."""
         self.model, self.tokenizer, self.config = model, tokenizer, config or EngineConfig()
         self.clock, self.counts = clock, Counts()
         self.slots = Slots(model, self.config.slots, vocabulary=tokenizer.vocab_size, graph=self.config.graph)
+        self.budget = Budget(model, self.config)
         prefix = self.config.prefix
         self.cache = PrefixCache(model.zeros(1), prefix) if prefix.cache_mb else None
         self._reader = Reader(model, self.config.chunk, self.cache)
@@ -94,8 +96,11 @@ class Engine:
     # From any thread.
 
     def submit(self, request: Request) -> Ticket | Failure:
-        """Put a request into the queue; a `Failure` where it is full or the engine is closing."""
+        """Put a request into the queue; a `Failure` where it is full, the engine is closing, or it can never fit."""
         ticket = Ticket(request, self.clock())
+        refusal = self.budget.refusal(request)
+        if refusal is not None:
+            return Failure("large", refusal)
         with self._lock:
             if self._closing:
                 return Failure("closing", "the server is shutting down")
@@ -136,6 +141,11 @@ class Engine:
     def idle(self) -> bool:
         """Whether a step would find nothing to do."""
         return not (self.waiting or self._readings or self._texts)
+
+    @property
+    def reserved(self) -> int:
+        """Bytes that are set aside for keys and values of texts in progress."""
+        return sum(map(self.budget.bytes, list(self._held())))
 
     # From the engine's thread.
 
@@ -225,12 +235,20 @@ class Engine:
                 owner = next(iter(self._queues), None)
                 if owner is None or self._queues[owner][0].request.samples > free:
                     return
+                if not self.budget.fits(self._queues[owner][0].request, self._held()):
+                    return
                 ticket = self._queues[owner].popleft()
                 self._queues.move_to_end(owner)
                 if not self._queues[owner]:
                     del self._queues[owner]
             free -= ticket.request.samples
             self._guarded(lambda ticket=ticket: self._begin(ticket), [ticket])
+
+    def _held(self) -> Iterator[Request]:
+        """The request of every text in progress, those included whose prompts are read."""
+        yield from (text.ticket.request for text in list(self._texts))
+        for reading in list(self._readings):
+            yield from [reading.ticket.request] * reading.ticket.request.samples
 
     def _begin(self, ticket: Ticket) -> None:
         ticket.began = self.clock()

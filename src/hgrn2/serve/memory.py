@@ -7,6 +7,8 @@ from torch import Tensor
 
 from hgrn2.generate.snapshots import Snapshot
 from hgrn2.inspect.states import differences, effective_rank
+from hgrn2.layers.key_values import KeyValues
+from hgrn2.layers.state import LayerState
 from hgrn2.models.language import LanguageModel
 from hgrn2.serve.gates import LONGEST
 
@@ -18,10 +20,10 @@ def remembered(model: LanguageModel, snapshot: Snapshot) -> dict[str, Any]:
     for n, (mixer, state, lower_bound) in enumerate(
         zip(model.backbone.mixers, snapshot.state.layers, bounds, strict=True)
     ):
-        recurrent = state.recurrent[0].detach().to("cpu")
+        held = _held(state)
         layers.append({
-            "layer": n, "kind": mixer.kind, "shape": list(recurrent.shape), "norm": _number(_norm(recurrent)),
-            **_lower_bounds(lower_bound), "heads": None if recurrent.dim() != 3 else _heads(recurrent),
+            "layer": n, "kind": mixer.kind, "shape": list(held.shape), "norm": _number(_norm(held)),
+            **_lower_bounds(lower_bound), "heads": None if held.dim() != 3 else _heads(held),
         })  # fmt: skip
     return {"tokens": snapshot.tokens, "layers": layers}
 
@@ -40,6 +42,12 @@ def compared(model: LanguageModel, a: Snapshot, b: Snapshot) -> dict[str, Any]:
         for one in found
     ]  # fmt: skip
     return {"tokens": [a.tokens, b.tokens], "layers": layers}
+
+
+def _held(state: LayerState | KeyValues) -> Tensor:
+    """A state of one sequence without the batch: [H,K,V], [D], keys and values [S,2,H,n]."""
+    held = state.trimmed().seen if isinstance(state, KeyValues) else state.recurrent
+    return held[0].detach().to("cpu")
 
 
 def _heads(matrices: Tensor) -> list[dict[str, float]]:

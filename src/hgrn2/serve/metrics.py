@@ -73,6 +73,7 @@ class Metrics:
             ("writing", "texts that are being written", engine.writing),
             ("reading", "prompts that are being read", engine.reading),
             ("waiting", "requests in the queue", engine.waiting),
+            ("reserved_bytes", "bytes set aside for keys and values of texts in progress", engine.reserved),
             ("prefix_states_memory", "kept states in memory", states[0]),
             ("prefix_states_disk", "kept states on disk", states[1]),
             ("prefix_bytes_memory", "bytes of kept states and their tokens in memory", nbytes[0]),

@@ -68,6 +68,7 @@ OTHER_BEGINNING = "no kept text begins like this"
 NO_STATE = "kept texts begin like this, but none has a state within the common part"
 EVICTED = "the state of this text had to make room for others"
 OTHER_PIECES = "kept states of this text were read in other pieces, which a request with a seed does not use"
+ROUNDED = "kept states are held in eight bits, which a request with a seed does not use"
 DAMAGED = "the state's file could not be read back"
 
 
@@ -75,8 +76,9 @@ class PrefixCache:
     """States of texts, least recently used ones to disk and then away; both bounded in bytes. One thread uses it."""
 
     def __init__(self, like: ModelState, config: PrefixConfig) -> None:
-        self.config, self.rows = config, StateRows(like, config.cache_mb * MIB)
-        self._disk_limit = config.cache_disk_mb * MIB // max(1, self.rows.nbytes)
+        self.config = config
+        self.rows = StateRows(like, config.cache_mb * MIB, "int8" if config.cache_int8 else "exact")
+        self._disk_limit, self._disk_used = config.cache_disk_mb * MIB, 0
         self._edge_limit = config.cache_mb * MIB // 4
         self._roots: dict[str, _Node] = {}
         self._memory: OrderedDict[_Node, None] = OrderedDict()
@@ -95,8 +97,7 @@ class PrefixCache:
     @property
     def nbytes(self) -> tuple[int, int]:
         """Bytes of them, tokens included."""
-        memory, disk = self.states
-        return memory * self.rows.nbytes + self.edge_bytes, disk * self.rows.nbytes
+        return self.rows.used + self.edge_bytes, self._disk_used
 
     def find(self, owner: str, ids: np.ndarray, *, chunk: int, exact: bool) -> Found:
         """The state of the longest kept text that `ids` [n] begins with, n - 1 tokens at most.
@@ -118,7 +119,7 @@ class PrefixCache:
                 why = EVICTED if node.evicted and why == NO_STATE else why
                 continue
             if exact and not (node.entry.plain and (node.depth % chunk == 0 or node.depth == limit)):
-                why = OTHER_PIECES
+                why = OTHER_PIECES if self.rows.exact else ROUNDED
                 continue
             state = self._read(node)
             if state is not None:
@@ -129,16 +130,17 @@ class PrefixCache:
 
     def keep(self, owner: str, ids: np.ndarray, state: ModelState, *, plain: bool) -> bool:
         """Copy the state after all of `ids` [n] into the cache; whether it was."""
-        if len(ids) < self.config.cache_least or not self.rows.count:
+        if len(ids) < self.config.cache_least or not self.rows.holds(len(ids)):
             return False
+        plain = plain and self.rows.exact
         node = self._node(owner, np.ascontiguousarray(ids, dtype=np.int32))
         if node.entry is not None and (node.entry.plain or not plain):
             self._touch(node)
             return True
         self._forget_entry(node)
-        while self.rows.full:
+        while self.rows.full(len(ids)):
             self._make_room()
-        node.entry = _Entry(plain, self.rows.put(state))
+        node.entry = _Entry(plain, self.rows.put(state, len(ids)))
         self._former.pop(node, None)
         node.evicted = False
         self._memory[node] = None
@@ -213,9 +215,9 @@ class PrefixCache:
         assert entry is not None
         if entry.row is not None:
             self._touch(node)
-            return self.rows.get(entry.row)
+            return self.rows.get(entry.row, node.depth)
         assert entry.path is not None
-        state = self.rows.read(entry.path, entry.checksum)
+        state = self.rows.read(entry.path, entry.checksum, node.depth)
         self._touch(node)
         return state
 
@@ -238,10 +240,11 @@ class PrefixCache:
         self.rows.free(row)
 
     def _spill(self, node: _Node, entry: _Entry, row: int) -> bool:
-        while self._disk and len(self._disk) >= self._disk_limit:
-            self._drop(next(iter(self._disk)))
-        if not self._disk_limit:
+        size = self.rows.size(node.depth)
+        if size > self._disk_limit:
             return False
+        while self._disk_used + size > self._disk_limit:
+            self._drop(next(iter(self._disk)))
         self._folder = self._folder or spill_folder()
         self._names += 1
         path = self._folder / f"{self._names}.state"
@@ -251,6 +254,7 @@ class PrefixCache:
             with contextlib.suppress(OSError):
                 path.unlink()
             return False
+        self._disk_used += size
         return True
 
     def _drop(self, node: _Node) -> None:
@@ -265,6 +269,7 @@ class PrefixCache:
         if entry is not None and entry.row is not None:
             self.rows.free(entry.row)
         if entry is not None and entry.path is not None:
+            self._disk_used -= self.rows.size(node.depth)
             with contextlib.suppress(OSError):
                 entry.path.unlink()
 

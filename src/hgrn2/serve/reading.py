@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from hgrn2.layers.key_value_rows import BLOCK
+from hgrn2.layers.key_values import KeyValues
 from hgrn2.layers.state import ModelState
 from hgrn2.models.language import LanguageModel
 from hgrn2.models.modes import reading
@@ -89,7 +91,7 @@ class Reader:
     def _read(self, one: Reading, end: int) -> ModelState:
         part = torch.from_numpy(one.ids[one.done : end]).to(self.model.device)
         with reading(self.model):
-            _, state = self.model.hidden(part.unsqueeze(0), one.state)
+            _, state = self.model.hidden(part.unsqueeze(0), _with_room(one.state, end - one.done))
         assert state is not None  # asked for, as `output_state` is by default
         return state
 
@@ -97,3 +99,10 @@ class Reader:
         request = one.ticket.request
         if self.cache is not None and request.cache and request.start is None:
             self.cache.keep(request.owner, one.ids[:tokens], state, plain=plain)
+
+
+def _with_room(state: ModelState, tokens: int) -> ModelState:
+    """The same state with memory for keys and values of so many more tokens, in blocks: what a text takes is known."""
+    return ModelState(
+        tuple(layer.with_room(tokens, BLOCK) if isinstance(layer, KeyValues) else layer for layer in state.layers)
+    )

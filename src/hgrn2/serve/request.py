@@ -12,8 +12,8 @@ from hgrn2.serve.prefix import Found
 
 Ended = Finished | Literal["cut"]
 """Why a text ends; cut: the server is about to end."""
-Trouble = Literal["busy", "late", "broken", "closing"]
-"""Too many wait; it took too long; the model's output is no number; the server is about to end."""
+Trouble = Literal["busy", "large", "late", "broken", "closing"]
+"""Too many wait; it never fits; it took too long; the model's output is no number; the server is about to end."""
 
 
 @dataclass(frozen=True, kw_only=True)

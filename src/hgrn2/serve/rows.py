@@ -1,7 +1,10 @@
-"""States as rows of bytes: a fixed piece of memory for as many as fit, and files for those that had to leave it.
+"""States as bytes within a limit of memory, and as files of those that had to leave it.
 
-A state goes in and out as a copy. Files are this process's own, checked by a checksum when they are read, and nobody
-finds them after it: they lie in a temporary folder whose name tells whose it is.
+A state goes in and out as a copy. States of constant size have one piece of memory that is taken once, so that nothing
+is broken into pieces over many requests; those that grow with their text take what they need.
+
+Files are this process's own, checked by a checksum when they are read, and nobody finds them after it: they lie in a
+temporary folder whose name tells whose it is.
 """
 
 import contextlib
@@ -14,79 +17,81 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from hgrn2.generate.compact import Held, StateBytes
 from hgrn2.layers.state import ModelState
 
 PREFIX = "hgrn2-prefix-"
 
 
 class StateRows:
-    """Room for a number of states of one model, each of one sequence."""
+    """Memory for states of one model, each of one sequence."""
 
-    def __init__(self, like: ModelState, limit: int) -> None:
-        """`like`: a state of one sequence; `limit`: bytes of memory at most."""
-        self._like = like.to("cpu")
-        self.nbytes = like.nbytes
-        count = limit // max(1, self.nbytes)
-        self._memory = torch.zeros(count, self.nbytes, dtype=torch.uint8)
+    def __init__(self, like: ModelState, limit: int, held: Held = "exact") -> None:
+        """`like`: a state of one sequence; `limit`: bytes of memory at most; `held`: in which precision."""
+        self._code, self.limit, self.used = StateBytes(like, held), limit, 0
+        self.exact = held == "exact"
+        self.grows = self._code.size(1) != self._code.size(2)
+        count = 0 if self.grows else limit // max(1, self._code.size(1))
+        self._memory = torch.zeros(count, self._code.size(1) if count else 0, dtype=torch.uint8)
         self._free = list(range(count))[::-1]
-        self.count = count
+        self._grown: dict[int, Tensor] = {}
+        self._names = 0
 
-    @property
-    def full(self) -> bool:
-        """Whether a row must be freed before the next `put`."""
-        return not self._free
+    def size(self, tokens: int) -> int:
+        """Bytes of a state that has read so many tokens."""
+        return self._code.size(tokens)
 
-    def put(self, state: ModelState) -> int:
-        """Copy a state into a free row; which one."""
-        row = self._free.pop()
-        self.write(row, state)
-        return row
+    def holds(self, tokens: int) -> bool:
+        """Whether such a state fits at all."""
+        return self.size(tokens) <= self.limit
 
-    def write(self, row: int, state: ModelState) -> None:
-        """Copy a state over a row in use."""
-        at = 0
-        for tensor in state.tensors().values():
-            flat = _bytes(tensor.detach().to("cpu"))
-            self._memory[row, at : at + flat.numel()] = flat
-            at += flat.numel()
+    def full(self, tokens: int) -> bool:
+        """Whether others must be freed before the next `put` of such a state."""
+        return self.used + self.size(tokens) > self.limit
 
-    def get(self, row: int) -> ModelState:
+    def put(self, state: ModelState, tokens: int) -> int:
+        """Copy a state that has read so many tokens; in which row."""
+        data = self._code.pack(state)
+        assert data.numel() == self.size(tokens)
+        self.used += data.numel()
+        if not self.grows:
+            row = self._free.pop()
+            self._memory[row] = data
+            return row
+        self._names += 1
+        self._grown[self._names] = data
+        return self._names
+
+    def get(self, row: int, tokens: int) -> ModelState:
         """A copy of the state in a row."""
-        return self._state(self._memory[row].clone())
+        return self._code.unpack(self._row(row).clone(), tokens)
 
     def free(self, row: int) -> None:
         """Let a row go."""
-        self._free.append(row)
+        self.used -= self._row(row).numel()
+        if self.grows:
+            del self._grown[row]
+        else:
+            self._free.append(row)
 
     def spill(self, row: int, path: Path) -> int:
         """Write a row to a file; returns its checksum."""
-        data = self._memory[row].numpy().tobytes()
+        data = self._row(row).numpy().tobytes()
         path.write_bytes(data)
         return zlib.crc32(data)
 
-    def read(self, path: Path, checksum: int) -> ModelState | None:
+    def read(self, path: Path, checksum: int, tokens: int) -> ModelState | None:
         """The state in a file of `spill`; None where it is not what was written."""
         try:
             data = bytearray(path.read_bytes())
         except OSError:
             return None
-        if len(data) != self.nbytes or zlib.crc32(data) != checksum:
+        if len(data) != self.size(tokens) or zlib.crc32(data) != checksum:
             return None
-        return self._state(torch.frombuffer(data, dtype=torch.uint8))
+        return self._code.unpack(torch.frombuffer(data, dtype=torch.uint8), tokens)
 
-    def _state(self, flat: Tensor) -> ModelState:
-        named, at = {}, 0
-        for name, like in self._like.tensors().items():
-            size = like.numel() * like.element_size()
-            named[name] = flat[at : at + size].view(like.dtype).view(like.shape)
-            at += size
-        return ModelState.from_tensors(named, self._like)
-
-
-def _bytes(tensor: Tensor) -> Tensor:
-    """A tensor's bytes [n] uint8, complex numbers as they lie in memory."""
-    tensor = torch.view_as_real(tensor) if tensor.is_complex() else tensor
-    return tensor.contiguous().reshape(-1).view(torch.uint8)
+    def _row(self, row: int) -> Tensor:
+        return self._grown[row] if self.grows else self._memory[row]
 
 
 def spill_folder() -> Path:

@@ -3,11 +3,10 @@
 import asyncio
 import contextlib
 import gc
-import ipaddress
 import os
 import socket
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -21,6 +20,7 @@ from hgrn2.generate.loading import load
 from hgrn2.models.quantize.config import QuantizeConfig
 from hgrn2.serve.driver import Driver
 from hgrn2.serve.engine import Engine
+from hgrn2.serve.listening import address_of, is_loopback, opened
 from hgrn2.serve.settings import MIB, EngineConfig, HttpConfig
 from hgrn2.serve.states import StateStore
 from hgrn2.serve.templates import find_template
@@ -78,14 +78,13 @@ def serve(served: Served, *, told: Callable[[str], None], warn: Callable[[str], 
         folder = served.states or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hgrn2-states-")))
         store = StateStore(
             folder, generator.model, generator.tokenizer, max_states=config.max_states,
-            max_bytes=config.states_mb * MIB,
+            max_bytes=config.states_mb * MIB, int8=config.states_int8,
         )  # fmt: skip
         name = served.name or (loaded.found.run or loaded.found.folder).resolve().name
         template = find_template(loaded.found.tokenizer, served.template)
         service = Service(generator, Driver(engine), store, template, name, loaded.example())
-        host, port = listening.getsockname()[:2]
-        shown = f"[{host}]" if ":" in host else host
-        run_app(service, config, served.keys, listening, lambda: told(f"serving {name} at http://{shown}:{port}"))
+        shown = address_of(listening)
+        run_app(service, config, served.keys, listening, lambda: told(f"serving {name} at {shown}"))
 
 
 def run_app(
@@ -146,32 +145,6 @@ class Server(uvicorn.Server):
     def _drain(self) -> None:
         if self._draining is None:
             self._draining = asyncio.get_running_loop().create_task(self._driver.drain(self._grace))
-
-
-@contextlib.contextmanager
-def opened(host: str, port: int) -> Iterator[socket.socket]:
-    """A socket that listens there."""
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listening = socket.socket(family, kind, protocol)
-    except OSError as error:
-        raise UserError(f"host {host!r} cannot be listened on: {error.strerror or error}") from None
-    with listening:
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listening.bind(address)
-            listening.listen(1024)
-        except OSError as error:
-            raise UserError(f"port {port} of {host} cannot be listened on: {error.strerror or error}") from None
-        yield listening
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches that address."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def read_keys(path: Path | None) -> tuple[str, ...]:

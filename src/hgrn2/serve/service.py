@@ -138,12 +138,16 @@ class Service:
         stops: tuple[str, ...] = (),
     ) -> Request:  # fmt: skip
         seed = secrets.randbelow(2**31) if body.seed is None else body.seed
+        tokens, context = self._max_tokens(body), self.engine.budget.context
+        if context and isinstance(body, ChatRequest) and body.max_tokens is body.max_completion_tokens is None:
+            before = len(ids) if start is None else start.tokens - 1 + len(ids)
+            tokens = max(1, min(tokens, context - before))  # nobody has asked for so many
         return Request(
             ids=ids,
             start=start,
             sampling=body.sampling(seed),
             seeded=body.seed is not None,
-            max_tokens=self._max_tokens(body),
+            max_tokens=tokens,
             stop=(*body.stops, *stops),
             stop_at_eot=not body.ignore_eos,
             samples=body.n or 1,

@@ -16,6 +16,8 @@ class PrefixConfig:
     """Mebibytes of states in memory at most; 0: none is kept."""
     cache_disk_mb: int = 1024
     """Mebibytes of states that had to leave memory, in temporary files; 0: they are dropped."""
+    cache_int8: bool = False
+    """Hold them in eight bits a number: more fit, and what follows is rounded; requests with a seed do without them."""
     cache_least: int = 16
     """Shorter texts are not kept: reading them again costs about as much as a copy."""
     cache_least_spilled: int = 512
@@ -37,6 +39,11 @@ class EngineConfig:
     chunk: int = 64
     """Tokens of a prompt read at once. Texts that are being written wait about as long as one takes, and the split
     never depends on who else is there."""
+    context: int = 0
+    """Tokens of a text with its prompt at most, where attention keeps all of them; 0: as many as --state-mb holds."""
+    state_mb: int = 2048
+    """Mebibytes of keys and values of all texts in progress at most (attention over everything): a text begins once
+    all that it may need is free. Other states have a constant size, and --slots bounds them."""
     queue: int = 256
     """Requests that may wait for a slot; more are refused."""
     max_prompt: int = 1_000_000
@@ -60,6 +67,8 @@ class EngineConfig:
         for name in ("max_prompt", "max_tokens"):
             value = getattr(self, name)
             refuse(not 1 <= value <= 1 << 31, f"{name} is {value}; it must be in [1, 2^31]")
+        refuse(not 0 <= self.context <= 1 << 31, f"context is {self.context}; it must be in [0, 2^31]")
+        refuse(not 1 <= self.state_mb <= 1 << 24, f"state_mb is {self.state_mb}; it must be in [1, 2^24]")
         for name in ("queue_seconds", "request_seconds"):
             value = getattr(self, name)
             refuse(not 0 < value <= 1e7, f"{name} is {value}; it must be in (0, 1e7]")
@@ -91,6 +100,8 @@ class HttpConfig:
     """Saved states at most."""
     states_mb: int = 4096
     """Mebibytes of saved states at most."""
+    states_int8: bool = False
+    """Save states in eight bits a number: smaller files, and what goes on from them is rounded."""
 
     def __post_init__(self) -> None:
         refuse(not self.host, "host is empty; give an address, as 127.0.0.1")

@@ -4,6 +4,9 @@ A step computes in the least of a few widths that holds the texts in use, which 
 width is used only if it was seen to give every row the same bits as the widest one does, wherever the row stands: what
 a text becomes then depends on nobody else. (Matrix products of very few rows sum in another order and are left out.)
 On a GPU each width is one captured graph.
+
+Keys and values of attention are held text by text (`KeyValueRows`): they take memory as the text grows, and what comes
+of a text depends on no other either. Steps of such models are not captured.
 """
 
 from collections.abc import Callable
@@ -11,10 +14,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from hgrn2.errors import UserError
 from hgrn2.generate.config import GraphUse
 from hgrn2.generate.steps import captured, choose_graph
-from hgrn2.layers.state import ModelState
+from hgrn2.layers.key_value_rows import KeyValueRows, apart, no_rows, own
+from hgrn2.layers.key_values import KeyValues
+from hgrn2.layers.state import LayerState, ModelState
 from hgrn2.models.language import LanguageModel
 from hgrn2.models.modes import reading
 from hgrn2.serve.gates import memory_lengths
@@ -27,27 +31,21 @@ class Slots:
     """Up to S texts; those in use are rows 0 to `used` - 1."""
 
     def __init__(self, model: LanguageModel, size: int, *, vocabulary: int, graph: GraphUse = "auto") -> None:
-        """Allocate S = `size` states (rounded up to a power of two on a CPU).
-
-        Raises:
-            UserError: a model whose state grows with the text.
-        """
-        if model.config.grows:
-            kinds = model.config.named_kinds
-            raise UserError(f"serving needs states of constant size, and those of {kinds} grow with the text")
+        """Allocate S = `size` states (rounded up to a power of two on a CPU); keys and values are not set aside."""
         self.model, self.vocabulary, self.used = model, vocabulary, 0
         self.size = size
         rows = 1 << (size - 1).bit_length()
         self.tokens = torch.zeros(rows, 1, dtype=torch.int64, device=model.device)
-        self.state = model.zeros(rows)
+        self.grows = model.config.grows
+        self.state = _pool(model.zeros(rows))
         self.exact = model.device.type == "cpu"
         """Whether a text is bit for bit the same alone and beside others."""
         if self.exact:
             self.widths, self.exact = agreeing_widths(model, rows)
         else:
             self.widths = (*(w for w in GPU_WIDTHS if w < rows), rows)
-        self._views = {width: (self.tokens[:width], self._rows(0, width)) for width in self.widths}
-        graphed = choose_graph(model.device, graph)[0]
+        self._views = {} if self.grows else {width: self._rows(0, width) for width in self.widths}
+        graphed = choose_graph(model.device, graph, grows=self.grows)[0]
         self._steps = {width: self._step_of(width, graphed) for width in self.widths}
         self.clear()
 
@@ -56,14 +54,17 @@ class Slots:
         self.used = 0
         with torch.inference_mode():
             self.tokens.zero_()
-            self.state.map(Tensor.zero_)
+            if self.grows:
+                self.state = _pool(self.model.zeros(len(self.tokens)))
+            else:
+                self.state.map(Tensor.zero_)
 
     def enter(self, state: ModelState, last: int) -> int:
         """Copy the state of one text, which has not read its token `last` yet, into a free slot; which one."""
         assert self.used < self.size
         row = self.used
         with torch.inference_mode():
-            self._rows(row).overwrite(state)
+            self._put(row, state)
             self.tokens[row] = last
         self.used += 1
         return row
@@ -73,9 +74,9 @@ class Slots:
         self.used -= 1
         with torch.inference_mode():
             if row != self.used:
-                self._rows(row).overwrite(self._rows(self.used))
+                self._put(row, self._rows(self.used))
                 self.tokens[row] = self.tokens[self.used]
-            self._rows(self.used).map(Tensor.zero_)
+            self._put(self.used, None)
             self.tokens[self.used] = 0
 
     def step(self) -> Tensor:
@@ -105,11 +106,51 @@ class Slots:
             return self.state.select([row]).to("cpu")
 
     def _rows(self, first: int, count: int = 1) -> ModelState:
-        return self.state.map(lambda x: x[first : first + count])
+        """Some of the slots, in the same memory."""
+
+        def part(layer: LayerState | KeyValueRows) -> LayerState | KeyValueRows:
+            if isinstance(layer, KeyValueRows):
+                return layer.part(first, count)
+            return layer.map(lambda x: x[first : first + count])
+
+        return ModelState(tuple(map(part, self.state.layers)))
+
+    def _put(self, row: int, state: ModelState | None) -> None:
+        """Copy a state of one text into a slot, that of another slot included; None: nothing stands there any more."""
+        layers = list(self.state.layers)
+        for n, mine in enumerate(layers):
+            its = None if state is None else state.layers[n]
+            if isinstance(mine, KeyValueRows):
+                kept = its.rows[0] if isinstance(its, KeyValueRows) else its and own(its)
+                layers[n] = mine.replaced(row, (kept,))
+                if mine.conv is not None:
+                    mine.conv[row : row + 1] = its.conv if its is not None and its.conv is not None else 0
+            elif its is None:
+                self._row(mine, row).map(Tensor.zero_)
+            else:
+                self._row(mine, row).overwrite(its)
+        self.state = ModelState(tuple(layers)) if self.grows else self.state
+
+    @staticmethod
+    def _row(layer: LayerState, row: int) -> LayerState:
+        return layer.map(lambda x: x[row : row + 1])
+
+    def _grown(self, state: ModelState | None) -> None:
+        """Take keys and values that a step has added to; everything else was written in place."""
+        assert state is not None
+        layers = list(self.state.layers)
+        for n, (mine, new) in enumerate(zip(layers, state.layers, strict=True)):
+            if isinstance(mine, KeyValueRows):
+                layers[n] = mine.replaced(0, new.rows)
+                if mine.conv is not None:
+                    mine.conv[: new.batch] = new.conv
+        self.state = ModelState(tuple(layers))
 
     def _call(self, width: int, trace: list[Tensor] | None = None) -> Tensor:
-        tokens, state = self._views[width]
-        features, _ = self.model.hidden(tokens, state, inplace=True, trace=trace)
+        state = self._rows(0, width) if self.grows else self._views[width]
+        features, made = self.model.hidden(self.tokens[:width], state, inplace=True, trace=trace)
+        if self.grows:
+            self._grown(made)
         logits = self.model.logits(features[:, 0])[:, : self.vocabulary]
         return logits if logits.dtype == torch.float64 else logits.float()
 
@@ -144,7 +185,8 @@ def agreeing_widths(model: LanguageModel, rows: int) -> tuple[tuple[int, ...], b
         assert begun is not None  # asked for, as `output_state` is by default
 
         def step(chosen: Tensor) -> list[Tensor]:
-            features, state = model.hidden(tokens[chosen, TRIED:], begun.select(chosen), inplace=True)
+            parted = ModelState(tuple(_apart(layer) for layer in begun.select(chosen).layers))
+            features, state = model.hidden(tokens[chosen, TRIED:], parted, inplace=True)
             assert state is not None
             return [model.logits(features[:, 0]), *state.tensors().values()]
 
@@ -157,3 +199,12 @@ def agreeing_widths(model: LanguageModel, rows: int) -> tuple[tuple[int, ...], b
         widths = [width for width in (1 << n for n in range(rows.bit_length() - 1)) if agrees(width)]
         exact = agrees(rows)
     return (*(widths if exact else []), rows), exact
+
+
+def _pool(state: ModelState) -> ModelState:
+    """Free slots: zeros, and no text that has keys and values."""
+    return ModelState(tuple(no_rows(layer) if isinstance(layer, KeyValues) else layer for layer in state.layers))
+
+
+def _apart(layer: LayerState | KeyValues) -> LayerState | KeyValueRows:
+    return apart(layer) if isinstance(layer, KeyValues) else layer

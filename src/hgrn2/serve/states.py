@@ -64,11 +64,12 @@ class StateStore:
     """States on disk; every owner sees their own. Called from any thread."""
 
     def __init__(
-        self, folder: Path, model: LanguageModel, tokenizer: Tokenizer, *, max_states: int, max_bytes: int
-    ) -> None:
+        self, folder: Path, model: LanguageModel, tokenizer: Tokenizer, *, max_states: int, max_bytes: int,
+        int8: bool = False,
+    ) -> None:  # fmt: skip
         """Look at what is in the folder, which is made where it is missing; files that are no states are left alone."""
         self.folder, self.model, self.tokenizer = folder, model, tokenizer
-        self.max_states, self.max_bytes = max_states, max_bytes
+        self.max_states, self.max_bytes, self.int8 = max_states, max_bytes, int8
         self.origin = origin_of(model, tokenizer)
         self._lock = threading.Lock()
         folder.mkdir(parents=True, exist_ok=True)
@@ -103,7 +104,9 @@ class StateStore:
         key = f"st-{secrets.token_hex(8)}"
         notes = {"name": name, "created": str(int(time.time())), "parent": parent or "", "owner": owner}
         try:
-            save_snapshot(self._path(key), snapshot, self.model, self.tokenizer, origin=self.origin, notes=notes)
+            save_snapshot(
+                self._path(key), snapshot, self.model, self.tokenizer, origin=self.origin, notes=notes, int8=self.int8
+            )
             saved = self._look(self._path(key))
         except UserError as error:  # a full disk
             log.error("%s", error)
