@@ -12,13 +12,14 @@ from hgrn2.errors import UserError
 from hgrn2.inspect import Trace, differences, effective_rank, trace
 from hgrn2.inspect.states import along
 from hgrn2.layers.config import MixerConfig
+from hgrn2.layers.mamba import Mamba
 from hgrn2.layers.mamba2 import Mamba2
 from hgrn2.layers.operators import Operators
 from hgrn2.models.config import ModelConfig
 from hgrn2.models.language import LanguageModel
 
 TOKENS = 40
-GATED = [name for name in CONFIGS if not name.startswith(("attention", "mamba")) or name == "mamba2"]
+GATED = [name for name in CONFIGS if not name.startswith("attention")]
 """Those whose outputs are laid open as sums."""
 EXACT = 1e-10
 
@@ -37,8 +38,8 @@ def text(tokens: int = TOKENS) -> Tensor:
 
 
 def outputs(model: LanguageModel, ids: Tensor) -> dict[int, Tensor]:
-    """What every layer's norm is given, [T,...]: the scan's output; of hgru1 [Re h, Im h]. Of Mamba-2, whose norm comes
-    after more, what its operator returns."""
+    """What every layer's norm is given, [T,...]: the scan's output; of hgru1 [Re h, Im h]. Of Mamba and Mamba-2, whose
+    norms come after more or are missing, what their operators return."""
     caught: dict[int, Tensor] = {}
     handles = [
         block.mixer.norm.register_forward_pre_hook(lambda _, given, n=n: caught.__setitem__(n, given[0][0]))
@@ -53,8 +54,14 @@ def outputs(model: LanguageModel, ids: Tensor) -> dict[int, Tensor]:
             scanned.append(found[0][0].flatten(1))
             return found
 
+        def selective_scan(self, *tensors: Tensor, **options: Any) -> tuple[Tensor, Tensor | None]:
+            found = super().selective_scan(*tensors, **options)
+            scanned.append(found[0][0])
+            return found
+
     with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Mamba2, "operators", Recorded())
+        for kind in (Mamba, Mamba2):
+            patch.setattr(kind, "operators", Recorded())
         model(ids[None])
     for handle in handles:
         handle.remove()
@@ -181,5 +188,5 @@ def test_refusals() -> None:
     with pytest.raises(UserError, match="no token 40"):
         trace(model, text()).layers[0].contributions(TOKENS)
     attention = made("hgru2", mixer=MixerConfig(kind="attention", head_size=8), lower_bound="none")
-    with pytest.raises(UserError, match=r"no layer of this model is a sum .*attention"):
+    with pytest.raises(UserError, match=r"no layer of this model is a sum faded by forget gates.*attention"):
         trace(attention, text())

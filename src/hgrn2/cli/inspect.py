@@ -112,7 +112,7 @@ def _print(found: "Inspection", name: str) -> None:
     console.show(title, console.Columns(HEAD, rows(found), text=(1,)), MEANING)
     if found.left_out:
         left = ", ".join(f"{layer} ({kind})" for layer, kind in found.left_out.items())
-        console.show(f"left out, as their mixers are not sums faded by gates of a head: layers {left}")
+        console.show(f"left out, as their mixers have no forget gates: layers {left}")
     if found.difference:
         apart = [f"{one.layer}: {one.distance.mean():.2f}" for one in found.difference]
         console.show(f"distance of the two states by layer, 0 to √2: {', '.join(apart)}")

@@ -25,7 +25,7 @@ class LayerNumbers:
     layer: int
     kind: str
     sizes: tuple[int, int]
-    """Heads, and channels of a head; a vector state is one head of D channels."""
+    """Heads, and channels of a head; a state of single channels is one head of all of them."""
     lower_bound: np.ndarray
     """γ [D]."""
     mean_log_forget: np.ndarray
@@ -136,7 +136,7 @@ def measure(found: Trace, names: Sequence[str], token: int = -1, other: Trace | 
 def _layer(layer: LayerTrace, after: list[int], token: int) -> LayerNumbers:
     log_f = layer.terms.log_forget
     heads, size = log_f.shape[1:]
-    groups = (1, heads) if layer.vector else (heads, size)
+    groups = (1, heads * size) if layer.vector else (heads, size)
     norm, rank = along(layer, after)
     return LayerNumbers(
         layer=layer.layer, kind=layer.kind, sizes=groups, lower_bound=_array(layer.lower_bound.flatten()),

@@ -20,7 +20,8 @@ from hgrn2.settings import refuse
 class LayerTrace:
     """The recurrence of one layer over a text of T tokens, with H heads of K keys and V values.
 
-    Of a layer with a vector state (hgru1, hgru1_real) every channel is a head with K = V = 1.
+    Of a layer with a state of single channels every channel is a head with V = 1: K = 1 for hgru1 and hgru1_real, K = N
+    for mamba. All of them are shown as one head.
     """
 
     layer: int
@@ -39,8 +40,8 @@ class LayerTrace:
 
     @property
     def vector(self) -> bool:
-        """Whether the state is a vector: no heads to tell apart, no matrix to have a rank."""
-        return self.terms.key.shape[2] == self.terms.value.shape[2] == 1
+        """Whether the state is of single channels: no heads to tell apart, no matrix to have a rank."""
+        return self.terms.value.shape[2] == 1
 
     def time_scales(self) -> Tensor:
         """τ = -1 / mean ln f over the text, in tokens, [H,K]; inf where nothing is forgotten."""
@@ -129,7 +130,7 @@ class Trace:
     layers: tuple[LayerTrace, ...]
     """Those that can be laid open."""
     left_out: dict[int, str]
-    """The others, and the kinds of their mixers: attention, and mamba, whose gates are not of heads."""
+    """The others, which have no forget gates, and the kinds of their mixers: attention."""
     logprobs: Tensor
     """ln p of each token but the first, [T-1]."""
     state: ModelState
@@ -174,9 +175,7 @@ def trace(model: LanguageModel, tokens: Tensor | Sequence[int]) -> Trace:
             layers.append(LayerTrace(n, mixer.config.kind, terms, lower_bound))
     if not layers:
         kinds = model.config.named_kinds
-        raise UserError(
-            f"no layer of this model is a sum faded by gates of a head, which is looked at: they are {kinds}"
-        )
+        raise UserError(f"no layer of this model is a sum faded by forget gates, which is looked at: they are {kinds}")
     return Trace(ids[0], tuple(layers), left_out, logprobs, state)
 
 

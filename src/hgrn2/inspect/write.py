@@ -80,9 +80,7 @@ def _body(found: Inspection, figures: dict[str, SavedFigure], model: str, text: 
     note = "" if figures else page.paragraph("Figures need matplotlib: <code>pip install 'hgrn2[plot]'</code>.", "note")
     left = ", ".join(f"{layer} ({kind})" for layer, kind in found.left_out.items())
     missing = (
-        page.paragraph(
-            page.text(f"Left out, as their mixers are not sums faded by gates of a head: layers {left}."), "note"
-        )
+        page.paragraph(page.text(f"Left out, as their mixers have no forget gates: layers {left}."), "note")
         if left
         else ""
     )

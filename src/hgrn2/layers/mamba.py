@@ -18,6 +18,7 @@ from hgrn2.layers.kinds import inner_width, states_of, step_rank
 from hgrn2.layers.operators import WHOLE, Operators
 from hgrn2.layers.state import LayerState
 from hgrn2.layers.steps import start_steps, start_taps
+from hgrn2.layers.terms import Terms
 from hgrn2.ops.backend import work_dtype
 
 
@@ -105,6 +106,16 @@ class Mamba(nn.Module):
         mixed, _ = self._convolve(self.in_proj(x)[..., : self.inner], past, None, None, False)
         step, _, _ = self._selected(mixed, None)
         return (step.unsqueeze(-1) * -self.log_decay.to(step.dtype).exp()).flatten(2)
+
+    def terms(self, x: Tensor, lower_bound: Tensor | None) -> Terms:
+        """The recurrence over x [B,T,D] as a sum over tokens, of sequences that start at x, without d x_t: every channel
+        is a head of N keys and one value."""
+        mixed, _ = self._convolve(self.in_proj(x)[..., : self.inner], None, None, None, False)
+        step, write, read = self._selected(mixed, None)
+        step = step.unsqueeze(-1)
+        read, write = (part.to(step.dtype).unsqueeze(2) for part in (read, write))
+        log_f = step * -self.log_decay.to(step.dtype).exp()
+        return Terms(read.expand_as(log_f), step * write, mixed.to(step.dtype).unsqueeze(-1), log_f)
 
     def _convolve(
         self, x: Tensor, past: Tensor | None, cu_seqlens: Tensor | None, padding_mask: Tensor | None, output_state: bool

@@ -2,7 +2,8 @@
 
     S_t = Diag(f_t e^{iθ}) S_{t-1} + k_t ⊗ v_t        y_t = q_t S_t = Σ_{s≤t} q_t Diag(Π_{s<r≤t} f_r e^{iθ}) k_s ⊗ v_s
 
-HGRU2 has k = 1 - f, GLA a key of its own; HGRU1's vector state is D heads of one channel that are read with q = 1.
+HGRU2 has k = 1 - f, GLA a key of its own; HGRU1's vector state is D heads of one channel that are read with q = 1;
+Mamba's is E heads of N keys and one value each.
 """
 
 from typing import NamedTuple
