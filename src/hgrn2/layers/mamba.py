@@ -108,8 +108,8 @@ class Mamba(nn.Module):
         return (step.unsqueeze(-1) * -self.log_decay.to(step.dtype).exp()).flatten(2)
 
     def terms(self, x: Tensor, lower_bound: Tensor | None) -> Terms:
-        """The recurrence over x [B,T,D] as a sum over tokens, of sequences that start at x, without d x_t: every channel
-        is a head of N keys and one value."""
+        """The recurrence over x [B,T,D] as a sum over tokens, of sequences that start at x, without d x_t: every
+        channel is a head of N keys and one value."""
         mixed, _ = self._convolve(self.in_proj(x)[..., : self.inner], None, None, None, False)
         step, write, read = self._selected(mixed, None)
         step = step.unsqueeze(-1)
