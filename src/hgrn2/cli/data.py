@@ -38,7 +38,8 @@ class Prepare:
     """The folder to make."""
     tokenizer: Annotated[str, tyro.conf.arg(metavar="SPEC")]
     """bytes, chars (those of the inputs), bpe:N (N tokens learned from the inputs, such as bpe:8000), a tokenizer.json,
-    a folder or file of GPT-2-style vocabulary files, or the folder of a prepared corpus to use its tokenizer again."""
+    a folder or file of GPT-2-style vocabulary files, a SentencePiece .model, a .tiktoken file, tiktoken:NAME, or the
+    folder of a prepared corpus to use its tokenizer again."""
     valid_fraction: float = 0.01
     """Part of the documents held out as the split `valid`, at random; of a single document its end. 0: none."""
     valid: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="INPUT [INPUT ...]", help_behavior_hint="(optional)")] = ()

@@ -2,7 +2,8 @@
 
 from collections.abc import Iterable, Iterator
 
-from hgrn2.data.vocabulary import END_OF_DOCUMENT, JsonTokenizer
+from hgrn2.data.tokenizer_base import END_OF_DOCUMENT
+from hgrn2.data.vocabulary import JsonTokenizer
 from hgrn2.errors import UserError
 from hgrn2.progress import Progress, silent
 from hgrn2.settings import refuse

@@ -93,14 +93,13 @@ def _prefixes(step: dict[str, Any]) -> bool:
 class Cutter:
     """Finds places at which the parts of a text, encoded by themselves, have the ids of the whole.
 
-    A place is taken where the model cannot see over it: a border of the pre-tokenizer's words, or else two characters
-    that stand side by side in no token of the vocabulary, so that neither a merge nor a piece can hold both. Besides,
-    the text around it must come out the same in one part and in two: normalisers and the pre-tokenizer look ahead.
+    A place is taken where the model cannot see over it, as `apart` tells of the texts on both sides. Besides, the text
+    around it must come out the same in one part and in two: normalisers and splitting look ahead.
     """
 
-    def __init__(self, library: Any, encode: Callable[[list[str]], list[list[int]]]) -> None:
-        """`library` is the `tokenizers.Tokenizer` for text that continues, `encode` encodes texts with it."""
-        self._library, self._encode = library, encode
+    def __init__(self, encode: Callable[[list[str]], list[list[int]]], apart: Callable[[str, str], bool]) -> None:
+        """`encode` encodes texts that continue others."""
+        self._encode, self._apart = encode, apart
 
     def cut(self, text: str, limit: int, before: int = 0) -> int | None:
         """As `Tokenizer.cut`, within the last `WINDOW` characters before the limit."""
@@ -117,8 +116,18 @@ class Cutter:
 
     def _same(self, left: str, right: str) -> bool:
         whole, one, other = self._encode([left + right, left, right])
-        if whole != one + other:
-            return False
+        return whole == one + other and self._apart(left, right)
+
+
+class Seams:
+    """Whether the model of a `tokenizer.json` cannot see over a place: a border of the pre-tokenizer's words, or two
+    characters that stand side by side in no token, so that neither a merge nor a piece can hold both."""
+
+    def __init__(self, library: Any) -> None:
+        """`library` is the `tokenizers.Tokenizer` for text that continues."""
+        self._library = library
+
+    def __call__(self, left: str, right: str) -> bool:
         plain = [self._normalised(part) for part in (left, right, left + right)]
         return plain[0] + plain[1] == plain[2] and (self._splits(plain[2], len(plain[0])) or self._apart(*plain[:2]))
 

@@ -1,4 +1,4 @@
-"""Text to token ids and back: bytes and characters; `load_tokenizer` finds every kind by its spec.
+"""Text to token ids and back: bytes and characters here; `load_tokenizer` finds every kind by its spec.
 
 A tokenizer is a value: `identity()` says which one it is, `save` writes it into a folder as JSON, and `load_tokenizer`
 of that folder gives an equal one. Whatever stands in a text is text: the spelling of a special token inside a document
@@ -14,8 +14,12 @@ from typing import Any
 
 import numpy as np
 
+from hgrn2.data.reading import open_binary, plain_name
+from hgrn2.data.sentencepiece_model import FILE as MODEL_FILE
+from hgrn2.data.sentencepiece_model import SentencePieceTokenizer
+from hgrn2.data.tiktoken_ranks import ENDING, PREFIX, TiktokenTokenizer, load_named, load_saved, load_tiktoken
 from hgrn2.data.tokenizer_base import SAVED_FORMAT, SAVED_NAME, Ids, Tokenizer, utf8
-from hgrn2.data.vocabulary import JsonTokenizer, load_vocabulary
+from hgrn2.data.vocabulary import LIMIT, JsonTokenizer, load_vocabulary
 from hgrn2.errors import UserError
 from hgrn2.files import atomic_folder, read_json
 from hgrn2.settings import refuse
@@ -104,8 +108,10 @@ def load_tokenizer(spec: str | Path, *, text: str | Iterable[str] | None = None)
 
     `bytes`; `chars` (built from `text`); the path of a `tokenizer.json`; a file or the folder of GPT-2-style files
     (`vocab.bpe` with `encoder.json`, or `merges.txt` with `vocab.json`, with or without a prefix as in
-    `gpt2-vocab.bpe`); a folder written by `save`, or one that holds it under `tokenizer/` (a prepared corpus).
-    Vocabulary files may be compressed (.xz, .gz). What cannot be found or read is a `UserError`.
+    `gpt2-vocab.bpe`); a SentencePiece `.model`; a `.tiktoken` file (`hgrn2.data.tiktoken_ranks` says what stands beside
+    it), or `tiktoken:NAME` for an encoding that tiktoken downloads; a folder written by `save`, or one that holds it
+    under `tokenizer/` (a prepared corpus). Vocabulary files may be compressed (.xz, .gz, .zst). What cannot be found or
+    read is a `UserError`.
     """
     if str(spec) == ByteTokenizer.kind:
         return ByteTokenizer()
@@ -113,6 +119,8 @@ def load_tokenizer(spec: str | Path, *, text: str | Iterable[str] | None = None)
         if text is None:
             raise UserError("tokenizer 'chars' is built from a text, and none is given here; give a saved one's folder")
         return CharTokenizer.from_text(text)
+    if str(spec).startswith(PREFIX):
+        return load_named(str(spec))
     path = Path(spec)
     refuse(not path.exists(), f"tokenizer {spec}: write bytes, chars, or the path of a vocabulary; this does not exist")
     for saved in (path / SAVED_NAME, path / "tokenizer" / SAVED_NAME):
@@ -120,7 +128,18 @@ def load_tokenizer(spec: str | Path, *, text: str | Iterable[str] | None = None)
             return _load_saved(saved)
     if path.name == SAVED_NAME:
         return _load_saved(path)
-    return load_vocabulary(path)
+    if path.is_dir() and (path / MODEL_FILE).is_file() and not (path / "tokenizer.json").is_file():
+        path = path / MODEL_FILE
+    if plain_name(path).endswith(".model"):
+        return _load_model(path)
+    return load_tiktoken(path) if plain_name(path).endswith(ENDING) else load_vocabulary(path)
+
+
+def _load_model(path: Path) -> SentencePieceTokenizer:
+    with open_binary(path) as opened:
+        data = opened.stream.read(LIMIT + 1)
+    refuse(len(data) > LIMIT, f"{path} holds more than {LIMIT:,} bytes; that is no tokenizer file")
+    return SentencePieceTokenizer(data, str(path))
 
 
 def save_once(tokenizer: Tokenizer, folder: Path) -> None:
@@ -151,6 +170,10 @@ def _load_saved(path: Path) -> Tokenizer:
     elif saved["kind"] == CharTokenizer.kind:
         refuse(not isinstance(saved.get("characters"), str), f"{path} lacks its characters")
         tokenizer = CharTokenizer(saved["characters"])
+    elif saved["kind"] == SentencePieceTokenizer.kind:
+        tokenizer = _load_model(path.with_name(MODEL_FILE))
+    elif saved["kind"] == TiktokenTokenizer.kind:
+        tokenizer = load_saved(path.parent, saved)
     else:
         refuse(saved["kind"] != JsonTokenizer.kind, f"{path} is of an unknown kind {saved['kind']!r}")
         tokenizer = load_vocabulary(path.with_name("tokenizer.json"))

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
@@ -16,6 +17,7 @@ from hgrn2.settings import refuse
 
 SAVED_NAME = "hgrn2_tokenizer.json"
 SAVED_FORMAT = 1
+END_OF_DOCUMENT = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|end|>")
 
 Ids = Sequence[int] | np.ndarray
 
@@ -81,7 +83,7 @@ class Tokenizer(ABC):
         return {"kind": self.kind, "vocab_size": self.vocab_size, "eot": self.eot, "sha256": self.sha256}
 
     def save(self, folder: Path) -> None:
-        """Write the tokenizer into a folder as JSON that needs no other file; a new folder is whole or absent."""
+        """Write the tokenizer into a folder that needs no other file; a new folder is whole or absent."""
         folder = Path(folder)
         if folder.exists():
             self.write_files(folder)
@@ -110,6 +112,13 @@ class Tokenizer(ABC):
                 f"token id {int(array[place])} at position {place} is outside this vocabulary of {self.vocab_size:,}"
             )
         return array.astype(np.int64)
+
+
+def library_threads() -> int:
+    """Threads that a library may encode with: one where the variable TOKENIZERS_PARALLELISM says so, which every
+    library here heeds."""
+    off = os.environ.get("TOKENIZERS_PARALLELISM", "").lower() in ("0", "false", "off", "no")
+    return 1 if off else os.cpu_count() or 1
 
 
 def utf8(text: str) -> bytes:

@@ -12,15 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from hgrn2.data.parts import Cutter, adds_space, fresh_start, steps, without_beginning
+from hgrn2.data.parts import Cutter, Seams, adds_space, fresh_start, steps, without_beginning
 from hgrn2.data.reading import COMPRESSED, plain_name, read_text
-from hgrn2.data.tokenizer_base import Ids, Tokenizer, utf8
+from hgrn2.data.tokenizer_base import END_OF_DOCUMENT, Ids, Tokenizer, utf8
 from hgrn2.errors import UserError
 from hgrn2.files import parse_json, write_text
 from hgrn2.settings import refuse
 
 LIMIT = 1 << 28  # bytes of one vocabulary file; the largest in use (256k entries) have about 35 MB
-END_OF_DOCUMENT = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|end|>")
 BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 PAIRS = (("vocab.bpe", "encoder.json"), ("merges.txt", "vocab.json"))  # OpenAI's names and Hugging Face's
 
@@ -121,7 +120,7 @@ class JsonTokenizer(Tokenizer):
     def _cutter(self) -> Cutter:
         library = self._library if self._continuing is None else self._continuing
         return Cutter(
-            library, lambda texts: [ids.tolist() for ids in self.encode_documents(texts, [True] * len(texts))]
+            lambda texts: [ids.tolist() for ids in self.encode_documents(texts, [True] * len(texts))], Seams(library)
         )
 
     @cached_property
@@ -222,7 +221,6 @@ def load_vocabulary(path: Path) -> JsonTokenizer:
     if path.is_dir():
         return _from_folder(path)
     name = plain_name(path)
-    refuse(name.endswith(".model"), f"{path} is a SentencePiece model, which is not read; give its tokenizer.json")
     for pair in PAIRS:
         ending = next((ending for ending in pair if name.endswith(ending)), None)
         if ending:
