@@ -7,7 +7,7 @@ import pytest
 
 from hgrn2.errors import UserError
 from hgrn2.rows import Row
-from hgrn2.study.arms import arms
+from hgrn2.study.arms import arms, subjects
 from hgrn2.study.page import BEGIN, END, block, update
 from hgrn2.study.protocol import Study
 from hgrn2.study.results import groups
@@ -104,11 +104,17 @@ def test_length_and_ablation_say_what_changes(row: Make) -> None:
     length = Study(study="length", size="45m", sweep_tokens=16_000_000)
     (arm,) = arms(length, ("hgrn2",))
     buckets = [[1, 2, 7.0], [128, 256, 4.0], [256, 512, 3.9], [2048, 4096, 4.5]]
+    (carry,) = arms(length, ("hgrn2-carry",))
+    assert carry.run == ("data.carry=true", "data.reset_at_documents=true")
+    assert "llama-carry" not in subjects(length)
     rows = [row(length, arm, 4.0, lr=1e-3, by_position=buckets)]
+    later = [[first, stop, nats - 0.01 * n] for n, (first, stop, nats) in enumerate(buckets)]
+    rows.append(row(length, carry, 4.1, lr=1e-3, by_position=later))
     ablation = Study(study="ablation", size="45m", sweep_tokens=16_000_000)
     rows += swept(row, "hgrn2", 4.0, study=ablation) + swept(row, "no-bound", 4.2, study=ablation)
     made = block(rows)
     assert "- hgrn2: 4.000 at positions 128 to 256, 4.500 at 2,048 to 4,096, 0.500 higher" in made
+    assert "hgrn2-carry beside hgrn2, nats/token: +0.000 at the first position, -0.020, -0.030 in the doublings" in made
     assert "- no-bound: 0.2000 higher (one seed)" in made
 
 

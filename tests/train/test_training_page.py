@@ -55,3 +55,8 @@ def test_a_run_that_ends_several_times(here: Path, capsys: pytest.CaptureFixture
     carry_out("A learning rate that stays, and ends several times", capsys)
     assert (read_json(here / "runs" / "stable" / "summary.json")["steps"]) == 20
     assert (here / "runs" / "decayed" / "checkpoints" / "step-00000010").is_dir()
+
+
+def test_states_carried(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    carry_out("States carried from step to step", capsys)
+    assert (read_json(here / "runs" / "carried" / "summary.json")["steps"]) == 20

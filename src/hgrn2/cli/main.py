@@ -85,6 +85,8 @@ VERBS: dict[str, tuple[str, dict[str, str]]] = {
             "expansion": "study_language:StudyExpansion",
             "ablation": "study_language:StudyAblation",
             "length": "study_language:StudyLength",
+            "stream": "study_language:StudyStream",
+            "monitor": "study_language:StudyMonitor",
             "mqar": "study:StudyMQAR",
             "collect": "study_language:StudyCollect",
             "table": "study_language:StudyTable",

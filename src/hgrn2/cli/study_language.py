@@ -1,4 +1,5 @@
-"""`hgrn2 study compare | expansion | ablation | length`, and table and collect: comparisons of language models."""
+"""`hgrn2 study compare | expansion | ablation | length | stream | monitor`, and table and collect: comparisons of
+language models."""
 
 import math
 import sys
@@ -12,7 +13,7 @@ import tyro
 from hgrn2 import console
 from hgrn2.cli.bench import Folder, flat
 from hgrn2.settings import refuse
-from hgrn2.study.protocol import Arm, Case, Compile, OptimizerName, Precision, SizeName, Study, StudyName
+from hgrn2.study.protocol import GENERATED, Arm, Case, Compile, OptimizerName, Precision, SizeName, Study, StudyName
 
 if TYPE_CHECKING:
     from hgrn2.rows import Row
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from hgrn2.study.training import Place
 
 PAGE, RESULTS = Path("docs/study.md"), Path("results")
+APPLICATIONS_PAGE = Path("docs/applications.md")
 Sizes = Annotated[SizeName, tyro.conf.arg(metavar="SIZE")]
 
 
@@ -217,8 +219,37 @@ class StudyLength(LanguageStudy):
 
 @flat
 @dataclass(frozen=True, kw_only=True)
+class StudyStream(LanguageStudy):
+    """A stream that never ends: bytes of a text read on with a carried state, its size and loss by position measured.
+
+    HGRN2, HGRN1 and attention with a window of the training length, trained with carried states; HGRN2 trained on
+    windows beside them. After training up to a million held-out bytes are read as one stream.
+
+    Example: hgrn2 study stream --out runs/stream --data corpora/wiki-bytes
+    """
+
+    study: ClassVar[StudyName] = "stream"
+
+
+@flat
+@dataclass(frozen=True, kw_only=True)
+class StudyMonitor(LanguageStudy):
+    """Watching machines: forecasts and faults in generated logs, where what is right was said long ago.
+
+    HGRN2, HGRN1, Mamba-2, attention with a window, and LLaMA with every key kept; the data is generated.
+
+    Example: hgrn2 study monitor --out runs/monitor
+    """
+
+    study: ClassVar[StudyName] = "monitor"
+    data: Annotated[str, tyro.conf.arg(metavar="generated")] = GENERATED
+    """The logs are generated: nothing else can be given."""
+
+
+@flat
+@dataclass(frozen=True, kw_only=True)
 class StudyTable:
-    """Make the tables and plots of docs/study.md anew from the rows of all studies.
+    """Make the tables and plots of docs/study.md and docs/applications.md anew from the rows of all studies.
 
     Example: hgrn2 study table
     """
@@ -227,13 +258,19 @@ class StudyTable:
     """The folder with study.jsonl."""
     page: Annotated[Path, tyro.conf.arg(metavar="FILE")] = PAGE
     """The page; plots go beside it."""
+    applications: Annotated[Path, tyro.conf.arg(metavar="FILE")] = APPLICATIONS_PAGE
+    """The page of stream and monitor, where it exists."""
 
     def run(self) -> int:
-        from hgrn2.study.page import update
+        from hgrn2.study import applications_page, page
         from hgrn2.study.record import recorded
 
-        changed = update(self.page, recorded(self.results))
-        print(f"{self.page}: {'made anew' if changed else 'as it was'}")
+        rows = recorded(self.results)
+        made = {self.page: page.update(self.page, rows)}
+        if self.applications.exists() or self.applications != APPLICATIONS_PAGE:
+            made[self.applications] = applications_page.update(self.applications, rows)
+        for path, changed in made.items():
+            print(f"{path}: {'made anew' if changed else 'as it was'}")
         return 0
 
 

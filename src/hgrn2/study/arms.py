@@ -8,7 +8,8 @@ from hgrn2.layers.config import KINDS
 from hgrn2.models.comparison import COMPARED, comparison_config
 from hgrn2.models.config import ModelConfig
 from hgrn2.settings import refuse, with_overrides
-from hgrn2.study.protocol import Arm, Case, OptimizerName, Study
+from hgrn2.study import applications
+from hgrn2.study.protocol import APPLICATIONS, Arm, Case, OptimizerName, Study
 from hgrn2.train.config import DataConfig, OptimConfig, RunConfig, TrainConfig
 
 OURS = "hgrn2"
@@ -88,7 +89,9 @@ def subjects(study: Study) -> dict[str, Arm]:
     if study.study == "compare":
         return {arm.subject: arm for name in COMPARED for arm in _forms(study, name)}
     if study.study == "length":
-        return {name: Arm(subject=name, architecture=name) for name in COMPARED}
+        return {arm.subject: arm for name in COMPARED for arm in _carried(study, name)}
+    if study.study in APPLICATIONS:
+        return applications.arms_of(study)
     if study.study == "expansion":
         width = comparison_config(OURS, study.size).width
         return {
@@ -153,7 +156,7 @@ def run_of(study: Study, case: Case, *, vocab_size: int, precision: str, on_gpu:
         model=model_of(study, case.arm, vocab_size), train=train, optim=optim,
         data=DataConfig(source=study.source, reset_at_documents=study.reset_at_documents),
     )  # fmt: skip
-    return with_overrides(run, study.set)
+    return with_overrides(run, (*case.arm.run, *study.set))
 
 
 def _forms(study: Study, name: str) -> list[Arm]:
@@ -171,6 +174,18 @@ def _forms(study: Study, name: str) -> list[Arm]:
         set=(f"mixer.conv_width={0 if published else CONV_WIDTH}",),
     )  # fmt: skip
     return [arm] if refused(study, other) else [arm, other]
+
+
+def _carried(study: Study, name: str) -> list[Arm]:
+    """An architecture trained on windows of the text; where its states are of constant size, also with states that are
+    carried from step to step and start anew at documents, and HGRN2 with windows that start anew at documents."""
+    arm, reset = Arm(subject=name, architecture=name), ("data.reset_at_documents=true",)
+    found = [arm]
+    if name == OURS:
+        found.append(replace(arm, subject=f"{name}-reset", run=reset))
+    if not comparison_config(name, study.size).grows:
+        found.append(replace(arm, subject=f"{name}-carry", run=("data.carry=true", *reset)))
+    return found
 
 
 def _refuse_head_size(name: str, study: Study) -> None:

@@ -42,7 +42,7 @@ def section(group: Group, folder: Path | None, name: str) -> list[str]:
     told = (
         f"{common['batch'] * common['sequence']:,} tokens per step, {common['warmup']:,} steps of "
         f"warm-up, cosine to a tenth, weight decay 0.1, clipping at 1, {common['precision']}; {packed}{changes}. "
-        f"Held out: {row.details['held_out_tokens']:,} tokens in windows of the training length. {_machines(group)}."
+        f"Held out: {row.details['held_out_tokens']:,} tokens in windows of the training length. {machines_of(group)}."
     )
     image = draw(group, folder, name) if folder is not None and _worth_drawing(group) else None
     return [
@@ -91,7 +91,8 @@ def _worth_drawing(group: Group) -> bool:
     return len(group.entries) > 1 or any(len(one.by_rate) > 1 for one in group.entries)
 
 
-def _machines(group: Group) -> str:
+def machines_of(group: Group) -> str:
+    """What the runs of a group were made on."""
     found = []
     for one in group.entries:
         for row in one.rows:

@@ -14,11 +14,15 @@ from typing import Any, Literal
 from hgrn2.settings import refuse, settings
 from hgrn2.units import short
 
-StudyName = Literal["compare", "expansion", "ablation", "length"]
+StudyName = Literal["compare", "expansion", "ablation", "length", "stream", "monitor"]
 SizeName = Literal["small", "45m", "125m", "350m"]
 OptimizerName = Literal["adamw", "muon"]
 Precision = Literal["auto", "float32", "bfloat16"]
 Compile = Literal["auto", "none", "blocks", "whole"]
+APPLICATIONS: tuple[StudyName, ...] = ("stream", "monitor")
+"""Uses of a state of constant size (`hgrn2.study.applications`)."""
+GENERATED = "generated"
+"""The source of the study monitor, whose data is made."""
 EXTENSIONS = 4
 """Rates are extended at most so often below the first ones, and as often above them."""
 
@@ -48,6 +52,14 @@ BUDGETS: dict[SizeName, Budget] = {
                    warmup_tokens=26_214_400, seeds=(0,)),
 }  # fmt: skip
 
+APPLICATION_BUDGETS: dict[SizeName, Budget] = {
+    "small": Budget(sequence_length=128, batch_size=8, sweep_tokens=98_304, final_tokens=196_608,
+                    warmup_tokens=8_192, seeds=(0,), held_out=16_385),
+    "45m": Budget(sequence_length=1024, batch_size=32, sweep_tokens=10_000_000, final_tokens=40_000_000,
+                  warmup_tokens=1_000_000, seeds=(0, 1), held_out=262_145),
+}  # fmt: skip
+"""Of the applications, whose small models are smaller and whose data has less in it."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Arm:
@@ -60,6 +72,13 @@ class Arm:
     optimizer: OptimizerName = "adamw"
     set: tuple[str, ...] = ()
     """Settings of the model that are not the architecture's own, such as mixer.conv_width=4."""
+    run: tuple[str, ...] = ()
+    """Settings of its runs that are not those of the other arms, such as data.carry=true."""
+
+    @property
+    def changes(self) -> tuple[str, ...]:
+        """Both."""
+        return (*self.set, *self.run)
 
     @property
     def name(self) -> str:
@@ -125,6 +144,9 @@ class Study:
         )
         refuse(self.sweep_tokens < 0, f"--sweep-tokens is {self.sweep_tokens}; it must not be negative")
         refuse(self.final_tokens < -1, f"--final-tokens is {self.final_tokens}; it must not be negative")
+        made = self.study == "monitor"
+        refuse(made != (self.source == GENERATED), f"--data is {self.source}: the data of monitor, and of no other "
+                                                   f"study, is {GENERATED}")  # fmt: skip
         step, length = self.tokens_per_step, self.length
         refuse(length < 1, f"--sequence-length is {length}; it must be at least 1")
         refuse(step % length != 0, f"--sequence-length {length} does not divide the {step:,} tokens of a step")
@@ -132,7 +154,8 @@ class Study:
     @property
     def budget(self) -> Budget:
         """Of the size."""
-        return BUDGETS[self.size]
+        own = APPLICATION_BUDGETS if self.study in APPLICATIONS else BUDGETS
+        return own.get(self.size, BUDGETS[self.size])
 
     @property
     def length(self) -> int:

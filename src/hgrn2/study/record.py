@@ -21,7 +21,7 @@ def case_of(common: dict[str, Any], case: Case) -> dict[str, Any]:
     """What a row says was measured."""
     return common | {
         "optimizer": case.arm.optimizer, "lr": case.lr, "seed": case.seed, "tokens": case.tokens,
-        "arm": list(case.arm.set),
+        "arm": list(case.arm.changes),
     }  # fmt: skip
 
 
@@ -58,7 +58,7 @@ def losses(rows: Iterable[Row], common: dict[str, Any], arm: Arm) -> dict[tuple[
         (row.case["lr"], row.case["seed"], row.case["tokens"]): row.value
         for row in rows
         if row.bench == BENCH and row.subject == arm.subject and row.case["optimizer"] == arm.optimizer
-        and row.case["arm"] == list(arm.set) and common_of(row) == common
+        and row.case["arm"] == list(arm.changes) and common_of(row) == common
     }  # fmt: skip
 
 

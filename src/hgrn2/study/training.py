@@ -11,16 +11,19 @@ from typing import Any
 import torch
 
 from hgrn2 import cpu
+from hgrn2.data.corpus import Corpus
 from hgrn2.eval.positions import by_position, pieces
 from hgrn2.files import owned
 from hgrn2.models.count import parameters, state_bytes
 from hgrn2.models.language import LanguageModel
 from hgrn2.rows import Row, measurement
+from hgrn2.study.applications import monitor_corpora
 from hgrn2.study.arms import LENGTHS, run_of
-from hgrn2.study.protocol import Case, Study, common
+from hgrn2.study.protocol import APPLICATIONS, Case, Study, common
+from hgrn2.study.reading import monitor, stream
 from hgrn2.study.record import BENCH, case_of, keep
 from hgrn2.tasks.lm.task import LanguageTask, open_corpora
-from hgrn2.train.config import RunConfig
+from hgrn2.train.config import DataConfig, RunConfig
 from hgrn2.train.fitting import check_run
 from hgrn2.train.guard import Diverged
 from hgrn2.train.metrics import read_metrics
@@ -78,7 +81,7 @@ def find_place(study: Study, out: Path, device: torch.device, *, at_once: int = 
     Raises:
         UserError: no such corpus; texts too short for the study of lengths.
     """
-    train, valid = open_corpora(run_of_data(study))
+    train, valid = corpora(study)
     if study.study == "length":
         pieces(valid, LENGTHS * study.length)
     precision = study.precision
@@ -90,11 +93,11 @@ def find_place(study: Study, out: Path, device: torch.device, *, at_once: int = 
     )  # fmt: skip
 
 
-def run_of_data(study: Study) -> Any:
-    """Where the tokens come from."""
-    from hgrn2.train.config import DataConfig
-
-    return DataConfig(source=study.source, reset_at_documents=study.reset_at_documents)
+def corpora(study: Study) -> tuple[Corpus, Corpus]:
+    """Training and held-out tokens."""
+    if study.study == "monitor":
+        return monitor_corpora(study)
+    return open_corpora(DataConfig(source=study.source, reset_at_documents=study.reset_at_documents))
 
 
 def train_case(study: Study, case: Case, place: Place) -> Row | None:
@@ -109,12 +112,12 @@ def train_case(study: Study, case: Case, place: Place) -> Row | None:
         study, case, vocab_size=place.vocab_size, precision=place.precision, on_gpu=place.device.type == "cuda"
     )
     check_run(run.model, run.train, place.device, run.train.sequence_length)
-    train, valid = open_corpora(run.data)
+    train, valid = corpora(study)
     task = LanguageTask(run, train, valid, place.device)
     folder = place.out / "runs" / case.folder
     try:
         with owned(folder):
-            found = _train(study, run, task, folder, place)
+            found = _train(study, case, task, folder, place)
             if found is None:
                 return None
             loss, details = found
@@ -130,9 +133,10 @@ def train_case(study: Study, case: Case, place: Place) -> Row | None:
 
 
 def _train(
-    study: Study, run: RunConfig, task: LanguageTask, folder: Path, place: Place
+    study: Study, case: Case, task: LanguageTask, folder: Path, place: Place
 ) -> tuple[float, dict[str, Any]] | None:
     """Held-out loss and what else was measured; a run that diverges counts as a guess among all ids."""
+    run = task.run
     prepare_folder(folder, run, lambda saved: task.refuse_other(folder, saved), restart=False)
     torch.manual_seed(run.train.seed)
     model = task.model()
@@ -148,6 +152,10 @@ def _train(
     details = {"bits_per_byte": found["bits_per_byte"], **_curve(folder)}
     if study.study == "length":
         details["by_position"] = _by_position(study, trainer, task, model)
+    if study.study in APPLICATIONS and case.tokens == (study.final or study.sweep):
+        with trainer.evaluating():
+            found_by = stream(model, task.valid) if study.study == "stream" else monitor(model, study)
+        details[study.study] = found_by
     return found["loss"], details
 
 

@@ -114,7 +114,7 @@ def _findings(group: Group) -> list[str]:
     if study == "compare":
         return _order(group) + _at_one_rate(group) + _pairs(group)
     if study == "length":
-        return _beyond(group)
+        return _beyond(group) + _carried(group)
     best, worst = group.entries[0], group.entries[-1]
     found = [f"lowest: {best.name}, {best.shown}; highest: {worst.name}, {worst.shown}"]
     base = group.find(OURS)
@@ -170,6 +170,26 @@ def _beyond(group: Group) -> list[str]:
                 f"{one.name}: {inside[2]:.3f} at positions {inside[0]:,.0f} to {inside[1]:,.0f}, {last[2]:.3f} at "
                 f"{last[0]:,.0f} to {last[1]:,.0f}, {abs(change):.3f} {'higher' if change > 0 else 'lower'}"
             )
+    return found
+
+
+def _carried(group: Group) -> list[str]:
+    """Training with carried states beside training on windows: first and last positions, and beyond training."""
+    found, length = [], group.common["sequence"]
+    for one in group.entries:
+        base = group.find(one.subject.removesuffix("-carry"), one.optimizer)
+        if base is None or base is one:
+            continue
+        pairs = zip(*(entry.best[0].details.get("by_position", []) for entry in (one, base)), strict=False)
+        changes = [(first, mine - theirs) for (first, _, mine), (_, _, theirs) in pairs]
+        if not changes:
+            continue
+        beyond = [change for first, change in changes if first >= length]
+        told = ", ".join(f"{change:+.3f}" for change in beyond) or "none"
+        found.append(
+            f"{one.name} beside {base.name}, nats/token: {changes[0][1]:+.3f} at the first position, {told} in the "
+            f"doublings from position {length:,} on"
+        )
     return found
 
 
