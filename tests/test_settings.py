@@ -55,7 +55,7 @@ def message(call: Any, *args: Any, **kwargs: Any) -> str:
         ({"dropout": -0.1}, "dropout is -0.1; it must be in [0, 1)"),
         ({"dropout": float("nan")}, "dropout is nan; it must be a finite number"),
         ({"norm": "head_rms"}, "norm head_rms is offered inside the mixer only"),
-        ({"norm": "group"}, "norm is 'group'; choose one of: rms, layer, simple_rms, head_rms, batch"),
+        ({"norm": "group"}, "norm is 'group'; choose one of: rms, layer, simple_rms, head_rms, batch, none"),
         ({"norm_eps": 0.0}, "norm_eps is 0.0; it must be positive"),
         ({"norm_eps": float("nan")}, "norm_eps is nan; it must be a finite number"),
         ({"glu_activation": "relu"}, "glu_activation is 'relu'; choose one of: none, silu, gelu; did you mean gelu?"),
@@ -69,7 +69,11 @@ def test_models_that_cannot_work(changes: dict[str, Any], said: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"kind": "lstm"}, "kind is 'lstm'; choose one of: hgru2, hgru1, hgru1_real, gla, mamba, mamba2, attention"),
+        (
+            {"kind": "lstm"},
+            "kind is 'lstm'; choose one of: hgru2, hgru1, hgru1_real, wide_hgru1, gla, mamba, mamba2, mingru, rglru, "
+            "lru, attention",
+        ),
         ({"head_size": 0}, "head_size is 0; it must be at least 1"),
         ({"norm_eps": -1.0}, "norm_eps is -1.0; it must be positive"),
         ({"conv_width": 1}, "conv_width is 1; use 0 or at least 2"),
@@ -79,7 +83,7 @@ def test_models_that_cannot_work(changes: dict[str, Any], said: str) -> None:
         ({"kind": "hgru1", "norm": "head_rms"}, "norm head_rms needs heads, which hgru1 has not"),
         (
             {"kind": "hgru1", "conv_width": 4},
-            "conv_width 4 is offered for hgru2, gla, mamba, mamba2, attention, not for hgru1",
+            "conv_width 4 is offered for hgru2, gla, mamba, mamba2, rglru, attention, not for hgru1",
         ),
         (
             {"kind": "hgru1_real", "scale_scores": True},
@@ -170,7 +174,7 @@ def test_overrides_of_a_model() -> None:
         ("width=wide", "width must be a whole number, not 'wide'"),
         ("glu_bias=yes", "glu_bias must be true or false, not 'yes'"),
         ("mixer.head_size=100", "width 256 does not divide into heads of head_size 100"),
-        ("norm=group", "norm is 'group'; choose one of: rms, layer, simple_rms, head_rms, batch"),
+        ("norm=group", "norm is 'group'; choose one of: rms, layer, simple_rms, head_rms, batch, none"),
     ],
 )
 def test_overrides_that_do_not_fit(text: str, said: str) -> None:

@@ -63,7 +63,16 @@ def test_settings_are_offered_as_the_table_says(name: Any) -> None:
     assert accepted(name, width=12) != kind.heads  # 8 does not divide 12
     assert accepted(name, lower_bound="inclusive") == kind.lower_bounds
     values = {"conv_width": 4, "input_activation": "silu", "scale_scores": True, "rotary": False, "window": 3}
-    values |= {"qk_norm": True, "key_size": 4, "expand": 3, "state_size": 5, "groups": 2, "step_min": 0.01}
+    values |= {
+        "expansion": 4,
+        "expansion_map": "low_rank",
+        "qk_norm": True,
+        "key_size": 4,
+        "expand": 3,
+        "state_size": 5,
+        "groups": 2,
+        "step_min": 0.01,
+    }
     for setting, value in values.items():
         assert accepted(name, **{setting: value}) == (setting in kind.offers), setting
     across = {"output_gate": "silu", "separate_scans": True, "local_width": 3}
@@ -110,6 +119,6 @@ def test_what_does_not_fit_is_left_out(name: Any) -> None:
     MixerConfig(**MixerConfig.fitted(name, values))
     if name == "hgru2":
         assert MixerConfig.fitted(name, values) == values | {
-            "rotary": True, "qk_norm": False, "window": 0, "key_size": 0, "expand": 2, "state_size": 0, "groups": 1,
-            "step_min": 1e-3, "step_max": 0.1,
+            "rotary": True, "qk_norm": False, "window": 0, "key_size": 0, "expansion": 0, "expansion_map": "dense",
+            "expand": 2, "state_size": 0, "groups": 1, "step_min": 1e-3, "step_max": 0.1,
         }  # fmt: skip

@@ -26,6 +26,11 @@ CONFIGS = {
     "gla": MixerConfig(kind="gla", head_size=4),
     "mamba with conv": MixerConfig(kind="mamba", state_size=3, conv_width=4),
     "mamba2 with conv": MixerConfig(kind="mamba2", head_size=4, state_size=6, groups=2, conv_width=3),
+    "wide_hgru1": MixerConfig(kind="wide_hgru1"),
+    "rglru with conv": MixerConfig(kind="rglru", conv_width=4),
+    "mingru expanded": MixerConfig(kind="mingru", expansion=4),
+    "lru": MixerConfig(kind="lru"),
+    "lru expanded": MixerConfig(kind="lru", expansion=2),
     "attention": MixerConfig(kind="attention", head_size=4),
     "attention with conv": MixerConfig(kind="attention", head_size=4, conv_width=4),
     "attention with window": MixerConfig(kind="attention", head_size=4, window=4),
@@ -33,6 +38,8 @@ CONFIGS = {
 NUMBERS = {
     "hgru2": 8 * 4, "hgru2 with conv": 8 * 4 + 3 * 24, "hgru1": 2 * 8, "hgru1_real": 8, "gla": 8 * 4,
     "mamba with conv": 16 * 3 + 3 * 16, "mamba2 with conv": 16 * 6 + 2 * (16 + 2 * 2 * 6),
+    "wide_hgru1": 4 * 8, "rglru with conv": 8 + 3 * 8, "mingru expanded": 8 * 4, "lru": 2 * 8,
+    "lru expanded": 2 * 8 * 2,
     "attention": 0, "attention with conv": 3 * 24, "attention with window": 0,
 }  # fmt: skip
 

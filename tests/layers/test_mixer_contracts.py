@@ -34,6 +34,14 @@ CONFIGS = {
     "mamba2": MixerConfig(kind="mamba2", head_size=8, state_size=4, bias=True),
     "mamba2 conv": MixerConfig(kind="mamba2", head_size=4, state_size=3, groups=4, conv_width=4, norm="head_rms"),
     "mamba2 groups": MixerConfig(kind="mamba2", head_size=8, state_size=5, groups=2, conv_width=3),
+    "wide dense": MixerConfig(kind="wide_hgru1", expansion=2, input_activation="silu", bias=True),
+    "wide grouped": MixerConfig(kind="wide_hgru1", expansion=3, expansion_map="grouped_mixed", groups=4, norm="layer"),
+    "mingru": MixerConfig(kind="mingru", bias=True),
+    "mingru expanded": MixerConfig(kind="mingru", expansion=4, norm="none"),
+    "rglru": MixerConfig(kind="rglru", groups=4, conv_width=4, norm="none", bias=True),
+    "rglru expanded": MixerConfig(kind="rglru", expansion=8, output_activation="sigmoid"),
+    "lru": MixerConfig(kind="lru", norm="none", bias=True),
+    "lru expanded": MixerConfig(kind="lru", expansion=4),
     "attention": MixerConfig(kind="attention", head_size=8, bias=True),
     "attention conv": MixerConfig(kind="attention", head_size=4, conv_width=3),
     "attention without rotation": MixerConfig(kind="attention", head_size=16, rotary=False),
@@ -54,7 +62,8 @@ def inputs(name: str, batch: int = 2, tokens: int = TOKENS) -> tuple[Tensor, Ten
     """Tokens, and the lower bound of kinds that have one."""
     generator = torch.Generator().manual_seed(7)
     x = torch.randn(batch, tokens, WIDTH, generator=generator, dtype=torch.float64)
-    return x, torch.rand(WIDTH, generator=generator, dtype=torch.float64) if name.startswith("hgru") else None
+    bounded = KINDS[CONFIGS[name].kind].lower_bounds
+    return x, torch.rand(WIDTH, generator=generator, dtype=torch.float64) if bounded else None
 
 
 def tensors(state: MixerState) -> list[Tensor]:

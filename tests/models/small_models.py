@@ -35,6 +35,13 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "lower_bound": "none",
         "tie_embeddings": True,
     },
+    "wide": {"mixer": MixerConfig(kind="wide_hgru1", expansion=3, expansion_map="kronecker", bias=True)},
+    "rglru expanded": {
+        "mixer": MixerConfig(kind="rglru", groups=4, conv_width=3, expansion=8, bias=True),
+        "lower_bound": "none",
+    },
+    "lru": {"mixer": MixerConfig(kind="lru", norm="none"), "lower_bound": "none"},
+    "lru expanded": {"mixer": MixerConfig(kind="lru", expansion=4, norm="layer", bias=True), "lower_bound": "none"},
     "attention with normed keys": {
         "mixer": MixerConfig(kind="attention", head_size=8, qk_norm=True),
         "lower_bound": "none",

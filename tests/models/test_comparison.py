@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hgrn2.errors import UserError
-from hgrn2.models.comparison import COMPARED, COMPARED_SIZES, comparison_config, comparison_names
+from hgrn2.models.comparison import ARCHITECTURES, COMPARED, COMPARED_SIZES, comparison_config, comparison_names
 from hgrn2.models.count import parameters, state_bytes
 from hgrn2.models.language import LanguageModel
 from hgrn2.models.presets import preset
@@ -28,7 +28,7 @@ def test_the_pilot_has_51_million() -> None:
     assert round(parameters(config).total / 1e6, 1) == 51.4
 
 
-@pytest.mark.parametrize("architecture", COMPARED)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_the_small_one_runs(architecture: str) -> None:
     model = LanguageModel(comparison_config(architecture, "small", 97))
     tokens = torch.randint(0, 97, (2, 12), generator=torch.Generator().manual_seed(0))
@@ -40,7 +40,7 @@ def test_the_small_one_runs(architecture: str) -> None:
 
 
 def test_names_are_presets() -> None:
-    assert len(comparison_names()) == len(COMPARED) * len(COMPARED_SIZES)
+    assert len(comparison_names()) == len(ARCHITECTURES) * len(COMPARED_SIZES)
     for name in comparison_names():
         size, _, architecture = name.removeprefix("compare-").partition("/")
         assert preset(name, vocab_size=300) == comparison_config(architecture, size, 300)

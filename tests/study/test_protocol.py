@@ -1,9 +1,12 @@
 """Sweeps go on until the best rate is between two others; what is run next follows from rows alone."""
 
+from typing import Any
+
 import pytest
 
 from hgrn2.errors import UserError
-from hgrn2.models.comparison import COMPARED
+from hgrn2.models.comparison import COMPARED, comparison_config
+from hgrn2.models.count import parameters, state_bytes
 from hgrn2.study.arms import ABLATIONS, NOT_SETTINGS, arms, model_of, not_offered, run_of, subjects
 from hgrn2.study.protocol import EXTENSIONS, Arm, Case, Study, best_rate, bracketed, next_cases, next_rates
 
@@ -90,8 +93,6 @@ def test_nonsense_is_refused(settings: dict, words: str) -> None:
 
 
 def test_every_study_has_its_sides_at_equal_parameters() -> None:
-    from hgrn2.models.count import parameters
-
     compared = subjects(Study(size="45m"))
     assert set(COMPARED) <= set(compared)
     assert {"hgrn2-conv", "llama-qknorm"} <= set(compared)
@@ -104,6 +105,26 @@ def test_every_study_has_its_sides_at_equal_parameters() -> None:
     assert next(iter(changed)) == "hgrn2"
     models = [model_of(Study(study="ablation"), arm) for arm in changed.values()]
     assert all(one != models[0] for one in models[1:])
+
+
+@pytest.mark.parametrize("size", ["small", "45m"])
+def test_expanded_and_structured_models_have_equal_parameters_and_states(size: Any) -> None:
+    """Parameters within 1 %; states as HGRN2's of the size where a cell is expanded, of 4 D numbers in every map."""
+    for name, states in (("others", {True: {1}, False: {1, 2}}), ("structured", {True: {1}, False: {1}})):
+        study = Study(study=name, size=size)  # pyright: ignore[reportArgumentType]
+        models = {arm.subject: model_of(study, arm) for arm in arms(study)}
+        counts = [parameters(model) for model in models.values()]
+        assert max(one.total for one in counts) <= 1.005 * min(one.total for one in counts)
+        assert max(one.non_embedding for one in counts) <= 1.01 * min(one.non_embedding for one in counts)
+        reference = comparison_config("hgrn2", size)
+        whole = state_bytes(reference) if name == "others" else 4 * 4 * reference.width * reference.layers
+        least = 4 * reference.width * reference.layers
+        for subject, model in models.items():
+            large = "expanded" in subject if name == "others" else subject != "none"
+            assert state_bytes(model) / (whole if large else least) in states[large], subject
+    assert {arm.subject.removesuffix("-expanded") for arm in subjects(Study(study="others")).values()} == {
+        "hgrn1", "mingru", "rglru", "lru",
+    }  # fmt: skip
 
 
 def test_what_settings_do_not_offer_is_named_with_the_reason() -> None:

@@ -109,6 +109,17 @@ def test_a_run_that_diverges_counts_as_a_guess(tmp_path: Path, capsys: pytest.Ca
     assert "became nan at step" in row["details"]["diverged"]
 
 
+@pytest.mark.parametrize(("study", "models"), [("others", ("lru", "lru-expanded")), ("structured", ("kronecker",))])
+def test_expansions_are_trained(
+    study: str, models: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = outcome(capsys, command(tmp_path, "--models", *models, study=study))
+    assert [one["state"] for one in found["arms"]] == ["complete"] * len(models)
+    for one in rows(tmp_path):
+        curve = one["details"]["curve"]
+        assert curve[1][1] < curve[0][1] < 4.3
+
+
 def test_loss_by_position_up_to_sixteen_times_the_length(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     outcome(capsys, command(tmp_path, "--models", "hgrn2", "--sequence-length", "16", study="length"))
     (row,) = rows(tmp_path)
@@ -123,6 +134,8 @@ def test_loss_by_position_up_to_sixteen_times_the_length(tmp_path: Path, capsys:
         (["study", "compere"], "did you mean compare"),
         (["study", "compare", "--out", "x", "--models", "mambo"], "no model of this study 'mambo'"),
         (["study", "expansion", "--out", "x", "--models", "n48"], "does not divide the width 128"),
+        (["study", "structured", "--out", "x", "--models", "krone"], "no model of this study 'krone'"),
+        (["study", "others", "--out", "x", "--set", "model.mixer.expansion=5"], "does not divide into heads of"),
         (["study", "compare", "--out", "x", "--data", "nowhere"], "neither 'shakespeare' nor the folder"),
         (["study", "compare", "--out", "x", "--sequence-length", "100"], "does not divide"),
         (["study", "compare", "--out", "x", "--jobs", "0"], "--jobs is 0"),

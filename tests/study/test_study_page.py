@@ -118,6 +118,19 @@ def test_length_and_ablation_say_what_changes(row: Make) -> None:
     assert "- no-bound: 0.2000 higher (one seed)" in made
 
 
+def test_expanded_cells_stand_beside_their_vector_states_and_maps_beside_the_outer_product(row: Make) -> None:
+    study = Study(study="others", size="45m", sweep_tokens=16_000_000)
+    losses = {"hgrn1": 4.2, "hgrn1-expanded": 4.0, "lru": 4.4, "lru-expanded": 4.5}
+    rows = [one for name, loss in losses.items() for one in swept(row, name, loss, study=study)]
+    maps = Study(study="structured", size="45m", sweep_tokens=16_000_000)
+    rows += swept(row, "outer", 4.3, study=maps) + swept(row, "low-rank", 4.1, study=maps)
+    made = block(rows)
+    assert "- hgrn1-expanded beside hgrn1: 0.2000 lower (one seed)" in made
+    assert "- lru-expanded beside lru: 0.1000 higher (one seed)" in made
+    assert "- low-rank: 0.2000 lower (one seed)" in made
+    assert "lowest: low-rank, 4.1000; highest: outer, 4.3000" in made
+
+
 def test_the_page_is_made_anew_with_its_plot(row: Make, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     page = tmp_path / "study.md"

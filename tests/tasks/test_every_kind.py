@@ -42,6 +42,7 @@ TRAINED = {
     "gla": ("model.mixer.kind=gla",),
     "mamba": ("model.mixer.kind=mamba", "model.glu_width=0"),
     "mamba2": ("model.mixer.kind=mamba2",),
+    "lru": ("model.mixer.kind=lru", "model.mixer.expansion=4"),
     "attention": ("model.mixer.kind=attention",),
     "hybrid": (*HYBRID, "model.layers=4", "model.other.window=8"),
 }

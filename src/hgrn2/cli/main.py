@@ -87,6 +87,8 @@ VERBS: dict[str, tuple[str, dict[str, str]]] = {
             "length": "study_language:StudyLength",
             "stream": "study_language:StudyStream",
             "monitor": "study_language:StudyMonitor",
+            "others": "study_language:StudyOthers",
+            "structured": "study_language:StudyStructured",
             "mqar": "study:StudyMQAR",
             "collect": "study_language:StudyCollect",
             "table": "study_language:StudyTable",

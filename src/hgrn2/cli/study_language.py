@@ -1,5 +1,5 @@
-"""`hgrn2 study compare | expansion | ablation | length | stream | monitor`, and table and collect: comparisons of
-language models."""
+"""`hgrn2 study`, comparisons of language models: compare, expansion, ablation, length, others, structured, stream,
+monitor; and table and collect."""
 
 import math
 import sys
@@ -215,6 +215,30 @@ class StudyLength(LanguageStudy):
     """
 
     study: ClassVar[StudyName] = "length"
+
+
+@flat
+@dataclass(frozen=True, kw_only=True)
+class StudyOthers(LanguageStudy):
+    """Other linear RNNs with a vector state and expanded by an outer product, at equal parameters: HGRN1, minGRU,
+    RG-LRU (Griffin) and LRU. Expanded states are as large as HGRN2's of the size.
+
+    Example: hgrn2 study others --out runs/others --models mingru mingru-expanded
+    """
+
+    study: ClassVar[StudyName] = "others"
+
+
+@flat
+@dataclass(frozen=True, kw_only=True)
+class StudyStructured(LanguageStudy):
+    """Ways to make states of 4 D numbers at equal parameters: HGRN2's outer product, and dense or structured maps in
+    front of HGRN1's recurrence.
+
+    Example: hgrn2 study structured --out runs/structured --models outer dense low-rank
+    """
+
+    study: ClassVar[StudyName] = "structured"
 
 
 @flat

@@ -36,7 +36,7 @@ def along(layer: LayerTrace, after: list[int]) -> tuple[Tensor, Tensor | None]:
     states = torch.stack(list(layer.states(after)))
     if layer.vector:
         return states.flatten(1).abs().square().sum(1, keepdim=True).sqrt(), None
-    return states.flatten(2).square().sum(2).sqrt(), effective_rank(states)
+    return states.flatten(2).abs().square().sum(2).sqrt(), effective_rank(states)
 
 
 def differences(a: ModelState, b: ModelState) -> list[Difference]:

@@ -72,7 +72,8 @@ class LayerTrace:
         if phase is not None:
             steps = torch.arange(token, -1, -1, device=decay.device, dtype=decay.dtype)
             decay = torch.polar(decay, steps[:, None, None] * phase)
-        return (query[token] * decay * key[: token + 1]).sum(-1)
+        found = (query[token] * decay * key[: token + 1]).sum(-1)
+        return found.real if query.is_complex() else found  # the output of lru's matrices is the real part
 
     def contributions(self, token: int) -> Tensor:
         """What each token s ≤ t = `token` adds to the layer's output y_t before its norm: w_s v_s, [t+1,H,V].
@@ -101,6 +102,7 @@ class LayerTrace:
     def states(self, after: Sequence[int]) -> Iterator[Tensor]:
         """The state S [H,K,V] after so many tokens of the text, for rising numbers in 1..T."""
         _, key, value, log_f, phase = self.terms
+        value = value if phase is None or value.is_complex() else value.to(value.dtype.to_complex())
         state = torch.zeros_like(key[0].unsqueeze(-1) * value[0].unsqueeze(-2))
         done = 0
         for end in after:
@@ -170,7 +172,9 @@ def trace(model: LanguageModel, tokens: Tensor | Sequence[int]) -> Trace:
                 continue
             shape = terms.key.shape[1:]
             lower_bound = (
-                terms.key.new_zeros(shape) if lower_bound is None else lower_bound.to(terms.key.dtype).reshape(shape)
+                terms.key.new_zeros(shape)
+                if lower_bound is None
+                else lower_bound.to(terms.key.dtype).reshape(shape[0], -1).expand(shape)
             )
             layers.append(LayerTrace(n, mixer.config.kind, terms, lower_bound))
     if not layers:

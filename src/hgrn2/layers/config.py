@@ -2,12 +2,12 @@
 
 from typing import Any, ClassVar, Literal
 
-from hgrn2.layers.kinds import GATE_RANK, KINDS, OPTIONAL, Direction, MixerKind
+from hgrn2.layers.kinds import GATE_RANK, KINDS, OPTIONAL, Direction, ExpansionMap, MixerKind
 from hgrn2.settings import refuse, settings
 
 __all__ = ["GATE_RANK", "KINDS", "Direction", "MixerConfig", "MixerKind"]
 
-NormKind = Literal["rms", "layer", "simple_rms", "head_rms", "batch"]
+NormKind = Literal["rms", "layer", "simple_rms", "head_rms", "batch", "none"]
 InputActivation = Literal["none", "silu"]
 OutputActivation = Literal["silu", "sigmoid"]
 OutputGate = Literal["none", "silu", "sigmoid"]
@@ -22,20 +22,29 @@ class MixerConfig:
     retired: ClassVar[dict[str, Any]] = {"norm_first": True, "count_once": False}
 
     kind: MixerKind = "hgru2"
-    """hgru2: matrix state by outer product; hgru1: complex vector state; hgru1_real: real vector state; gla: matrix
-    state with a key of its own; mamba: vector state of several numbers per channel; mamba2: matrix state with one gate
-    a head; attention: softmax over all keys (those so far, or with direction bidirectional those of the whole
-    sequence). The HGRN kinds alone have lower bounds."""
+    """hgru2: matrix state by outer product; hgru1: complex vector state; hgru1_real: real vector state; wide_hgru1: the
+    same on n D channels, made by `expansion_map`; gla: matrix state with a key of its own; mamba: vector state of
+    several numbers per channel; mamba2: matrix state with one gate a head; mingru, rglru, lru: cells of other papers
+    with a vector state or, with `expansion`, a matrix by outer product; attention: softmax over all keys (those so far,
+    or with direction bidirectional those of the whole sequence). The HGRN kinds alone have lower bounds."""
     head_size: int = 128
     """n, the state expansion of hgru2: keys and values of one head. hgru1 has no heads and ignores it."""
     key_size: int = 0
     """gla only: key channels of one head, where values have head_size; 0: as many. The published models have half."""
+    expansion: int = 0
+    """n. mingru, rglru and lru: the state is expanded by an outer product to heads of n channels, as HGRN2's, without
+    more parameters; 0: a vector, as published. wide_hgru1: copies of each channel; 0: 4."""
+    expansion_map: ExpansionMap = "dense"
+    """wide_hgru1 only: how D numbers become n D (layers/maps.py): dense, low_rank, grouped, grouped_mixed, khatri_rao,
+    kronecker or hadamard."""
     expand: int = 2
     """mamba and mamba2: E = expand · D channels inside."""
     state_size: int = 0
     """mamba: numbers of the state of one channel; mamba2: channels of a key; 0: 16 and 128, as published."""
     groups: int = 1
-    """mamba2 only: groups of heads that share keys and queries; the norm is then that of each group."""
+    """mamba2: groups of heads that share keys and queries; the norm is then that of each group. rglru: blocks of the
+    matrices of its gates (Griffin: as many as heads of its attention); wide_hgru1: groups of channels of grouped
+    maps."""
     step_min: float = 1e-3
     """mamba and mamba2: the least step size of a channel at the start."""
     step_max: float = 0.1
@@ -48,7 +57,8 @@ class MixerConfig:
     """hgru2 in directions other than causal: a gate of its own on the normalised output, from one projection more (D²
     weights), as HGRN1 and GLA have it; none: the paper's form, in which o_t alone gates, before the norm."""
     norm: NormKind = "rms"
-    """Norm of the output over the full width (head_rms: each head by itself)."""
+    """Norm of the output over the full width (head_rms: each head by itself; none: mingru, rglru and lru, as
+    published)."""
     norm_eps: float = 1e-5
     """Added to the mean square (or variance) under the root of that norm."""
     scale_scores: bool = False
@@ -87,6 +97,8 @@ class MixerConfig:
             value = getattr(self, name)
             refuse(value != without and name not in kind.offers, _not_offered(name, value, self.kind))
         refuse(not kind.heads and self.norm == "head_rms", f"norm head_rms needs heads, which {self.kind} has not")
+        bare = ", ".join(name for name, known in KINDS.items() if known.bare)
+        refuse(self.norm == "none" and not kind.bare, f"norm none is offered for {bare}, not for {self.kind}")
         refuse(self.direction not in kind.directions, f"direction {self.direction} is not offered for {self.kind}")
         refuse(
             self.kind == "attention" and self.rotary and self.head_size % 2 != 0,
@@ -95,6 +107,7 @@ class MixerConfig:
         refuse(self.key_size < 0, f"key_size is {self.key_size}; use 0 or at least 1")
         for name in ("expand", "groups"):
             refuse(getattr(self, name) < 1, f"{name} is {getattr(self, name)}; it must be at least 1")
+        refuse(self.expansion < 0, f"expansion is {self.expansion}; use 0 or at least 1")
         refuse(self.state_size < 0, f"state_size is {self.state_size}; use 0 or at least 1")
         refuse(
             not 0 < self.step_min <= self.step_max,
@@ -131,7 +144,8 @@ class MixerConfig:
         What would change which tokens see each other (direction, scans, local_width) is left to be refused."""
         left = ("separate_scans", "local_width")
         found = values | {name: x for name, x in OPTIONAL.items() if name not in (*KINDS[kind].offers, *left)}
-        return found | ({"norm": "rms"} if not KINDS[kind].heads and values.get("norm") == "head_rms" else {})
+        wrong = {"head_rms": not KINDS[kind].heads, "none": not KINDS[kind].bare}.get(str(values.get("norm")), False)
+        return found | ({"norm": "rms"} if wrong else {})
 
     @staticmethod
     def beside(kind: MixerKind, values: dict[str, Any]) -> dict[str, Any]:

@@ -3,11 +3,15 @@
 Sizes are those of one mixer, as functions of its width D and its settings.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-MixerKind = Literal["hgru2", "hgru1", "hgru1_real", "gla", "mamba", "mamba2", "attention"]
+MixerKind = Literal[
+    "hgru2", "hgru1", "hgru1_real", "wide_hgru1", "gla", "mamba", "mamba2", "mingru", "rglru", "lru", "attention"
+]  # fmt: skip
+ExpansionMap = Literal["dense", "low_rank", "grouped", "grouped_mixed", "khatri_rao", "kronecker", "hadamard"]
 Direction = Literal["causal", "bidirectional", "parallel_2d", "series_2d"]
 GATE_RANK = 16
 """Width between the two matrices of gla's forget gate, as published."""
@@ -43,6 +47,8 @@ class Kind:
     """The state holds every token that was read, and grows with the text."""
     alone: bool = False
     """Blocks may consist of it alone, without a gated linear unit, as published."""
+    bare: bool = False
+    """The norm of the output may be left out, as published: `norm` none."""
     narrow_states: bool = True
     """States may be kept in bfloat16 while tokens are generated."""
     tokens: str = "D n"
@@ -63,6 +69,54 @@ class Kind:
     """Real numbers of one sequence's state after so many tokens."""
     scan: Function = lambda width, mixer, tokens: 5 * width * mixer.head_size
     """Floating-point operations of the recurrence for one token, which sees so many."""
+
+
+COPIES = 4
+"""Copies of each channel in wide_hgru1 where none are named, as in the paper's comparison of maps."""
+
+
+def copies(mixer: Any) -> int:
+    """n of wide_hgru1."""
+    return mixer.expansion or COPIES
+
+
+def rank_of(width: int, count: int) -> int:
+    """Width between the two matrices of a map of low rank, which then have about D² weights."""
+    return max(1, width // (count + 1))
+
+
+def sides(width: int) -> tuple[int, int]:
+    """a and b of a Kronecker product on a b = D channels: a is the largest divisor of D up to its root."""
+    side = next(side for side in range(math.isqrt(width), 0, -1) if width % side == 0)
+    return side, width // side
+
+
+def _map_weights(width: int, mixer: Any) -> int:
+    """Of one of the maps of wide_hgru1."""
+    n, groups, (a, b) = copies(mixer), mixer.groups, sides(width)
+    return {
+        "dense": n * width**2, "low_rank": rank_of(width, n) * width * (1 + n), "grouped": n * width**2 // groups,
+        "grouped_mixed": n * width**2 // groups + groups**2, "khatri_rao": width**2 + n * width,
+        "kronecker": n * a**2 + b**2, "hadamard": width**2 + n * width,
+    }[mixer.expansion_map]  # fmt: skip
+
+
+def _map_products(width: int, mixer: Any) -> int:
+    """Multiplications of one of them for a token beyond one for each weight: factors that are used several times."""
+    n, (a, b) = copies(mixer), sides(width)
+    whole = {"khatri_rao": n * width * (width + 1), "kronecker": width * (b + n * a)}
+    left = {"grouped_mixed": n * width * mixer.groups - mixer.groups**2}
+    name = mixer.expansion_map
+    return whole[name] - _map_weights(width, mixer) if name in whole else left.get(name, 0)
+
+
+def _states(width: int, mixer: Any) -> int:
+    """Numbers of the state of mingru, rglru and lru, complex ones once."""
+    return width * max(1, mixer.expansion)
+
+
+def _cell_scan(width: int, mixer: Any) -> int:
+    return (5 if mixer.expansion else 3) * _states(width, mixer)
 
 
 def key_width(width: int, mixer: Any) -> int:
@@ -115,7 +169,8 @@ def _mamba2_vectors(width: int, mixer: Any) -> int:
 OPTIONAL: dict[str, object] = {
     "conv_width": 0, "input_activation": "none", "scale_scores": False, "output_gate": "none",
     "rotary": True, "qk_norm": False, "window": 0, "key_size": 0, "separate_scans": False,
-    "local_width": 0, "expand": 2, "state_size": 0, "groups": 1, "step_min": 1e-3, "step_max": 0.1,
+    "local_width": 0, "expansion": 0, "expansion_map": "dense", "expand": 2, "state_size": 0, "groups": 1,
+    "step_min": 1e-3, "step_max": 0.1,
 }  # fmt: skip
 """Settings that not every kind has, and the values that they must have elsewhere."""
 _SCANS = ("separate_scans", "local_width")
@@ -139,6 +194,15 @@ KINDS: dict[MixerKind, Kind] = {
         offers=("input_activation", *_SCANS), heads=False, lower_bounds=True, gates=True, norm=True,
         directions=_ALL, narrow_states=False, tokens="D", scanned=2,
         state=lambda width, mixer, tokens: width, scan=lambda width, mixer, tokens: 3 * width,
+    ),
+    "wide_hgru1": Kind(
+        meaning="HGRN1's real recurrence on n D channels, which a structured map makes",
+        made_by="hgrn2.layers.wide:WideHGRU1", offers=("input_activation", "expansion", "expansion_map", "groups"),
+        heads=False, lower_bounds=True, gates=True, norm=True, directions=("causal",), narrow_states=False,
+        matrices=lambda width, mixer: width**2 + 3 * _map_weights(width, mixer),
+        biases=lambda width, mixer: width + 3 * width * copies(mixer),
+        state=lambda width, mixer, tokens: width * copies(mixer),
+        scan=lambda width, mixer, tokens: 5 * width * copies(mixer) + 6 * _map_products(width, mixer),
     ),
     "gla": Kind(
         meaning="gated linear attention: matrix state, key of its own", made_by="hgrn2.layers.gla:GLA",
@@ -169,6 +233,31 @@ KINDS: dict[MixerKind, Kind] = {
         convolved=_mamba2_convolved,
         state=lambda width, mixer, tokens: inner_width(width, mixer) * states_of(mixer),
         scan=lambda width, mixer, tokens: 5 * inner_width(width, mixer) * states_of(mixer),
+    ),
+    "mingru": Kind(
+        meaning="minGRU: real vector state; expanded by n, a matrix", made_by="hgrn2.layers.cells:MinGRU",
+        offers=("expansion",), heads=False, lower_bounds=False, gates=True, norm=True, bare=True,
+        directions=("causal",), narrow_states=False, tokens="D n",
+        state=lambda width, mixer, tokens: _states(width, mixer),
+        scan=lambda width, mixer, tokens: _cell_scan(width, mixer),
+    ),
+    "rglru": Kind(
+        meaning="RG-LRU of Griffin: real vector state; expanded by n, a matrix", made_by="hgrn2.layers.cells:RGLRU",
+        offers=("conv_width", "expansion", "groups"), heads=False, lower_bounds=False, gates=True, norm=True, bare=True,
+        directions=("causal",), narrow_states=False, tokens="D n",
+        matrices=lambda width, mixer: 3 * width**2 + 2 * width**2 // mixer.groups,
+        biases=lambda width, mixer: 3 * width, vectors=lambda width, mixer: (3 + (mixer.conv_width > 0)) * width,
+        convolved=lambda width, mixer: width, state=lambda width, mixer, tokens: _states(width, mixer),
+        scan=lambda width, mixer, tokens: _cell_scan(width, mixer),
+    ),
+    "lru": Kind(
+        meaning="LRU: complex vector state, decay not of the data; expanded by n, a matrix",
+        made_by="hgrn2.layers.cells:LRU", offers=("expansion",), heads=False, lower_bounds=False, gates=True,
+        norm=True, bare=True, directions=("causal",), narrow_states=False, tokens="2 D n",
+        biases=lambda width, mixer: (4 if mixer.expansion else 3) * width, vectors=lambda width, mixer: 4 * width,
+        normed=lambda width, mixer: width if mixer.expansion else 2 * width,
+        state=lambda width, mixer, tokens: 2 * _states(width, mixer),
+        scan=lambda width, mixer, tokens: (12 if mixer.expansion else 10) * _states(width, mixer),
     ),
     "attention": Kind(
         meaning="softmax attention over the keys so far, or over the whole sequence",

@@ -12,7 +12,7 @@ MOMENTUM = 0.1
 
 
 class Norm(nn.Module):
-    """One of five norms of [..., D].
+    """One of five norms of [..., D], or none.
 
     rms: x / sqrt(mean x² + eps) · weight (flash-linear-attention); simple_rms: the same without a weight (hgru2's
     language model); layer: LayerNorm with weight and bias (paper figure, HGRN1); head_rms: rms of each head by itself,
@@ -26,7 +26,7 @@ class Norm(nn.Module):
     def __init__(self, kind: NormKind, width: int, eps: float, *, heads: int = 1) -> None:
         super().__init__()
         self.kind, self.width, self.eps, self.heads = kind, width, eps, heads
-        self.weight = nn.Parameter(torch.empty(width)) if kind != "simple_rms" else None
+        self.weight = nn.Parameter(torch.empty(width)) if kind not in ("simple_rms", "none") else None
         self.bias = nn.Parameter(torch.empty(width)) if kind in ("layer", "batch") else None
         for name in ("running_mean", "running_var"):
             self.register_buffer(name, torch.empty(width) if kind == "batch" else None)
@@ -44,6 +44,8 @@ class Norm(nn.Module):
     def forward(self, x: Tensor, padding_mask: Tensor | None = None) -> Tensor:
         """[..., D] -> [..., D] in x's dtype; a batch norm leaves tokens whose `padding_mask` [...] is False out of its
         statistics, the others look at one token at a time and need no mask."""
+        if self.kind == "none":
+            return x
         if self.kind == "batch":
             return self._batch(x, padding_mask)
         if self.kind == "layer":

@@ -61,7 +61,8 @@ class LayerState:
     """A state whose size does not depend on how many tokens were read."""
 
     recurrent: Tensor
-    """[B,H,K,V] float32 (hgru2, gla, mamba2), [B,E,N] (mamba), [B,D] (hgru1_real) or complex64 (hgru1)."""
+    """[B,H,K,V] float32 (hgru2, gla, mamba2), [B,E,N] (mamba), [B,D] (hgru1_real, mingru, rglru) or complex64 (hgru1,
+    lru), [B,D n] (wide_hgru1); mingru, rglru and lru expanded [B,D/n,n,n]."""
     conv: Tensor | None = None
     """The last W-1 inputs of the short convolution [B,W-1,channels], oldest first; None without one."""
 

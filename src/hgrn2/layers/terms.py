@@ -15,15 +15,15 @@ class Terms(NamedTuple):
     """The factors of a mixer's recurrence for every token, in float32 (float64 for float64), before its norm."""
 
     query: Tensor
-    """q [B,T,H,K], the scale of scores included."""
+    """q [B,T,H,K], the scale of scores included; complex where a matrix state has phases, and y is then Re(q S)."""
     key: Tensor
     """k [B,T,H,K], with which the value is written."""
     value: Tensor
-    """v [B,T,H,V], complex for hgru1."""
+    """v [B,T,H,V], complex for vector states that are complex."""
     log_forget: Tensor
     """ln f [B,T,H,K], at most 0."""
     phase: Tensor | None = None
-    """θ [H,K] of hgru1; None elsewhere."""
+    """θ [H,K] of hgru1 and lru; None elsewhere."""
 
     def sequence(self, row: int) -> "Terms":
         """Of one sequence of the batch: [T,H,K] and [T,H,V]; without gradients."""

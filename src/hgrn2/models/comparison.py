@@ -14,7 +14,8 @@ is the mixer, in the form in which it was published:
     hgrn2-attention  hgrn2 with every fourth layer attention
     hgrn2-window     the same, and attention looks 512 tokens back
 
-All others have a GLU with SiLU of the same width behind each mixer.
+All others have a GLU with SiLU of the same width behind each mixer. `hgrn2.models.expansions` has more, which are
+compared among each other.
 """
 
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from typing import Any
 from hgrn2.errors import unknown
 from hgrn2.layers.config import MixerConfig
 from hgrn2.models.config import ModelConfig
+from hgrn2.models.expansions import EXPANSIONS
 
 GPT2_VOCABULARY = 50_257
 WINDOW = 512
@@ -80,28 +82,34 @@ _ARCHITECTURES: dict[str, Callable[[bool], dict[str, Any]]] = {
 }
 COMPARED = tuple(_ARCHITECTURES)
 """The architectures, ours first."""
+ARCHITECTURES = (*COMPARED, *EXPANSIONS)
+"""Those, and the models of the studies of state expansion."""
 
 
 def comparison_config(architecture: str, size: str, vocab_size: int = GPT2_VOCABULARY) -> ModelConfig:
-    """The model of one architecture at one size; those of a size have as many parameters as each other, within 1 %.
+    """The model of one architecture at one size; those of a size in `COMPARED` have as many parameters as each
+    other, within 1 %, and so have the cells and the structured maps of `hgrn2.models.expansions`.
 
     Args:
-        architecture: one of `COMPARED`.
+        architecture: one of `ARCHITECTURES`.
         size: one of `COMPARED_SIZES`.
         vocab_size: V; embeddings are tied and count once. The sizes are named by their parameters with GPT-2's.
 
     Raises:
         UserError: an unknown architecture or size.
     """
-    for what, value, known in (("architecture", architecture, COMPARED), ("size", size, COMPARED_SIZES)):
+    for what, value, known in (("architecture", architecture, ARCHITECTURES), ("size", size, COMPARED_SIZES)):
         if value not in known:
             raise unknown(what, value, known)
     width, layers, glu_width = _SHAPES[size]
-    options: dict[str, Any] = {"glu_width": glu_width} | _ARCHITECTURES[architecture](size == "small")
+    own = (
+        EXPANSIONS[architecture](width) if architecture in EXPANSIONS else _ARCHITECTURES[architecture](size == "small")
+    )
+    options: dict[str, Any] = {"glu_width": glu_width} | own
     layers = layers if options["glu_width"] else _ALONE[size]
     return ModelConfig(vocab_size=vocab_size, width=width, layers=layers, tie_embeddings=True, **options)
 
 
 def comparison_names() -> tuple[str, ...]:
     """Every comparison by the name that `preset` takes: compare-45m/hgrn2 and so on."""
-    return tuple(f"compare-{size}/{architecture}" for size in COMPARED_SIZES for architecture in COMPARED)
+    return tuple(f"compare-{size}/{architecture}" for size in COMPARED_SIZES for architecture in ARCHITECTURES)

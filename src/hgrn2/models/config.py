@@ -91,10 +91,7 @@ class StackConfig:
                 f"width {self.width} does not divide into heads of head_size {mixer.head_size}"
                 f"{'' if mixer is self.mixer else ' (other)'}",
             )
-            heads = self.width * mixer.expand // mixer.head_size
-            refuse(
-                heads % mixer.groups != 0, f"{heads} heads of {mixer.kind} do not divide into groups of {mixer.groups}"
-            )
+            self._check_parts(mixer)
             refuse(
                 self.init.memory > 0 and mixer.kind.startswith("hgru") and not mixer.bias,
                 "init.memory is the bias of the forget gates: "
@@ -106,8 +103,21 @@ class StackConfig:
             not any(KINDS[kind].lower_bounds for kind in self.kinds) and self.lower_bound != "none",
             f"{self.named_kinds} has no lower bounds: lower_bound {self.lower_bound} must be none",
         )
-        refuse(self.norm == "head_rms", "norm head_rms is offered inside the mixer only")
+        refuse(self.norm in ("head_rms", "none"), f"norm {self.norm} is offered inside the mixer only")
         refuse(self.norm_eps <= 0, f"norm_eps is {self.norm_eps}; it must be positive")
+
+    def _check_parts(self, mixer: MixerConfig) -> None:
+        """Refuse channels or heads that do not divide into what a mixer cuts them into."""
+        heads, kind, cuts = self.width * mixer.expand // mixer.head_size, mixer.kind, mixer.groups
+        refuse(kind == "mamba2" and heads % cuts != 0, f"{heads} heads of {kind} do not divide into groups of {cuts}")
+        refuse(
+            kind != "mamba2" and self.width % cuts != 0,
+            f"width {self.width} of {kind} does not divide into {cuts} groups",
+        )
+        refuse(
+            KINDS[kind].bare and self.width % max(1, mixer.expansion) != 0,
+            f"width {self.width} of {kind} does not divide into heads of expansion {mixer.expansion}",
+        )
 
     def _check_pattern(self) -> None:
         kind = self.mixer.kind

@@ -139,4 +139,4 @@ def _mixer(width: int, mixer: MixerConfig) -> int:
 
 
 def _norm(kind: NormKind, width: int) -> int:
-    return {"layer": 2 * width, "batch": 2 * width, "simple_rms": 0}.get(kind, width)
+    return {"layer": 2 * width, "batch": 2 * width, "simple_rms": 0, "none": 0}.get(kind, width)

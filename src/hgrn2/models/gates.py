@@ -11,7 +11,7 @@ from hgrn2.models.modes import reading
 
 
 class GateStatistics(NamedTuple):
-    """Of one layer, a value for each of its D channels, float32 on the CPU."""
+    """Of one layer, a value for each of its forget gates, float32 on the CPU."""
 
     lower_bound: Tensor
     """γ."""
@@ -37,5 +37,8 @@ def gate_statistics(model: Any, tokens: Tensor) -> list[GateStatistics]:
             if log_forget is not None:
                 mean = log_forget.float().mean((0, 1))
                 lower_bound = torch.zeros_like(mean) if lower_bound is None else lower_bound.float()
+                lower_bound = lower_bound.repeat_interleave(
+                    len(mean) // len(lower_bound)
+                )  # channels of several copies share one
                 found.append(GateStatistics(lower_bound.cpu(), mean.cpu(), layer))
     return found

@@ -6,8 +6,8 @@ scaled_normal the same, projections that write to the residual stream divided by
 
 Learned positions are normal(0, std). Biases start at 0, norm weights at 1, lower-bound parameters at 1 (hgru2, xmixers;
 any constant gives the same softmax, so layer l starts bounded by l/L), biases of forget gates as `memory` says, HGRN1's
-phases at 10000^(-2j/D) (hgru-pytorch), Mamba's steps and rates of decay as published, convolutions uniform within
-1/sqrt(W) as PyTorch's own Conv1d.
+phases at 10000^(-2j/D) (hgru-pytorch), steps and rates of decay of Mamba, RG-LRU and LRU as published, convolutions
+uniform within 1/sqrt(W) as PyTorch's own Conv1d.
 """
 
 import math

@@ -7,6 +7,7 @@ from hgrn2.errors import UserError, unknown
 from hgrn2.layers.config import KINDS
 from hgrn2.models.comparison import COMPARED, comparison_config
 from hgrn2.models.config import ModelConfig
+from hgrn2.models.expansions import CELLS, STRUCTURED
 from hgrn2.settings import refuse, with_overrides
 from hgrn2.study import applications
 from hgrn2.study.protocol import APPLICATIONS, Arm, Case, OptimizerName, Study
@@ -98,6 +99,10 @@ def subjects(study: Study) -> dict[str, Arm]:
             f"n{n}": Arm(subject=f"n{n}", architecture=OURS, set=(f"mixer.head_size={n}",))
             for n in HEAD_SIZES if width % n == 0
         }  # fmt: skip
+    if study.study == "others":
+        return {arm.subject: arm for arm in _expanded(study)}
+    if study.study == "structured":
+        return {name: Arm(subject=name, architecture=f"structured-{name}") for name in STRUCTURED}
     found = {name: Arm(subject=name, architecture=OURS, set=changes) for name, changes in ABLATIONS.items()}
     return {name: arm for name, arm in found.items() if not refused(study, arm)}
 
@@ -186,6 +191,22 @@ def _carried(study: Study, name: str) -> list[Arm]:
     if not comparison_config(name, study.size).grows:
         found.append(replace(arm, subject=f"{name}-carry", run=("data.carry=true", *reset)))
     return found
+
+
+def _expanded(study: Study) -> list[Arm]:
+    """Every cell with a vector state, and expanded to a state as large as HGRN2's: LRU, whose state is complex, by half
+    as much. HGRN1 expanded is HGRN2 with an activation on its input."""
+    n = comparison_config(OURS, study.size).mixer.head_size
+    sets = {"hgrn1": ("mixer.kind=hgru2", f"mixer.head_size={n}")}
+    sets |= {cell: (f"mixer.expansion={n // 2 if cell == 'lru' else n}",) for cell in CELLS}
+    return [
+        arm
+        for cell, changes in sets.items()
+        for arm in (
+            Arm(subject=cell, architecture=cell),
+            Arm(subject=f"{cell}-expanded", architecture=cell, set=changes),
+        )
+    ]
 
 
 def _refuse_head_size(name: str, study: Study) -> None:

@@ -15,7 +15,8 @@ BEGIN = "<!-- made by `hgrn2 study table` from results/study.jsonl; do not edit 
 END = "<!-- end of what `hgrn2 study table` makes -->"
 TITLES = {
     "compare": "Architectures", "expansion": "State expansion n at equal parameters",
-    "ablation": "One thing at a time", "length": "Texts of up to 16 times the training length",
+    "ablation": "One thing at a time", "others": "State expansion for other linear RNNs",
+    "structured": "Ways to expand at equal state size", "length": "Texts of up to 16 times the training length",
 }  # fmt: skip
 
 

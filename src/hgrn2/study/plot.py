@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
 COLOURS = {
     "hgrn2": "#0072b2", "hgrn1": "#009e73", "llama": "#24292e", "gla": "#d55e00", "mamba": "#cc79a7",
-    "mamba2": "#e69f00",
+    "mamba2": "#e69f00", "mingru": "#56b4e9", "rglru": "#8c564b", "lru": "#7f3fbf", "outer": "#0072b2",
 }  # fmt: skip
 """By architecture; its other forms are dashed or dotted."""
-OTHERS = ("#56b4e9", "#6a737c", "#f0e442", "#8c564b", "#17becf", "#7f3fbf", "#aab81c")
+OTHERS = ("#56b4e9", "#6a737c", "#f0e442", "#8c564b", "#17becf", "#7f3fbf", "#aab81c", "#e377c2")
 SIZE = (10.4, 4.4)
 LEGEND = 5
 """Columns of the legend at most."""

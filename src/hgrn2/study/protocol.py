@@ -14,7 +14,7 @@ from typing import Any, Literal
 from hgrn2.settings import refuse, settings
 from hgrn2.units import short
 
-StudyName = Literal["compare", "expansion", "ablation", "length", "stream", "monitor"]
+StudyName = Literal["compare", "expansion", "ablation", "length", "others", "structured", "stream", "monitor"]
 SizeName = Literal["small", "45m", "125m", "350m"]
 OptimizerName = Literal["adamw", "muon"]
 Precision = Literal["auto", "float32", "bfloat16"]

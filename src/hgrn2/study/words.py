@@ -11,6 +11,7 @@ from hgrn2.units import short
 
 NAMES = {
     "hgrn2": "HGRN2", "hgrn1": "HGRN1", "llama": "LLaMA", "gla": "GLA", "mamba": "Mamba", "mamba2": "Mamba-2",
+    "mingru": "minGRU", "rglru": "RG-LRU", "lru": "LRU",
 }  # fmt: skip
 
 
@@ -117,7 +118,9 @@ def _findings(group: Group) -> list[str]:
         return _beyond(group) + _carried(group)
     best, worst = group.entries[0], group.entries[-1]
     found = [f"lowest: {best.name}, {best.shown}; highest: {worst.name}, {worst.shown}"]
-    base = group.find(OURS)
+    if study == "others":
+        return found + _pairs(group)
+    base = group.find("outer" if study == "structured" else OURS)
     if base is not None:
         found += [f"{one.name}: {_difference(group, one, base)}" for one in group.entries if one is not base]
     return found

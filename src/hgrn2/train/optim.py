@@ -100,4 +100,4 @@ def _block_matrices(model: nn.Module) -> set[str]:
 
 
 def _decays(name: str, parameter: torch.Tensor) -> bool:
-    return parameter.dim() in (2, 4) and not name.endswith(("lower_bounds", ".conv", ".local", ".log_decay"))
+    return parameter.dim() in (2, 4) and not name.endswith(("lower_bounds", ".conv", ".local", ".log_decay", ".scales"))

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from hgrn2.errors import UserError
+from hgrn2.layers.grouped import GroupedLinear
 from hgrn2.models.language import LanguageModel
 from hgrn2.models.quantize.config import QuantizeConfig
 from hgrn2.models.quantize.weights import Int4, Int8
@@ -117,7 +118,8 @@ def quantize(model: LanguageModel, config: QuantizeConfig | None = None) -> Quan
 
 
 def _replace_all(model: QuantizedLanguageModel, config: QuantizeConfig, dtype: torch.dtype, digest: object) -> None:
-    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Embedding)]
+    names = [name for name, module in model.named_modules()
+             if isinstance(module, nn.Linear | nn.Embedding) and not isinstance(module, GroupedLinear)]  # fmt: skip
     for name in names:
         old = cast("nn.Linear | nn.Embedding", model.get_submodule(name))
         kind = "int8" if name in ("embedding", "head") else config.kind
