@@ -200,6 +200,7 @@ def test_starting_values() -> None:
     ],
 )
 def test_sizes_that_do_not_divide_are_one_line(mixer: dict[str, Any], said: str) -> None:
+    options: dict[str, Any] = {"head_size": 8} | mixer
     with pytest.raises(UserError, match=said):
         ModelConfig(vocab_size=5, width=16, layers=1, glu_width=8, lower_bound="none",
-                    mixer=MixerConfig(**{"head_size": 8} | mixer))  # fmt: skip
+                    mixer=MixerConfig(**options))  # fmt: skip
