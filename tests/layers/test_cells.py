@@ -17,6 +17,8 @@ from hgrn2.layers.expansion import Parts, scan_expanded
 from hgrn2.layers.operators import WHOLE
 from hgrn2.models.config import ModelConfig
 from hgrn2.models.language import LanguageModel
+from hgrn2.models.quantize.config import QuantizeConfig
+from hgrn2.models.quantize.model import quantize
 
 WIDTH, TOKENS, N = 16, 23, 4
 KINDS = ("mingru", "rglru", "lru")
@@ -168,6 +170,16 @@ def test_phases_of_a_long_text_are_exact_in_float32(randomised: Callable) -> Non
     angle = (mixer.log_phase.exp().double() * 99_999).fmod(2 * torch.pi)
     expected = torch.cat((value * angle.cos(), value * angle.sin()))
     torch.testing.assert_close(torch.view_as_real(state)[0].double(), expected, rtol=0, atol=2e-6)
+
+
+@torch.no_grad()
+def test_gates_in_blocks_are_left_out_of_quantisation() -> None:
+    mixer = MixerConfig(kind="rglru", groups=4)
+    model = LanguageModel(ModelConfig(vocab_size=5, width=32, layers=1, glu_width=32, mixer=mixer, lower_bound="none"))
+    ids = torch.randint(5, (2, 9), generator=torch.Generator().manual_seed(1))
+    before = model(ids)[0]
+    after = quantize(model, QuantizeConfig())(ids)[0]
+    assert 0 < (after - before).abs().max() < 0.05 * before.abs().max()
 
 
 def test_starting_values() -> None:
