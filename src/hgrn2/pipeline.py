@@ -25,7 +25,7 @@ class Workers:
     done here. They start with the first stream, and end with the context."""
 
     def __init__(self, count: int) -> None:
-        self._count = count
+        self.count = count
         self._workers: list[Worker] = []
 
     def __enter__(self) -> "Workers":
@@ -48,12 +48,12 @@ class Workers:
         Raises:
             UserError: a process died. What `work` or `jobs` raise is raised where its answer would have come.
         """
-        if self._count <= 1:
+        if self.count <= 1:
             yield from map(work, jobs)
             return
         if not self._workers:
-            self._workers = [Worker(_do, None) for _ in range(self._count)]
-        flow = _Flow(AHEAD * self._count)
+            self._workers = [Worker(_do, None) for _ in range(self.count)]
+        flow = _Flow(AHEAD * self.count)
         threads = [threading.Thread(target=flow.make, args=(jobs,), daemon=True)]
         threads += [threading.Thread(target=_attend, args=(one, work, flow), daemon=True) for one in self._workers]
         for thread in threads:

@@ -65,6 +65,7 @@ VERBS: dict[str, tuple[str, dict[str, str]]] = {
             "profile": "bench_profile:BenchProfile",
             "parity": "bench_parity:BenchParity",
             "serve": "bench_serve:BenchServe",
+            "data": "bench_data:BenchData",
             "table": "bench:BenchTable",
         },
     ),

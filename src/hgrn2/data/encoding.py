@@ -1,5 +1,6 @@
 """Tokenising in blocks, in any process: what the jobs are, and what comes of one."""
 
+import os
 from collections.abc import Iterator
 from itertools import groupby
 from typing import NamedTuple
@@ -48,8 +49,10 @@ def jobs_of(source: Sources, tokenizer: Tokenizer, cut: int | None) -> Iterator[
             yield from units
 
 
-def encode(tokenizer: Tokenizer, job: Job) -> Encoded:
-    """Tokenise a job."""
+def encode(tokenizer: Tokenizer, one_of_several: bool, job: Job) -> Encoded:
+    """Tokenise a job; `one_of_several` processes leave each other the processors: libraries then start no threads."""
+    if one_of_several:
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"
     parts = job if isinstance(job, list) else recut(job.pieces(Survey()), tokenizer)
     item = item_type(tokenizer)
     ids, lengths, ends, sizes, characters = [np.zeros(0, item)], [], [], [], 0

@@ -219,7 +219,7 @@ def _write_splits(
         for name, source in text.sources.items():
             document = 0
             jobs = jobs_of(source, tokenizer, text.cut if name == "train" else None)
-            for encoded in workers.stream(partial(encode, tokenizer), jobs):
+            for encoded in workers.stream(partial(encode, tokenizer, workers.count > 1), jobs):
                 for split, part in _routed(encoded, text, name, document):
                     if split not in writers:
                         writer = SplitWriter(folder, split, tokenizer, shard_tokens)
