@@ -17,7 +17,7 @@ def test_rows_of_preparing(tmp_path: Path) -> None:
     assert [row.backend for row in rows] == ["1 process", "2 processes", "1 process with the library's threads"]
     assert {row.case["text_bytes"] for row in rows} == {1000}
     assert rows[0].value == pytest.approx(1000 / rows[0].details["seconds"], rel=0.1)
-    with pytest.raises(UserError, match="error: .*gone does not exist"):
+    with pytest.raises(UserError, match=r"error: .*gone does not exist"):
         measure([tmp_path / "gone"], DataBench(repeats=1), rows.append)
     with pytest.raises(UserError, match="from 1 on"):
         DataBench(processes=(0,))

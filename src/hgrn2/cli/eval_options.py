@@ -103,6 +103,8 @@ def _source(loaded: "Loaded", split: str | None, give: str) -> tuple[str, str]:
     config = loaded.run_config() or {}
     data = config.get("data")
     data = data if isinstance(data, dict) else {}
+    if data.get("mixture"):
+        raise UserError(f"{loaded.name} was trained on a mixture of corpora: give {give}")
     source, held_out = data.get("source"), data.get("valid_split", "valid")
     if not isinstance(source, str):
         raise UserError(f"{loaded.name} does not say what it was trained on: give {give}")

@@ -10,6 +10,7 @@ from hgrn2 import console
 from hgrn2.cli.trained import Folder, Settings, Training, next_steps, own_prompt, settings_of
 
 if TYPE_CHECKING:
+    from hgrn2.train.config import DataConfig
     from hgrn2.train.run import RunResult
 
 
@@ -21,6 +22,7 @@ class TrainLM(Training):
 
     Example: hgrn2 train lm demo --out runs/demo
     Example: hgrn2 train lm small --data corpora/mine --out runs/mine --set train.budget_s=600 optim.lr=2e-3
+    Example: hgrn2 train lm small --data corpora/books=0.7 corpora/code=0.3 --out runs/mixed
     Example: hgrn2 train lm small --out runs/decay --branch runs/stable/checkpoints/step-00000900 --set train.steps=1000
     """
 
@@ -30,8 +32,12 @@ class TrainLM(Training):
     out: Folder = Path("runs/lm")
     model: Annotated[str | None, tyro.conf.arg(metavar="PRESET")] = None
     """Model preset instead of the recipe's, such as hgrn2_70m."""
-    data: Annotated[str | None, tyro.conf.arg(metavar="CORPUS")] = None
-    """Folder of a prepared corpus (hgrn2 data prepare), or shakespeare for the embedded text."""
+    data: Annotated[
+        tuple[str, ...],
+        tyro.conf.arg(metavar="CORPUS [CORPUS=WEIGHT ...]", help_behavior_hint="(default: the recipe's)"),
+    ] = ()
+    """Folder of a prepared corpus (hgrn2 data prepare), or shakespeare for the embedded text; several as
+    FOLDER=WEIGHT are a mixture."""
     branch: Annotated[Path | None, tyro.conf.arg(metavar="CHECKPOINT")] = None
     """Begin a new run from a checkpoint of another one (or a run folder's newest), as for a decay of its own: the same
     settings, but for its length and the end of the schedule."""
@@ -46,8 +52,8 @@ class TrainLM(Training):
         run = recipe(self.recipe)
         if self.model is not None:
             run = replace(run, model=preset(self.model))
-        if self.data is not None:
-            run = replace(run, data=replace(run.data, source=self.data))
+        if self.data:
+            run = replace(run, data=data_of(run.data, self.data))
         run = with_overrides(run, self.set)
 
         from hgrn2.tasks.lm.run import fit_vocabulary, train_language
@@ -71,16 +77,23 @@ class TrainLM(Training):
         next_steps(result.folder, "curves, samples and gate time scales", *_commands(result))
 
 
+def data_of(data: "DataConfig", named: tuple[str, ...]) -> "DataConfig":
+    """The settings with a corpus, or with a mixture where weights are given."""
+    if len(named) == 1 and (Path(named[0]).exists() or "=" not in named[0]):
+        return replace(data, source=named[0], mixture=())
+    return replace(data, mixture=named)
+
+
 def _commands(result: "RunResult") -> list[tuple[str | Path, ...]]:
     """What fits this run: a prompt from its own text, and a longer run of the demo after the demo alone."""
     run, folder = settings_of(result.folder), result.folder
-    demo = run.get("data", {}).get("source") == "shakespeare"
+    data = run.get("data", {})
+    demo = data.get("source") == "shakespeare" and not data.get("mixture")
     prompt = "ROMEO:" if demo else own_prompt(result.samples[0].prompt if result.samples else "")
     asked = ("--prompt", prompt) if prompt else ("--prompt-file", "TEXT_FILE")
-    commands: list[tuple[str | Path, ...]] = [
-        ("generate", folder, *asked, "--max-tokens", "400"),
-        ("eval", folder, "--method", "all"),
-    ]
+    commands: list[tuple[str | Path, ...]] = [("generate", folder, *asked, "--max-tokens", "400")]
+    mixed = [("eval", folder, "--data", text.rpartition("=")[0], "--method", "all") for text in data.get("mixture", ())]
+    commands += mixed or [("eval", folder, "--method", "all")]
     if demo:
         commands.append(("serve", folder))
         commands.append(("train", "lm", "demo", "--out", "runs/longer", "--set", "train.budget_s=1200"))

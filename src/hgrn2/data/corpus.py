@@ -2,7 +2,7 @@
 
 import hashlib
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -88,6 +88,19 @@ class Corpus:
             vocab_size=tokenizer.vocab_size,
             text_bytes=sum(len(text.encode()) for text in texts),
             mark={"tokenizer": tokenizer.identity(), "shards": [_sums(tokens, starts)]},
+        )
+
+    @classmethod
+    def joined(cls, corpora: Sequence["Corpus"]) -> "Corpus":
+        """Corpora of one tokenizer, one after the other."""
+        first = corpora[0]
+        return cls(
+            [part for corpus in corpora for part in corpus._parts],
+            name=", ".join(corpus.name for corpus in corpora),
+            tokenizer=first._tokenizer,
+            vocab_size=first.vocab_size,
+            text_bytes=sum(corpus.text_bytes for corpus in corpora),
+            mark={"tokenizer": first._mark["tokenizer"], "joined": [corpus._mark for corpus in corpora]},
         )
 
     def tokenizer(self) -> Tokenizer:

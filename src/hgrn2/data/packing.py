@@ -40,6 +40,17 @@ class BatchPlan:
         refuse(not 0 <= self.rank < self.world, f"rank must lie in [0, {self.world}), not {self.rank}")
         refuse(self.batch_size % self.world != 0, f"batch_size {self.batch_size} does not divide by world {self.world}")
 
+    def sequences(self, step: int, part: int = 0, parts: int = 1) -> np.ndarray:
+        """Numbers of this rank's sequences of a step, or of one of `parts` equal parts of them, among those of the run:
+        int64 [rows]."""
+        rows = self.batch_size // self.world
+        refuse(rows % parts != 0, f"{rows} sequences do not divide into {parts} equal parts")
+        if step < 0 or not 0 <= part < parts:
+            raise IndexError(f"step {step}, part {part} of {parts}")
+        rows //= parts
+        first = step * self.batch_size + (self.rank * parts + part) * rows
+        return np.arange(first, first + rows, dtype=np.int64)
+
 
 class Batch(NamedTuple):
     """Inputs and targets, int64 [B, T] each, `targets[b, t]` being the token after `inputs[b, t]`.
@@ -83,24 +94,18 @@ class Batches:
 
     def batch(self, step: int, part: int = 0, parts: int = 1) -> Batch:
         """This rank's sequences of a step, or one of `parts` equal parts of them (gradient accumulation)."""
-        rows = self.plan.batch_size // self.plan.world
-        refuse(rows % parts != 0, f"{rows} sequences do not divide into {parts} equal parts")
-        if step < 0 or not 0 <= part < parts:
-            raise IndexError(f"step {step}, part {part} of {parts}")
-        rows //= parts
-        first = step * self.plan.batch_size + (self.plan.rank * parts + part) * rows
-        starts = self.starts(np.arange(first, first + rows))
-        length = self.plan.sequence_length
-        tokens = np.stack([self.corpus.read(start, length + 1) for start in starts.tolist()])
-        return Batch(
-            np.ascontiguousarray(tokens[:, :-1]), np.ascontiguousarray(tokens[:, 1:]), self._boundaries(starts)
-        )
+        starts = self.starts(self.plan.sequences(step, part, parts)).tolist()
+        return packed([(self.corpus, start) for start in starts], self.plan)
 
-    def _boundaries(self, starts: np.ndarray) -> np.ndarray | None:
-        if not self.plan.reset_at_documents or self.corpus.n_documents <= 1:
-            return None
-        length = self.plan.sequence_length
-        found = [np.arange(len(starts) + 1, dtype=np.int64) * length]
-        for row, start in enumerate(starts.tolist()):
-            found.append(self.corpus.starts_between(start + 1, start + length) - start + row * length)
-        return np.sort(np.concatenate(found))
+
+def packed(rows: list[tuple[Corpus, int]], plan: BatchPlan) -> Batch:
+    """The batch whose rows begin at these places."""
+    length = plan.sequence_length
+    tokens = np.stack([corpus.read(start, length + 1) for corpus, start in rows])
+    borders = None
+    if plan.reset_at_documents and any(corpus.n_documents > 1 for corpus, _ in rows):
+        found = [np.arange(len(rows) + 1, dtype=np.int64) * length]
+        for row, (corpus, start) in enumerate(rows):
+            found.append(corpus.starts_between(start + 1, start + length) - start + row * length)
+        borders = np.sort(np.concatenate(found))
+    return Batch(np.ascontiguousarray(tokens[:, :-1]), np.ascontiguousarray(tokens[:, 1:]), borders)

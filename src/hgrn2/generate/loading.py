@@ -47,7 +47,8 @@ class Loaded:
     def example(self) -> str:
         """The beginning of a text for a page to offer: that of the embedded sample, where the model learned from it."""
         data = (self.run_config() or {}).get("data")
-        return "ROMEO:" if isinstance(data, dict) and data.get("source") == "shakespeare" else ""
+        demo = isinstance(data, dict) and data.get("source") == "shakespeare" and not data.get("mixture")
+        return "ROMEO:" if demo else ""
 
 
 def load(

@@ -5,6 +5,7 @@ from dataclasses import field
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal, Protocol
 
+from hgrn2.data.shares import parse_mixture
 from hgrn2.models.config import LossKind, ModelConfig, Recompute
 from hgrn2.parallel.config import ParallelConfig, check_parallel
 from hgrn2.settings import refuse, settings
@@ -65,6 +66,9 @@ class DataConfig:
 
     source: str = "shakespeare"
     """`shakespeare` (the embedded sample, characters) or the folder of a prepared corpus."""
+    mixture: tuple[str, ...] = ()
+    """Instead of `source`, several prepared corpora with one tokenizer that are trained on together, each written
+    FOLDER=WEIGHT: of the sequences, each has its weight's share."""
     train_split: str = "train"
     """Split of the corpus that is trained on."""
     valid_split: str = "valid"
@@ -74,6 +78,12 @@ class DataConfig:
     carry: bool = False
     """Every row of a batch reads on in a stream of documents of its own, and begins a step with the state in which it
     ended the step before (truncated backpropagation through time); false: with an empty one, somewhere in the text."""
+
+    def __post_init__(self) -> None:
+        parse_mixture(self.mixture)
+        refuse(
+            bool(self.mixture) and self.carry, "data.carry reads one corpus from end to end, data.mixture has several"
+        )
 
 
 @settings

@@ -223,6 +223,8 @@ def _measured(trainer: Trainer) -> tuple[Outcome, dict[str, Any]]:
         "train_seconds": round(trainer.elapsed_s, 1),
         "eval_seconds": round(time.perf_counter() - began, 1),
     }
+    if shares := task.shares(trainer.step):
+        counted["mixture"] = shares
     return outcome, counted | outcome.facts | {"held_out": outcome.held_out}
 
 

@@ -68,6 +68,10 @@ class Task(Protocol):
         """How often so many steps go through the training data."""
         ...
 
+    def shares(self, steps: int) -> dict[str, Any]:
+        """Where the data has several parts: how much of each so many steps have read, for the summary."""
+        return {}
+
     def loss(self, model: Any, batch: Any) -> Tensor:
         """Mean loss of a part, in nats where it is a likelihood."""
         ...

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from hgrn2 import perplexity
 from hgrn2.data.corpus import Corpus
+from hgrn2.data.mixture import MixedBatches, Mixture, held_out
 from hgrn2.data.packing import Batch, Batches, BatchPlan
 from hgrn2.data.samples import shakespeare_corpora
 from hgrn2.data.streams import StreamBatch, Streams
@@ -32,8 +33,10 @@ PROMPT_TOKENS = 48  # of held-out text, before each sample of the report
 GATE_TOKENS = 4096  # of held-out text, over which gates are averaged
 
 
-def open_corpora(data: DataConfig) -> tuple[Corpus, Corpus]:
-    """Training and held-out tokens of a source."""
+def open_corpora(data: DataConfig) -> tuple[Corpus | Mixture, Corpus]:
+    """Training and held-out tokens of a source, or of a mixture: there one held-out text after the other."""
+    if data.mixture:
+        return Mixture.open(data.mixture, data.train_split), held_out(data.mixture, data.valid_split)
     if data.source == EMBEDDED:
         sample = shakespeare_corpora()
         return sample.train, sample.valid
@@ -47,7 +50,7 @@ class LanguageTask(Task):
 
     assets = ("tokenizer",)
 
-    def __init__(self, run: Run, train: Corpus, valid: Corpus, device: torch.device) -> None:
+    def __init__(self, run: Run, train: Corpus | Mixture, valid: Corpus, device: torch.device) -> None:
         self.run, self.train, self.valid, self.device = run, train, valid, device
         if train.vocab_size > run.model.vocab_size:
             raise UserError(f"the data has {train.vocab_size} token ids, the model only {run.model.vocab_size}")
@@ -62,7 +65,10 @@ class LanguageTask(Task):
             reset_at_documents=run.data.reset_at_documents,
         )
         self.carries = run.data.carry
-        self.batches = Streams(train, plan) if self.carries else Batches(train, plan)
+        if isinstance(train, Mixture):
+            self.batches = MixedBatches(train, plan)
+        else:
+            self.batches = Streams(train, plan) if self.carries else Batches(train, plan)
 
     def model(self) -> LanguageModel:
         """A language model."""
@@ -86,6 +92,10 @@ class LanguageTask(Task):
     def epochs(self, steps: int) -> float:
         """How often so many steps go through the training text."""
         return self.batches.epochs(steps)
+
+    def shares(self, steps: int) -> dict[str, Any]:
+        """Of a mixture: what was read of each corpus in so many steps."""
+        return self.batches.shares(steps) if isinstance(self.batches, MixedBatches) else {}
 
     def loss(self, model: LanguageModel, batch: tuple[Tensor, Tensor, Tensor | None]) -> Tensor:
         """Mean nats/token."""
@@ -131,7 +141,7 @@ def _label(found: Perplexity, window: int) -> str:
     return "carried state" if found.name == "carried" else f"windows of {window}"
 
 
-def _samples(model: LanguageModel, train: Corpus, valid: Corpus) -> tuple[Sample, ...]:
+def _samples(model: LanguageModel, train: Corpus | Mixture, valid: Corpus) -> tuple[Sample, ...]:
     """Two continuations of held-out text, with fixed seeds."""
     tokenizer = train.tokenizer()
     generator = Generator(model, tokenizer)

@@ -31,6 +31,7 @@ class TuneSettings:
 
     unread: ClassVar[Mapping[str, str]] = {
         "train.compile": "it is not offered for state tuning",
+        "data.mixture": "a state is learned on one corpus",
         "data.carry": "every sequence begins with the state that is learned",
         "optim.optimizer": MATRICES,
         "optim.matrix_lr": MATRICES,
