@@ -8,6 +8,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ def corpus(letter: str, documents: int, length: int = 11) -> Corpus:
     return Corpus.from_documents([letter * length] * documents, ByteTokenizer(), name=letter)
 
 
-def plan(size: int = 8, **more: int) -> BatchPlan:
+def plan(size: int = 8, **more: Any) -> BatchPlan:
     return BatchPlan(sequence_length=8, batch_size=size, seed=3, **more)
 
 
@@ -74,17 +75,12 @@ def test_a_corpus_in_a_mixture_is_read_as_by_itself() -> None:
 
 def test_the_same_rows_on_any_number_of_ranks_and_parts() -> None:
     mixture = Mixture(CORPORA, WEIGHTS)
-    whole = MixedBatches(mixture, BatchPlan(sequence_length=8, batch_size=12, seed=3, reset_at_documents=True))
+    whole = MixedBatches(mixture, plan(12, reset_at_documents=True))
     for step in (0, 7, 10**6):
         batch = whole.batch(step)
         for world, parts in ((2, 1), (1, 3), (3, 2)):
             found = [
-                MixedBatches(
-                    mixture,
-                    BatchPlan(
-                        sequence_length=8, batch_size=12, seed=3, reset_at_documents=True, rank=rank, world=world
-                    ),
-                ).batch(step, part, parts)
+                MixedBatches(mixture, plan(12, reset_at_documents=True, rank=rank, world=world).batch(step, part, parts)
                 for rank in range(world)
                 for part in range(parts)
             ]
