@@ -80,7 +80,9 @@ def test_the_same_rows_on_any_number_of_ranks_and_parts() -> None:
         batch = whole.batch(step)
         for world, parts in ((2, 1), (1, 3), (3, 2)):
             found = [
-                MixedBatches(mixture, plan(12, reset_at_documents=True, rank=rank, world=world).batch(step, part, parts)
+                MixedBatches(mixture, plan(12, reset_at_documents=True, rank=rank, world=world)).batch(
+                    step, part, parts
+                )
                 for rank in range(world)
                 for part in range(parts)
             ]
