@@ -84,11 +84,13 @@ class ToFla:
             self._write()
 
     def _write(self) -> None:
+        from hgrn2.models.card import trained_in
         from hgrn2.models.convert import write_fla
-        from hgrn2.models.saved import load_model
+        from hgrn2.models.saved import find_model, read_model
 
-        model = load_model(self.source, warn=_warn)
-        for note in write_fla(self.out, model):
+        found = find_model(self.source, _warn)
+        model = read_model(found.folder)
+        for note in write_fla(self.out, model, trained_in(found.run)):
             print(f"note: {note}")
         _report(model, self.out)
 
@@ -120,6 +122,7 @@ class ToHf:
 
     def _write(self) -> None:
         from hgrn2.data.tokenizer import load_tokenizer
+        from hgrn2.models.card import trained_in
         from hgrn2.models.hf.writing import write_hf, write_hf_image
         from hgrn2.models.saved import find_model, load_classifier, read_config, read_model
 
@@ -128,13 +131,15 @@ class ToHf:
         if kind == "vision":
             classifier: Any = load_classifier(found.folder)
             names = _class_names(found.run, classifier.config.classes)
-            for note in write_hf_image(self.out, classifier, names, shard_size=self.shard_size):
+            trained = trained_in(found.run)
+            for note in write_hf_image(self.out, classifier, names, shard_size=self.shard_size, trained=trained):
                 print(f"note: {note}")
             _report(classifier, self.out)
             return
         model = read_model(found.folder)
         tokenizer = None if found.tokenizer is None else load_tokenizer(found.tokenizer)
-        for note in write_hf(self.out, model, tokenizer, shard_size=self.shard_size):
+        trained = trained_in(found.run)
+        for note in write_hf(self.out, model, tokenizer, shard_size=self.shard_size, trained=trained):
             print(f"note: {note}")
         _report(model, self.out)
 
@@ -144,12 +149,14 @@ def _convert(
     bounds: Literal["inclusive", "exclusive", "none"],
 ) -> None:  # fmt: skip
     from hgrn2.files import atomic_folder
+    from hgrn2.models.card import write_card
     from hgrn2.models.convert import read_published
     from hgrn2.models.saved import reported, write_model
 
     with reported(out), atomic_folder(out) as temporary:
         model = read_published(source, family=family, bounds=bounds, ignore=ignore)
         write_model(temporary, model, _tokenizer(source, model.config.vocab_size))
+        write_card(temporary, model.config, "hgrn2", title=out.name, origin=source.resolve().name)
     _report(model, out)
 
 

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 
 from hgrn2.files import atomic_folder, write_json
 from hgrn2.layers.config import LowerBoundKind
+from hgrn2.models.card import Trained, write_card
 from hgrn2.models.convert import exact, fla, hgru2_pytorch
 from hgrn2.models.convert.rules import check, gather, scatter
 from hgrn2.models.convert.weights import CONFIG, read_settings
@@ -100,8 +101,10 @@ def _drop_tied_head(weights: Weights) -> None:
         del weights.files[head]
 
 
-def write_fla(folder: str | Path, model: LanguageModel) -> list[str]:
+def write_fla(folder: str | Path, model: LanguageModel, trained: Trained | None = None) -> list[str]:
     """Write a model folder that flash-linear-attention loads and computes alike; the folder must not exist yet.
+
+    `trained` says how the model came about, for its card.
 
     Returns:
         A line for every change of values that its fixed choices made necessary, which is none for its own models.
@@ -119,4 +122,5 @@ def write_fla(folder: str | Path, model: LanguageModel) -> list[str]:
     with reported(Path(folder)), atomic_folder(Path(folder)) as temporary:
         save_file(tensors, temporary / SINGLE, metadata={"format": "pt"})  # transformers refuses a file that lacks it
         write_json(temporary / CONFIG, settings)
+        write_card(temporary, config, "fla", trained=trained, title=Path(folder).name)
     return notes

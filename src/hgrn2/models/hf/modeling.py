@@ -14,12 +14,13 @@ from hgrn2.models.hf import packing
 from hgrn2.models.hf.cache import HGRN2Cache, Identity
 from hgrn2.models.hf.configuration import HGRN1Config, HGRN2Config
 from hgrn2.models.hf.loading import load_folder
+from hgrn2.models.hf.publishing import WithCard
 from hgrn2.models.init import initialise
 from hgrn2.models.language import LanguageModel
 from hgrn2.settings import refuse
 
 
-class HGRN2PreTrainedModel(PreTrainedModel):
+class HGRN2PreTrainedModel(WithCard, PreTrainedModel):
     """What both models share: initial weights, and loading of folders in either layout."""
 
     config_class = HGRN2Config

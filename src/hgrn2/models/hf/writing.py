@@ -8,9 +8,11 @@ from typing import Any
 from transformers.utils import logging
 
 from hgrn2.files import atomic_folder, write_json
+from hgrn2.models.card import Trained, write_card
 from hgrn2.models.config import VisionConfig
 from hgrn2.models.hf.causal import from_language_model
 from hgrn2.models.hf.image import from_vision_classifier
+from hgrn2.models.hf.publishing import settings_of
 from hgrn2.models.hf.tokenizer import fast_tokenizer
 from hgrn2.models.language import LanguageModel
 from hgrn2.models.saved import reported
@@ -22,14 +24,16 @@ BICUBIC = 3  # Pillow's number
 
 
 def write_hf(
-    folder: str | Path, model: LanguageModel, tokenizer: Any | None = None, *, shard_size: str = "5GB"
-) -> list[str]:
+    folder: str | Path, model: LanguageModel, tokenizer: Any | None = None, *, shard_size: str = "5GB",
+    trained: Trained | None = None,
+) -> list[str]:  # fmt: skip
     """Write config.json, generation_config.json, safetensors and, where there is one, the tokenizer.
 
     Args:
         folder: must not exist yet; it is whole or absent.
         tokenizer: of `hgrn2.data.tokenizer`. Its end of document becomes the end token, and pads.
         shard_size: largest size of one file.
+        trained: how the model came about (`hgrn2.models.card.trained_in`), for its card.
 
     Returns:
         A line for what could not be written.
@@ -48,13 +52,15 @@ def write_hf(
             notes.append(f"a tokenizer of kind {tokenizer.kind} has no tokenizer.json: none was written")
     end = None if tokenizer is None else tokenizer.eot
     made = from_language_model(model, eos_token_id=end, pad_token_id=end)
+    made._trained = trained
     _write(Path(folder), made, shard_size, [] if fast is None else [fast.save_pretrained])
     return notes
 
 
 def write_hf_image(
-    folder: str | Path, model: VisionClassifier, names: Sequence[str] | None = None, *, shard_size: str = "5GB"
-) -> list[str]:
+    folder: str | Path, model: VisionClassifier, names: Sequence[str] | None = None, *, shard_size: str = "5GB",
+    trained: Trained | None = None,
+) -> list[str]:  # fmt: skip
     """Write config.json, safetensors and preprocessor_config.json; arguments and result as of `write_hf`.
 
     Args:
@@ -68,6 +74,7 @@ def write_hf_image(
     named = {"id2label": labels, "label2id": {name: n for n, name in labels.items()}} if labels else {}
     made = from_vision_classifier(model, **named)
     prepare = preprocessing(model.config)
+    made._trained = trained
     _write(Path(folder), made, shard_size, [lambda place: write_json(place / PREPROCESSOR, prepare)])
     return notes
 
@@ -93,6 +100,7 @@ def _write(folder: Path, made: Any, shard_size: str, more: list[Callable[[Path],
     logging.disable_progress_bar()
     try:
         with reported(folder), atomic_folder(folder) as temporary:
+            write_card(temporary, settings_of(made.config), "transformers", trained=made._trained, title=folder.name)
             made.save_pretrained(temporary, max_shard_size=shard_size)
             for save in more:
                 save(temporary)
