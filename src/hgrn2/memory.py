@@ -7,6 +7,7 @@ memory of the machine (or of the control group or limit that the process runs un
 import contextlib
 import os
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,16 @@ def machine_memory() -> int | None:
     except (ImportError, OSError):
         pass
     return min((one for one in found if one > 0), default=None)
+
+
+def process_peak() -> int | None:
+    """Bytes of this process that were resident at most; None where the system does not say."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    found = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return found * (1 if sys.platform == "darwin" else 1024)  # bytes there, KB elsewhere
 
 
 def refuse_too_big(count: int, what: str, hint: str = "", *, device: Any = "cpu") -> None:

@@ -11,11 +11,12 @@ import torch
 
 from hgrn2.bench import attempt as attempts
 from hgrn2.bench import decode, train
-from hgrn2.bench.attempt import attempt, matrix_rate
+from hgrn2.bench.attempt import attempt
 from hgrn2.bench.bench_model import Setup
 from hgrn2.bench.models import build
 from hgrn2.bench.settings import PRESETS, DecodeBench, Limits, Size, TrainBench
 from hgrn2.errors import UserError
+from hgrn2.gpu import matrix_rate
 from hgrn2.models.modes import reading
 from hgrn2.models.presets import preset
 from hgrn2.rows import Row

@@ -190,6 +190,18 @@ def test_little_data(tmp_path: Path, metrics: list[dict[str, Any]]) -> None:
         assert "Nothing was measured" in page.text
 
 
+def test_further_texts_and_mfu(tmp_path: Path) -> None:
+    metrics = [
+        {**r, "mfu": 0.25} if r["kind"] == "step" else {**r, "corpora": {"<wiki>": 2.5, "code": None}}
+        if r["kind"] == "eval" else r
+        for r in run_metrics(steps=60, every=20)
+    ]  # fmt: skip
+    page = report(tmp_path, metrics=metrics)
+    assert "<wiki>" in page.text
+    assert page.text.count("2.5000") == 3
+    assert (tmp_path / "figures" / "mfu.png").is_file()
+
+
 def test_without_matplotlib_there_are_tables(tmp_path: Path, no_matplotlib: None) -> None:
     page = report(tmp_path)
     assert "svg" not in page.tags

@@ -26,12 +26,13 @@ def test_records_come_back_as_written(tmp_path: Path) -> None:
     with MetricsWriter(path) as writer:
         written = [
             writer.step(step=1, tokens=64, loss=4.25, lr=1e-4, grad_norm=None, tokens_per_s=1e4, elapsed_s=0.25),
-            writer.eval(step=1, tokens=64, elapsed_s=0.3, loss=4.5),
+            writer.eval(step=1, tokens=64, elapsed_s=0.3, loss=4.5, corpora={"wiki": 4.0, "code": math.inf}),
             writer.event(step=1, elapsed_s=0.3, text="two\nlines"),
         ]
         assert read_metrics(path) == written, "each line must be there before the writer is closed"
     assert [record["kind"] for record in read_metrics(path)] == ["step", "eval", "event"]
     assert written[1]["bits_per_byte"] is None
+    assert written[1]["corpora"] == {"wiki": 4.0, "code": None}
     assert len(path.read_text(encoding="utf-8").splitlines()) == 3
 
 

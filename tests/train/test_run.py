@@ -226,7 +226,7 @@ def test_every_setting_of_the_loop_is_read_or_refused(kind: str, kinds: dict[str
     assert {field.name for field in fields(TrainConfig)} - READ - refused == set()
 
 
-OTHER = {"train.loss": "chunked", "train.compile": True}
+OTHER = {"train.loss": "chunked", "train.compile": True, "train.float8": "emulated"}
 
 
 @pytest.mark.parametrize("kind", ["mqar", "classify", "tune"])

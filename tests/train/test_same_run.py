@@ -17,7 +17,8 @@ OTHER: dict[str, Any] = {
     "sequence_length": 64, "batch_size": 8, "accumulate": 2, "precision": "bfloat16", "average": 0.5, "seed": 7,
     "keep_best": True, "steps": 3, "budget_s": 1.0, "epochs": 2.0, "patience": 1, "log_every": 1, "eval_every": 1,
     "eval_tokens": 9, "save_every": 1, "keep": 1, "spike": 0.0, "compile": True, "compile_blocks": True,
-    "graphs": True, "loss": "full", "recompute": "glu",
+    "graphs": True, "loss": "full", "recompute": "glu", "trackers": ("wandb",), "tracker_project": "mine",
+    "profile": (2, 3), "float8": "emulated",
 }  # fmt: skip
 """Another value of every setting of the loop: a new one must be given a place here and in `FREE` or not."""
 
@@ -56,6 +57,11 @@ def test_both_values_and_every_part_are_named() -> None:
     assert 'data.source is "shakespeare" there and "corpora/mine" here' in told
     assert f"optim.lr is {RUN.optim.lr} there and 0.5 here" in told
     assert "and 1 more settings differ" in told
+
+
+def test_further_texts_may_be_measured_from_any_step_on() -> None:
+    asked = replace(RUN, data=replace(RUN.data, validation=("wiki=corpora/wiki",)))
+    refuse_other_run(Path("r"), asked, RUN)
 
 
 def test_another_kind_of_mixer_lists_what_only_one_side_has() -> None:

@@ -12,8 +12,9 @@ from hgrn2.files import read_json
 
 PAGE = (Path(__file__).parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
 SMALL = [
-    "train.sequence_length=16", "train.batch_size=2", "train.eval_tokens=64", "train.log_every=1", "train.epochs=0",
-    "model.width=16", "model.layers=1", "model.glu_width=16", "model.mixer.head_size=16", "optim.warmup_steps=2",
+    "train.steps=10", "train.budget_s=0", "train.sequence_length=16", "train.batch_size=2", "train.eval_tokens=64",
+    "train.log_every=1", "train.epochs=0", "model.width=16", "model.layers=1", "model.glu_width=16",
+    "model.mixer.head_size=16", "optim.warmup_steps=2",
 ]  # fmt: skip
 SHORTER = {"=1000": "=10", "=2000": "=20", "-00000900": "-00000009", "save_every=100": "save_every=1"}
 
@@ -60,3 +61,19 @@ def test_a_run_that_ends_several_times(here: Path, capsys: pytest.CaptureFixture
 def test_states_carried(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     carry_out("States carried from step to step", capsys)
     assert (read_json(here / "runs" / "carried" / "summary.json")["steps"]) == 20
+
+
+HEADINGS = ("Several held-out corpora", "Trackers", "Traces", "Float8")
+
+
+@pytest.mark.parametrize("heading", HEADINGS)
+def test_what_is_recorded_and_rounded(heading: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for needed in {"Trackers": ["tensorboard"], "Float8": ["torchao"]}.get(heading, []):
+        pytest.importorskip(needed)
+    carry_out(heading, capsys)
+    left = {
+        "Several held-out corpora": "several/summary.json",
+        "Trackers": "tracked/tensorboard", "Traces": "traced/profile/steps-3-4.json.gz",
+        "Float8": "rounded/summary.json",
+    }  # fmt: skip
+    assert (here / "runs" / left[heading]).exists()

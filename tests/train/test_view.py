@@ -306,3 +306,22 @@ def test_history_keeps_its_mean_in_bounded_memory() -> None:
     assert history.points == sorted(history.points)
     assert sum(x for x, _ in history.points) / len(history.points) == pytest.approx(511.5)
     assert sum(y for _, y in history.points) / len(history.points) == pytest.approx(1023)
+
+
+@pytest.mark.parametrize("width", [60, 100])
+def test_memory_mfu_and_further_texts(width: int, clock: Clock) -> None:
+    record = {**eval_record(10, 1.5), "corpora": {"wiki": 2.25, "a-very-long-name": 3.5, "code": None}}
+    with TrainView("run", total_steps=20, console=terminal(width)) as view:
+        view.update(step_record(10, mfu=0.4321, memory_bytes=3_200_000_000))
+        view.update(record)
+        text = shown(view)
+    assert {len(line) for line in text.splitlines()} == {width}
+    for part in ("3.2 GB", "43.2%", "wiki", "2.250", "a-very-long-…", "3.500", "code"):
+        assert part in text
+    lines = TrainView("run", total_steps=20, console=plain())
+    with lines:
+        lines.update(step_record(10, mfu=0.4321, memory_bytes=3_200_000_000))
+        lines.update(record)
+    said = lines.console.file.getvalue()  # type: ignore[attr-defined]
+    assert "MFU 43.2%  3.2 GB" in said
+    assert "wiki 2.2500  a-very-long-name 3.5000  code –" in said

@@ -1,4 +1,4 @@
-"""One measurement that may fail, or take too long, without harm to those after it; and what a device can do at most."""
+"""One measurement that may fail, or take too long, without harm to those after it."""
 
 import gc
 import signal
@@ -12,11 +12,10 @@ from types import FrameType
 import torch
 
 from hgrn2.errors import UserError
+from hgrn2.gpu import ROUNDS
 
-SIDE = {"cuda": 8192, "cpu": 1024}
 COPIED = {"cuda": 2 << 30, "cpu": 128 << 20}
 """Bytes."""
-ROUNDS = 5
 
 
 @dataclass
@@ -74,23 +73,6 @@ def reset_peak(device: torch.device) -> None:
 def peak_bytes(device: torch.device) -> dict[str, int]:
     """For a row: the most GPU memory in use since then; nothing on a CPU."""
     return {"peak_bytes": torch.cuda.max_memory_allocated(device)} if device.type == "cuda" else {}
-
-
-def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Floating-point operations per second of a large square matrix product, the median of some; random numbers, as
-    zeros can be quicker."""
-    side = SIDE.get(device.type, 1024)
-    a, b = torch.randn(2, side, side, device=device).to(dtype)
-    out, calls = torch.empty_like(a), 10 if device.type == "cuda" else 1
-    rates = []
-    for _ in range(ROUNDS + 1):  # the first does not count
-        synchronize(device)
-        began = time.perf_counter()
-        for _ in range(calls):
-            torch.mm(a, b, out=out)
-        synchronize(device)
-        rates.append(2 * side**3 * calls / (time.perf_counter() - began))
-    return sorted(rates[1:])[ROUNDS // 2]
 
 
 def copy_rate(device: torch.device) -> float:

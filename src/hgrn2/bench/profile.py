@@ -17,7 +17,7 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from hgrn2.bench import decode, train
-from hgrn2.bench.attempt import attempt, copy_rate, matrix_rate, usable
+from hgrn2.bench.attempt import attempt, copy_rate, usable
 from hgrn2.bench.bench_model import BenchModel
 from hgrn2.bench.decode import Key
 from hgrn2.bench.floors import Peaks, floors
@@ -26,6 +26,7 @@ from hgrn2.bench.models import check_available
 from hgrn2.bench.profile_settings import ProfileBench, Task
 from hgrn2.bench.timing import Sample, interleave, prepare_process
 from hgrn2.bench.trace import MARK, PART, Times, times
+from hgrn2.gpu import matrix_rate
 from hgrn2.progress import Progress, silent
 from hgrn2.rows import Row, measurement
 

@@ -8,13 +8,14 @@ from typing import Any
 
 import torch
 
-from hgrn2.bench.attempt import attempt, matrix_rate, peak_bytes, reset_peak, synchronize, usable
+from hgrn2.bench.attempt import attempt, peak_bytes, reset_peak, synchronize, usable
 from hgrn2.bench.baselines import mamba_layers
 from hgrn2.bench.bench_model import BenchModel, Setup
 from hgrn2.bench.models import build, check_available
 from hgrn2.bench.settings import TrainBench
 from hgrn2.bench.timing import Sample, interleave, prepare_process
 from hgrn2.errors import UserError
+from hgrn2.gpu import matrix_rate
 from hgrn2.models.config import Recompute
 from hgrn2.progress import Progress, silent
 from hgrn2.rows import Row, measurement

@@ -23,6 +23,7 @@ class TrainLM(Training):
     Example: hgrn2 train lm demo --out runs/demo
     Example: hgrn2 train lm small --data corpora/mine --out runs/mine --set train.budget_s=600 optim.lr=2e-3
     Example: hgrn2 train lm small --data corpora/books=0.7 corpora/code=0.3 --out runs/mixed
+    Example: hgrn2 train lm small --data corpora/mine --valid wiki=corpora/wiki code=corpora/code --out runs/mine
     Example: hgrn2 train lm small --out runs/decay --branch runs/stable/checkpoints/step-00000900 --set train.steps=1000
     """
 
@@ -38,6 +39,8 @@ class TrainLM(Training):
     ] = ()
     """Folder of a prepared corpus (hgrn2 data prepare), or shakespeare for the embedded text; several as
     FOLDER=WEIGHT are a mixture."""
+    valid: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=CORPUS")] = ()
+    """Further prepared corpora whose held-out loss is measured, under names of yours; as data.validation."""
     branch: Annotated[Path | None, tyro.conf.arg(metavar="CHECKPOINT")] = None
     """Begin a new run from a checkpoint of another one (or a run folder's newest), as for a decay of its own: the same
     settings, but for its length and the end of the schedule."""
@@ -54,6 +57,8 @@ class TrainLM(Training):
             run = replace(run, model=preset(self.model))
         if self.data:
             run = replace(run, data=data_of(run.data, self.data))
+        if self.valid:
+            run = replace(run, data=replace(run.data, validation=self.valid))
         run = with_overrides(run, self.set)
 
         from hgrn2.tasks.lm.run import fit_vocabulary, train_language

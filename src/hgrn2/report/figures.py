@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+MORE = (GREEN, "#cc79a7", "#56b4e9", "#e69f00")  # of further held-out texts; the table has those beyond
 _LATE_STEPS = 4  # from so many records on, the end of the curve by itself shows more than the whole one
 _TAU_LIMITS = (0.1, 1e7)  # tokens; float32 cannot tell longer time scales from never forgetting
 
@@ -82,6 +83,8 @@ def draw(
         plans["learning_rate"] = lambda: _small(steps, "lr", "learning rate", GREEN)
         plans["gradient_norm"] = lambda: _small(steps, "grad_norm", "gradient norm", ORANGE, log=True)
         plans["speed"] = lambda: _small(steps, "tokens_per_s", "tokens per second", BLUE)
+    if any(record.get("mfu") is not None for record in steps):
+        plans["mfu"] = lambda: _small(steps, "mfu", "share of the measured matrix rate", BLUE)
     if gates:
         plans["gates"] = lambda: time_scales(gates)
     plans |= more or {}
@@ -91,7 +94,7 @@ def draw(
 
 def _column(records: list[dict[str, Any]], name: str) -> np.ndarray:
     """One field of all records in float64, NaN where it is null."""
-    return np.array([math.nan if record[name] is None else record[name] for record in records], np.float64)
+    return np.array([math.nan if record.get(name) is None else record[name] for record in records], np.float64)
 
 
 def _loss(steps: list[dict[str, Any]], evals: list[dict[str, Any]]) -> "Figure":
@@ -126,6 +129,11 @@ def _loss_lines(axes: "Axes", steps: list[dict[str, Any]], evals: list[dict[str,
         tokens, loss = _column(evals, "tokens"), _column(evals, "loss")
         late = tokens >= start
         axes.plot(tokens[late], loss[late], "o-", color=ORANGE, markersize=4, linewidth=0.8, label="held-out")
+        names = dict.fromkeys(name for record in evals for name in record.get("corpora", {}))
+        for name, colour in zip(names, MORE, strict=False):
+            further = [record.get("corpora", {}).get(name) for record in evals]
+            values = np.array([math.nan if loss is None else loss for loss in further], np.float64)
+            axes.plot(tokens[late], values[late], "s--", color=colour, markersize=3, linewidth=0.8, label=name)
     axes.set_ylabel("loss (nats per token)")
     plotting.token_axis(axes)
 

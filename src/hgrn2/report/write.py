@@ -40,6 +40,7 @@ _CAPTIONS = {
     "learning_rate": "Learning rate of each step.",
     "gradient_norm": "Norm of the gradient over all parameters, before clipping.",
     "speed": "Training speed.",
+    "mfu": "Model operations per second as a share of the matrix product rate measured on this GPU.",
     "gates": "How long each channel remembers. Blue, right: τ = −1 / mean(log f) of the forget gate f, measured on "
     "text; after τ tokens a channel has faded to 1/e (37 %) of what it held. Orange, left: the time scale −1 / log γ "
     "that the learned lower bound γ alone guarantees: no input can make the channel forget faster. A layer without "
@@ -204,6 +205,7 @@ def _leaves(value: Any, path: tuple[str, ...] = ()) -> Any:
 
 def _evaluations(metrics: list[dict[str, Any]], open_: bool) -> str:
     right = any(r.get("accuracy") is not None for r in metrics)  # of tasks with right answers; bits otherwise
+    names = list(dict.fromkeys(name for r in metrics if r["kind"] == "eval" for name in r.get("corpora", {})))
     rows = [
         [
             f"{r['step']:,}",
@@ -211,6 +213,7 @@ def _evaluations(metrics: list[dict[str, Any]], open_: bool) -> str:
             duration(r["elapsed_s"]),
             number(r["loss"], 4),
             f"{r['accuracy']:.2%}" if right else number(r["bits_per_byte"], 4),
+            *(number(r.get("corpora", {}).get(name), 4) for name in names),
         ]
         for r in metrics
         if r["kind"] == "eval"
@@ -222,12 +225,13 @@ def _evaluations(metrics: list[dict[str, Any]], open_: bool) -> str:
         "tokens",
         "time",
         *(("loss (nats)", "right") if right else ("loss (nats per token)", "bits per byte")),
+        *names,
     ]
     return page.details(f"held-out measurements ({len(rows)})", page.table(head, rows, numeric=True), open_)
 
 
 def _curves(figures: dict[str, SavedFigure], metrics: list[dict[str, Any]]) -> str:
-    small = "".join(_figure(figures, name) for name in ("late_loss", "learning_rate", "gradient_norm", "speed"))
+    small = "".join(_figure(figures, name) for name in ("late_loss", "learning_rate", "gradient_norm", "speed", "mfu"))
     events = [r for r in metrics if r["kind"] == "event"][-_EVENTS:]
     rows = [[f"{r['step']:,}", duration(r["elapsed_s"]), r["text"]] for r in events]
     listed = page.details(f"events ({len(rows)})", page.table(["step", "time", "event"], rows)) if rows else ""

@@ -19,6 +19,9 @@ class Alone:
     first = True
     """Whether this process prints, and writes what all have alike."""
 
+    count = 1
+    """Processes, each with a device of its own."""
+
     def begin(self, step: int) -> None:
         """Before a step: what it draws at random."""
 

@@ -1,5 +1,6 @@
 """What a training run is, as frozen values; no torch here. The resolved form is written to the run folder."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import field
 from types import MappingProxyType
@@ -11,6 +12,8 @@ from hgrn2.parallel.config import ParallelConfig, check_parallel
 from hgrn2.settings import refuse, settings
 
 ScheduleKind = Literal["cosine", "linear", "inverse_sqrt", "constant", "wsd"]
+Float8Kind = Literal["none", "tensorwise", "emulated"]
+TrackerName = Literal["tensorboard", "wandb", "trackio"]
 DecayShape = Literal["linear", "1-sqrt"]
 
 
@@ -60,6 +63,9 @@ class OptimConfig:
             refuse(not 0 <= getattr(self, name) <= 1, f"{name} is {getattr(self, name)}; it must be in [0, 1]")
 
 
+_NAMED = re.compile(r"[\w.-]+=.+")
+
+
 @settings
 class DataConfig:
     """Where the tokens come from."""
@@ -73,6 +79,9 @@ class DataConfig:
     """Split of the corpus that is trained on."""
     valid_split: str = "valid"
     """Split that is held out and measured on."""
+    validation: tuple[str, ...] = ()
+    """Further corpora that are measured, each NAME=FOLDER, in the same tokens as the training data; of each its
+    `valid_split`, or the only split that it has."""
     reset_at_documents: bool = True
     """Start states anew at each document inside a training sequence."""
     carry: bool = False
@@ -84,6 +93,14 @@ class DataConfig:
         refuse(
             bool(self.mixture) and self.carry, "data.carry reads one corpus from end to end, data.mixture has several"
         )
+        wrong = next((text for text in self.validation if _NAMED.fullmatch(text) is None), None)
+        refuse(wrong is not None, f"validation {wrong!r}: write it as NAME=FOLDER, the name of letters, digits and ._-")
+        refuse(len(self.named) < len(self.validation), "validation: two corpora have one name")
+
+    @property
+    def named(self) -> dict[str, str]:
+        """Folders of the further corpora by name."""
+        return {name: folder for name, _, folder in (text.partition("=") for text in self.validation)}
 
 
 @settings
@@ -110,6 +127,10 @@ class TrainConfig:
     """Parts into which a batch is cut to fit into memory."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """bfloat16: autocast around forward and loss; weights, states and gates stay float32."""
+    float8: Float8Kind = "none"
+    """tensorwise: the linear maps of the blocks in float8 by torchao, one scale a tensor, on GPUs of compute capability
+    8.9 and more; use it with precision=bfloat16 and compile_blocks. emulated: the same roundings computed in the usual
+    precision, anywhere and slowly, to see what they do to a loss."""
     compile: bool = False
     """torch.compile on the model; the scan stays one operator inside."""
     compile_blocks: bool = False
@@ -139,6 +160,12 @@ class TrainConfig:
     """Steps between checkpoints; 0 leaves only the last one."""
     keep: int = 2
     """Newest checkpoints that are kept."""
+    trackers: tuple[TrackerName, ...] = ()
+    """Where measurements go besides metrics.jsonl: tensorboard, wandb, trackio; each needs its package."""
+    tracker_project: str = "hgrn2"
+    """Project of wandb and trackio in which the run is listed."""
+    profile: tuple[int, ...] = ()
+    """First and last step, as in 20,22, of which torch.profiler writes a trace into the run folder."""
     spike: float = 2.0
     """Nats by which the loss may exceed its running mean for 20 logged steps before the run stops; 0 turns it off."""
 
@@ -148,6 +175,11 @@ class TrainConfig:
         for name in ("budget_s", "epochs", "patience", "seed", "eval_every", "save_every", "spike"):
             refuse(getattr(self, name) < 0, f"{name} is {getattr(self, name)}; it must not be negative")
         refuse(self.patience > 0 and not self.keep_best, "train.patience needs train.keep_best=true")
+        window = len(self.profile) == 2 and 1 <= self.profile[0] <= self.profile[1]
+        refuse(bool(self.profile) and not window, "profile: write it as the first and the last step, such as 20,22")
+        refuse(len(set(self.trackers)) < len(self.trackers), "trackers: name each of them once")
+        refuse(not self.tracker_project.strip(), "tracker_project: give it a name")
+        refuse(self.graphs and self.float8 != "none", "graphs and float8: choose one of them")
         refuse(self.compile and self.compile_blocks, "compile and compile_blocks: choose one of them")
         refuse(not 0 <= self.average < 1, f"average is {self.average}; it must be in [0, 1)")
         refuse(
@@ -237,6 +269,7 @@ class RunConfig:
         check_parallel(parallel, self.model, **sizes)
         for name in ("compile", "compile_blocks", "graphs"):
             refuse(getattr(train, name), f"train.{name} is not offered on several processes (parallel)")
+        refuse(train.float8 != "none", "train.float8 is not offered on several processes (parallel)")
         muon = self.optim.optimizer == "muon" and parallel.tensor > 1
         refuse(muon, "optim.optimizer=muon takes whole matrices, which parallel.tensor cuts: use adamw")
 

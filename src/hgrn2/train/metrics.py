@@ -2,18 +2,21 @@
 
 Three kinds of line:
 
-    {"kind": "step", "step", "tokens", "loss", "lr", "grad_norm", "tokens_per_s", "elapsed_s"}
-    {"kind": "eval", "step", "tokens", "elapsed_s", "loss", "bits_per_byte", "accuracy"}
+    {"kind": "step", "step", "tokens", "loss", "lr", "grad_norm", "tokens_per_s", "mfu", "memory_bytes", "elapsed_s"}
+    {"kind": "eval", "step", "tokens", "elapsed_s", "loss", "bits_per_byte", "accuracy", "corpora"}
     {"kind": "event", "step", "elapsed_s", "text"}
 
 `loss` is in nats per token, `tokens` counts since the start of the run, `elapsed_s` is training time in seconds summed
-over resumes. A number that is not finite is written as null: JSON has no NaN, and a reader must not choke on one.
+over resumes. `mfu` (0 to 1) and `memory_bytes` (the most so far) are null where they are not known, `corpora` has the
+loss of each further held-out text by its name; earlier versions wrote none of the three. A number that is not finite is
+written as null: JSON has no NaN, and a reader must not choke on one.
 """
 
 import errno
 import json
 import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, SupportsFloat
@@ -22,8 +25,8 @@ from hgrn2.errors import UserError
 from hgrn2.files import parse_json, read_bytes, reported, write_bytes
 
 _FIELDS = {
-    "step": ("step", "tokens", "loss", "lr", "grad_norm", "tokens_per_s", "elapsed_s"),
-    "eval": ("step", "tokens", "elapsed_s", "loss", "bits_per_byte", "accuracy"),
+    "step": ("step", "tokens", "loss", "lr", "grad_norm", "tokens_per_s", "mfu", "memory_bytes", "elapsed_s"),
+    "eval": ("step", "tokens", "elapsed_s", "loss", "bits_per_byte", "accuracy", "corpora"),
     "event": ("step", "elapsed_s", "text"),
 }
 
@@ -55,6 +58,8 @@ class MetricsWriter:
         grad_norm: SupportsFloat | None,
         tokens_per_s: SupportsFloat,
         elapsed_s: SupportsFloat,
+        mfu: SupportsFloat | None = None,
+        memory_bytes: int | None = None,
     ) -> dict[str, Any]:
         """Record one optimiser step and return the record, ready for `TrainView.update`."""
         return self.write(
@@ -66,6 +71,8 @@ class MetricsWriter:
                 "lr": _number(lr),
                 "grad_norm": _number(grad_norm),
                 "tokens_per_s": _number(tokens_per_s),
+                "mfu": _number(mfu),
+                "memory_bytes": memory_bytes,
                 "elapsed_s": _number(elapsed_s),
             }
         )
@@ -79,9 +86,10 @@ class MetricsWriter:
         loss: SupportsFloat,
         bits_per_byte: SupportsFloat | None = None,
         accuracy: SupportsFloat | None = None,
+        corpora: Mapping[str, SupportsFloat] | None = None,
     ) -> dict[str, Any]:
         """Record one measurement on held-out data; `bits_per_byte` is None where bytes are not known, `accuracy` where
-        there are no right answers."""
+        there are no right answers; `corpora` are the losses of further texts."""
         return self.write(
             {
                 "kind": "eval",
@@ -91,6 +99,7 @@ class MetricsWriter:
                 "loss": _number(loss),
                 "bits_per_byte": _number(bits_per_byte),
                 "accuracy": _number(accuracy),
+                "corpora": {name: _number(found) for name, found in (corpora or {}).items()},
             }
         )
 

@@ -104,7 +104,7 @@ class Together(Alone):
         self.ranks, self.seed = ranks, run.train.seed
         self.random = any(getattr(model.config, name, 0) for name in ("dropout", "drop_path"))
         self.saver = Saver(ranks, timedelta(seconds=ranks.config.wait_s))
-        self.first = ranks.first
+        self.first, self.count = ranks.first, ranks.config.ranks
         self._reader = ranks.data * ranks.config.context + ranks.context
 
     def begin(self, step: int) -> None:

@@ -25,9 +25,13 @@ class RunProgress:
         self.lr: float | None = None
         self.grad_norm: float | None = None
         self.tokens_per_s: float | None = None
+        self.mfu: float | None = None
+        self.memory_bytes: int | None = None
         self.eval_loss: float | None = None
         self.eval_bits_per_byte: float | None = None
         self.eval_accuracy: float | None = None
+        self.corpora: dict[str, float | None] = {}
+        """Latest losses of further held-out texts."""
         self.best_loss: float | None = None
         self.best_step = 0
         self.last_event = ""
@@ -44,11 +48,13 @@ class RunProgress:
             self.elapsed_s = max(self.elapsed_s, record["elapsed_s"])
         if record["kind"] == "step":
             self.lr, self.grad_norm = record["lr"], record["grad_norm"]
+            self.mfu, self.memory_bytes = record.get("mfu"), record.get("memory_bytes")  # as below
             loss, steps = recent if recent is not None and record["loss"] is not None else (record["loss"], 1)
             self.take_step(loss, steps, record["tokens_per_s"])
         elif record["kind"] == "eval":
             self.eval_loss, self.eval_bits_per_byte = record["loss"], record["bits_per_byte"]
             self.eval_accuracy = record.get("accuracy")  # files of earlier versions have none
+            self.corpora = record.get("corpora") or {}
             if self.eval_loss is not None and (self.best_loss is None or self.eval_loss < self.best_loss):
                 self.best_loss, self.best_step = self.eval_loss, record["step"]
             if self.eval_loss is not None:

@@ -25,9 +25,11 @@ from hgrn2.settings import refuse, shown, to_dict
 from hgrn2.train.branch import Branch, begin, find_branch
 from hgrn2.train.config import Run
 from hgrn2.train.fitting import check_run
+from hgrn2.train.float8 import check_float8
 from hgrn2.train.metrics import read_metrics
 from hgrn2.train.runs import prepare_folder
 from hgrn2.train.task import Outcome, Task
+from hgrn2.train.trackers import check_installed
 from hgrn2.train.trainer import Trainer
 
 
@@ -67,9 +69,11 @@ def train(
     """
     held = _held(folder, restart)
     refuse_unread(run, run.unread, held)
+    check_installed(run.train.trackers)
     parallel: ParallelConfig | None = getattr(run, "parallel", None)
     with ExitStack() as alive:
         ranks, place = _ranks(parallel, device, alive)
+        check_float8(run.train.float8, place)
         if place.type == "cpu":
             cpu.keep_freed_memory()
         logits = "train.loss" not in run.unread
@@ -213,7 +217,7 @@ def _measured(trainer: Trainer) -> tuple[Outcome, dict[str, Any]]:
     """What the trained model came to, and the summary of its run."""
     task, began = trainer.task, time.perf_counter()
     # Takes uncompiled blocks: compiling them once more, for measurements, takes longer than it saves.
-    with torch.compiler.set_stance("force_eager"):
+    with torch.compiler.set_stance("force_eager"), trainer.plain():
         outcome = task.finish(trainer.model, trainer.folder)
     counted = {
         "parameters": sum(p.numel() for p in trainer.model.parameters()),

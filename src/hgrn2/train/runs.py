@@ -8,7 +8,10 @@ from hgrn2.environment import environment
 from hgrn2.files import check_utf8, holds_nothing, read_json, remove, write_json
 from hgrn2.settings import from_dict, refuse, to_dict
 
-OF_A_RUN = ("summary.json", "report.html", "checkpoints", "figures", "metrics.jsonl", "environment.json")
+OF_A_RUN = (
+    "summary.json", "report.html", "checkpoints", "figures", "profile", "tensorboard", "wandb", "trackers.json",
+    "metrics.jsonl", "environment.json",
+)  # fmt: skip
 """What --restart removes, in this order: results first, and config.json, which says whose folder it is, never."""
 
 

@@ -10,7 +10,7 @@ from hgrn2.train.config import Run
 
 FREE = {
     "steps", "budget_s", "epochs", "patience", "log_every", "eval_every", "eval_tokens", "save_every", "keep", "spike",
-    "compile", "compile_blocks", "graphs", "loss", "recompute",
+    "compile", "compile_blocks", "graphs", "loss", "recompute", "trackers", "tracker_project", "profile",
 }  # fmt: skip
 """Settings of `train` that may change from call to call: how long the run is, what it records, and by which kernels and
 in which memory the same numbers are computed. `accumulate` is not among them: the parts of a batch draw what is random
@@ -27,6 +27,7 @@ def compared(run: Run) -> dict[str, Any]:
     """The settings of a run that decide what it learns."""
     found = {name: getattr(run, name) for name in ("kind", "task", "start_tokens") if hasattr(run, name)}
     found |= {name: to_dict(getattr(run, name)) for name in ("model", "data", "optim")}
+    found["data"].pop("validation", None)  # what is measured besides teaches nothing
     return found | {"train": {name: value for name, value in to_dict(run.train).items() if name not in FREE}}
 
 

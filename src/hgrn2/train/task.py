@@ -53,6 +53,8 @@ class Task(Protocol):
     """Names of files and folders that a run folder of this kind has beside the usual ones."""
     carries: bool = False
     """Whether states go from each step to the next: then `loss_from` is asked instead of `loss`."""
+    flops_per_token: int | None = None
+    """Floating-point operations of a training step for each of its tokens, where they are counted."""
     unread: Mapping[str, str] = MappingProxyType({})
     """Settings that this data does not ask for, beside those of `Run.unread`, with the reason."""
 
@@ -81,8 +83,9 @@ class Task(Protocol):
         the states in which this one ends, without their history; of a task that `carries`."""
         raise NotImplementedError
 
-    def evaluate(self, model: Any) -> dict[str, float | None]:
-        """A quick measurement on held-out data: `loss` and, where bytes are known, `bits_per_byte`."""
+    def evaluate(self, model: Any) -> dict[str, Any]:
+        """A quick measurement on held-out data: `loss` and, where they are known, `bits_per_byte`, `accuracy`, and
+        `corpora`, losses of further texts by name."""
         ...
 
     def finish(self, model: Any, folder: Path) -> Outcome:

@@ -19,7 +19,7 @@ from torch import nn
 from hgrn2.errors import UserError
 from hgrn2.models.saved import Model
 from hgrn2.parallel.pieces import local
-from hgrn2.settings import refuse
+from hgrn2.settings import refuse, to_dict
 from hgrn2.train import checkpoint
 from hgrn2.train.alone import ALONE, Alone
 from hgrn2.train.average import WeightAverage
@@ -27,13 +27,17 @@ from hgrn2.train.best import BestWeights
 from hgrn2.train.carried import CarriedStates
 from hgrn2.train.checkpoint import Checkpoint
 from hgrn2.train.config import Run
+from hgrn2.train.float8 import Float8Maps
 from hgrn2.train.graphs import StepGraphs
 from hgrn2.train.guard import Diverged, LossGuard, check_tensors
 from hgrn2.train.metrics import MetricsWriter, NoMetrics
 from hgrn2.train.optim import Optimizers
+from hgrn2.train.profiling import StepProfiler
 from hgrn2.train.schedule import lr_share, progress_of, total_steps
 from hgrn2.train.signals import stop_signals
+from hgrn2.train.speed import Meter
 from hgrn2.train.task import Task
+from hgrn2.train.trackers import Start, Trackers, run_id
 from hgrn2.train.view import TrainView
 
 MEASUREMENTS = 5
@@ -72,6 +76,7 @@ class Trainer:
         self._recent: deque[torch.Tensor] = deque(maxlen=SHOWN_STEPS)  # losses, to be shown
         self._loss = torch.compile(task.loss) if run.train.compile else task.loss
         self.states = CarriedStates(run.train.accumulate) if task.carries else None
+        self.float8 = None if run.train.float8 == "none" else Float8Maps(model, run.train.float8)
         if run.train.compile_blocks:
             compile_blocks(model)
         self._backward: Callable[[Any], torch.Tensor] = self._part
@@ -116,15 +121,21 @@ class Trainer:
     def fit(self, view: TrainView) -> None:
         """Train to the end, or to Ctrl-C: then a checkpoint is written and `interrupted` is set."""
         config = self.run.train
+        device = next(self.model.parameters()).device
+        self._meter = Meter(device, config.precision, self.task.flops_per_token, self.processes.count)
         self._clock = time.perf_counter() - self.elapsed_s
         kind = MetricsWriter if self.processes.first else NoMetrics
         with (
             kind(self.folder / "metrics.jsonl", resume_step=self.step) as writer,
+            self._tracked(writer, view) as self._trackers,
             stop_signals(self._interrupt),
         ):
             self.model.train()
+            profiler = StepProfiler(config.profile if self.processes.first else (), self.folder, device)
             while not self.finished and not self.interrupted:
-                self._train_step()
+                with profiler.around(self.step + 1):
+                    self._train_step()
+                self._told_profile(profiler, writer, view)
                 if self._due(config.log_every) or self.finished:
                     self._log(writer, view)
                 elif view.wants_step():
@@ -139,6 +150,28 @@ class Trainer:
             self.processes.wait()
         if not self.interrupted:
             self._hand_over()
+
+    @contextmanager
+    def _tracked(self, writer: MetricsWriter, view: TrainView) -> Iterator[Trackers]:
+        """The trackers of the run, in the first process; what goes wrong with one is told as an event."""
+        names = self.run.train.trackers if self.processes.first else ()
+        start = Start(
+            self.folder, self.run.train.tracker_project, run_id(self.folder) if names else "", to_dict(self.run),
+            self.step,
+        )  # fmt: skip
+        trackers = Trackers(names, start, lambda text: self._event(writer, view, text))
+        try:
+            yield trackers
+        finally:
+            trackers.close()
+
+    def _event(self, writer: MetricsWriter, view: TrainView, text: str) -> None:
+        view.update(writer.event(step=self.step, elapsed_s=self.elapsed_s, text=text))
+
+    def _told_profile(self, profiler: StepProfiler, writer: MetricsWriter, view: TrainView) -> None:
+        path = profiler.finished(self.step, ending=self.finished or self.interrupted)
+        if path is not None:
+            self._event(writer, view, f"the trace of {path.name.partition('.')[0]} lies in {path.parent.name}/")
 
     def _interrupt(self) -> None:
         self._asked = True
@@ -225,6 +258,10 @@ class Trainer:
                 other.hand_over()
         self.average = None
 
+    def plain(self) -> AbstractContextManager[None]:
+        """The model as it will be loaded again: float8 maps are what they were before."""
+        return nullcontext() if self.float8 is None else self.float8.undone()
+
     def _averaged(self) -> AbstractContextManager[dict[str, torch.Tensor]]:
         return nullcontext({}) if self.average is None else self.average.in_place()
 
@@ -299,12 +336,14 @@ class Trainer:
         """Record the step at hand."""
         assert self._now is not None
         self.guard.check(self.step, float(self._now.loss), float(self._now.grad_norm), self._last_good())
+        speed = self._speed()
         record = writer.step(
             step=self.step, tokens=self.step * self.task.tokens_per_step, loss=self._now.loss,
-            grad_norm=self._now.grad_norm, lr=self._now.lr_share * self.run.optim.lr, tokens_per_s=self._speed(),
-            elapsed_s=self.elapsed_s,
+            grad_norm=self._now.grad_norm, lr=self._now.lr_share * self.run.optim.lr, tokens_per_s=speed,
+            mfu=self._meter.mfu(speed), memory_bytes=self._meter.memory_bytes(), elapsed_s=self.elapsed_s,
         )  # fmt: skip
         view.update(record, recent=(self._recent_loss(), len(self._recent)))
+        self._trackers.take(record)
         self._mark = (self.step, time.perf_counter() - self._clock)
 
     def _evaluate(self, writer: MetricsWriter, view: TrainView) -> None:
@@ -318,7 +357,9 @@ class Trainer:
         self._agree()
         self._measured = (self.step, self._progress())
         tokens = self.step * self.task.tokens_per_step
-        view.update(writer.eval(step=self.step, tokens=tokens, elapsed_s=self.elapsed_s, **found))
+        record = writer.eval(step=self.step, tokens=tokens, elapsed_s=self.elapsed_s, **found)
+        view.update(record)
+        self._trackers.take(record)
         since_step, since_s = self._mark
         self._mark = (since_step, since_s + time.perf_counter() - began)
 

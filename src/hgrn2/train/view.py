@@ -15,6 +15,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from hgrn2.memory import readable
 from hgrn2.train.chart import chart
 from hgrn2.train.progress import RunProgress
 from hgrn2.units import duration, number, rate, short
@@ -25,6 +26,7 @@ _PLAIN_S = 10.0  # without a terminal: seconds between lines
 _MAX_WIDTH = 100
 _CHART_ROWS = (6, 16)  # fewest and most
 _OTHER_ROWS = 13  # of the panel, beside the chart, with a line to spare
+_CORPORA = 6  # shown, at most; two in a row
 
 
 class TrainView:
@@ -176,7 +178,7 @@ class TrainView:
             Text(),
             chart(
                 progress.history.points, progress.evaluations.points, width=width - 6,
-                height=min(max(self.console.height - _OTHER_ROWS, low), high),
+                height=min(max(self.console.height - _OTHER_ROWS - len(_more(progress, wide=True)), low), high),
                 ascii_only=self.console.options.ascii_only,
             ),
             Text(progress.last_event, style="dim", no_wrap=True, overflow="ellipsis"),
@@ -208,6 +210,8 @@ class TrainView:
         table.add_row("best held-out" if wide else "best", best, "gradient norm" if wide else "grad", norm)
         size = short(self.parameters) if self.parameters is not None else "–"
         table.add_row("tokens seen" if wide else "tokens", self._tokens(), "parameters" if wide else "size", size)
+        for row in _more(progress, wide):
+            table.add_row(*row)
         return table
 
     def _tokens(self) -> Text:
@@ -279,6 +283,22 @@ def _held_out(progress: RunProgress, wide: bool) -> Text:
     return text
 
 
+def _share(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1%}"
+
+
+def _more(progress: RunProgress, wide: bool) -> list[list[str]]:
+    """Rows that not every run has: memory and MFU, and further texts, two names and losses each."""
+    memory = progress.memory_bytes
+    rows = [["peak memory" if wide else "memory", readable(memory), "MFU", _share(progress.mfu)]] if memory else []
+    shown = [(_fitted(name), number(loss)) for name, loss in list(progress.corpora.items())[:_CORPORA]]
+    return rows + [[*shown[n], *(shown[n + 1] if n + 1 < len(shown) else ("", ""))] for n in range(0, len(shown), 2)]
+
+
+def _fitted(name: str) -> str:
+    return name if len(name) <= 13 else f"{name[:12]}…"
+
+
 def _best(progress: RunProgress) -> Text:
     best = Text(number(progress.best_loss))
     if progress.best_loss is not None:
@@ -297,6 +317,8 @@ def _step_line(progress: RunProgress, elapsed_s: float) -> str:
         f"lr {progress.lr:.2e}" if progress.lr is not None else "",
         f"grad {number(progress.grad_norm, 2)}" if progress.grad_norm is not None else "",
         rate(progress.tokens_per_s),
+        f"MFU {progress.mfu:.1%}" if progress.mfu is not None else "",
+        readable(progress.memory_bytes) if progress.memory_bytes is not None else "",
         f"{duration(elapsed_s)} elapsed",
         f"{duration(left)} left" if left is not None else "",
     ]
@@ -313,6 +335,7 @@ def _eval_line(progress: RunProgress) -> str:
         f"best {number(progress.best_loss, 4)} at step {progress.best_step:,}"
         if progress.best_loss is not None
         else "",
+        *(f"{name} {number(loss, 4)}" for name, loss in progress.corpora.items()),
     ]
     return "  ".join(part for part in parts if part)
 

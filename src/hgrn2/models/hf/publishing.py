@@ -31,7 +31,7 @@ class WithCard:
         if path.is_file() and PLACEHOLDER in read_text(path):
             from huggingface_hub import ModelCard
 
-            tags = tuple(ModelCard(read_text(path)).data.tags or ())
+            tags = tuple(ModelCard(read_text(path)).data.to_dict().get("tags") or ())
             text = card(settings_of(self.config), "transformers", trained=self._trained, title=repo_id, tags=tags)
             write_text(path, text)
         return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)  # type: ignore[misc]

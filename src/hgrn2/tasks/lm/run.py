@@ -3,7 +3,9 @@
 from dataclasses import replace
 from pathlib import Path
 
-from hgrn2.tasks.lm.task import LanguageTask, open_corpora
+import torch
+
+from hgrn2.tasks.lm.task import LanguageTask, open_corpora, open_further
 from hgrn2.train.config import RunConfig
 from hgrn2.train.run import RunResult, train
 
@@ -13,9 +15,13 @@ def train_language(
     branch: Path | None = None,
 ) -> RunResult:  # fmt: skip
     """Train in `folder`, or go on where an interrupted run stopped; arguments as of `hgrn2.train.run.train`."""
+
+    def opened(place: torch.device) -> LanguageTask:
+        text, valid = open_corpora(run.data)
+        return LanguageTask(run, text, valid, place, open_further(run.data, text))
+
     return train(
-        run, lambda place: LanguageTask(run, *open_corpora(run.data), place), folder,
-        device=device, restart=restart, quiet=quiet, branch=branch,
+        run, opened, folder, device=device, restart=restart, quiet=quiet, branch=branch,
     )  # fmt: skip
 
 

@@ -1,5 +1,6 @@
 """Language modelling: next token on packed text."""
 
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from hgrn2 import perplexity
 from hgrn2.data.corpus import Corpus
+from hgrn2.data.manifest import read_manifest
 from hgrn2.data.mixture import MixedBatches, Mixture, held_out
 from hgrn2.data.packing import Batch, Batches, BatchPlan
 from hgrn2.data.samples import shakespeare_corpora
@@ -19,11 +21,12 @@ from hgrn2.files import restored
 from hgrn2.generate.config import GenerationConfig, SamplingConfig
 from hgrn2.generate.generator import Generator
 from hgrn2.layers.state import ModelState
+from hgrn2.models.count import flops_per_token
 from hgrn2.models.gates import gate_statistics
 from hgrn2.models.language import LanguageModel
 from hgrn2.perplexity import Perplexity
 from hgrn2.report.write import Sample, layer_gates, write_report
-from hgrn2.settings import to_dict
+from hgrn2.settings import refuse, to_dict
 from hgrn2.train.carried import Rows
 from hgrn2.train.config import DataConfig, Run
 from hgrn2.train.task import Outcome, Task
@@ -45,18 +48,44 @@ def open_corpora(data: DataConfig) -> tuple[Corpus | Mixture, Corpus]:
     return Corpus.open(data.source, data.train_split), Corpus.open(data.source, data.valid_split)
 
 
+def open_further(data: DataConfig, train: Corpus) -> dict[str, Corpus]:
+    """Further held-out corpora by name; one that is missing or in other tokens is a `UserError` that names it."""
+    found = {}
+    for name, folder in data.named.items():
+        path = restored(Path(folder))
+        refuse(not path.is_dir(), f"data.validation: {name} is {folder!r}, which is no folder of a prepared corpus")
+        splits = read_manifest(path).splits
+        split = next(iter(splits)) if len(splits) == 1 else data.valid_split
+        found[name] = corpus = Corpus.open(path, split)
+        other = corpus.tokenizer().identity() != train.tokenizer().identity()
+        refuse(other, f"data.validation: {name} was prepared with another tokenizer than {train.name}")
+        refuse(corpus.n_tokens < 2, f"data.validation: {name} has {corpus.n_tokens} tokens; it takes at least 2")
+    return found
+
+
 class LanguageTask(Task):
     """Batches, loss and measurements of a language model."""
 
     assets = ("tokenizer",)
 
-    def __init__(self, run: Run, train: Corpus | Mixture, valid: Corpus, device: torch.device) -> None:
+    def __init__(
+        self,
+        run: Run,
+        train: Corpus | Mixture,
+        valid: Corpus,
+        device: torch.device,
+        further: Mapping[str, Corpus] | None = None,
+    ) -> None:
+        """further: held-out corpora that are measured besides, by name."""
         self.run, self.train, self.valid, self.device = run, train, valid, device
+        self.further = dict(further or {})
         if train.vocab_size > run.model.vocab_size:
             raise UserError(f"the data has {train.vocab_size} token ids, the model only {run.model.vocab_size}")
         if valid.n_tokens < 2:
             raise UserError(f"{valid.name} has {valid.n_tokens} held-out tokens; a measurement takes at least 2")
         self.tokens_per_step = run.train.tokens_per_step
+        seen = run.train.sequence_length // 2  # by attention, on average
+        self.flops_per_token = flops_per_token(run.model, training=True, tokens=seen)
         self.data_identity = train.identity()
         plan = BatchPlan(
             sequence_length=run.train.sequence_length,
@@ -111,24 +140,32 @@ class LanguageTask(Task):
         loss, final = model.loss_and_state(inputs, targets, start, cu_seqlens=cu_seqlens, method=method)
         return loss, rows.after(final)
 
-    def evaluate(self, model: LanguageModel) -> dict[str, float | None]:
-        """Held-out nats/token over disjoint windows of the training length, on the first `eval_tokens`."""
-        part = perplexity.Beginning(self.valid, self.run.train.eval_tokens, self.valid.tokenizer())
-        found = perplexity.windows(model, part, window=self.run.train.sequence_length)
-        return {"loss": found.nats_per_token, "bits_per_byte": found.bits_per_byte}
+    def evaluate(self, model: LanguageModel) -> dict[str, Any]:
+        """Held-out nats/token over disjoint windows of the training length, on the first `eval_tokens` of each text."""
+
+        def measured(corpus: Corpus) -> Perplexity:
+            part = perplexity.Beginning(corpus, self.run.train.eval_tokens, corpus.tokenizer())
+            return perplexity.windows(model, part, window=self.run.train.sequence_length)
+
+        found = measured(self.valid)
+        corpora = {name: measured(corpus).nats_per_token for name, corpus in self.further.items()}
+        return {"loss": found.nats_per_token, "bits_per_byte": found.bits_per_byte, "corpora": corpora}
 
     def finish(self, model: LanguageModel, folder: Path) -> Outcome:
-        """The whole held-out text, carried and in windows of the training length; two samples; the gates."""
-        run, window = self.run, self.run.train.sequence_length
-        found = [
-            perplexity.carried(model, self.valid, reset_documents=run.data.reset_at_documents),
-            perplexity.windows(model, self.valid, window=window),
-        ]
+        """All held-out texts, carried and in windows of the training length; two samples; the gates."""
+        window, reset = self.run.train.sequence_length, self.run.data.reset_at_documents
+        found = {}
+        for name, corpus in {"": self.valid, **self.further}.items():
+            for one in (
+                perplexity.carried(model, corpus, reset_documents=reset),
+                perplexity.windows(model, corpus, window=window),
+            ):
+                found[f"{name}: {_label(one, window)}" if name else _label(one, window)] = to_dict(one)
         samples = _samples(model, self.train, self.valid)
         tokens = torch.from_numpy(self.valid.read(0, min(GATE_TOKENS, self.valid.n_tokens))).to(self.device)
         gates = layer_gates(gate_statistics(model, tokens[None]))
         return Outcome(
-            held_out={_label(one, window): to_dict(one) for one in found}, samples=samples,
+            held_out=found, samples=samples,
             report=partial(write_report, samples=list(samples), gates=gates),
         )  # fmt: skip
 

@@ -30,6 +30,8 @@ class TuneSettings:
     """What can be chosen of a run; the model's settings come with the model."""
 
     unread: ClassVar[Mapping[str, str]] = {
+        "data.validation": "further texts are measured of language models alone",
+        "train.float8": "the model's own weights stay as they are",
         "train.compile": "it is not offered for state tuning",
         "data.mixture": "a state is learned on one corpus",
         "data.carry": "every sequence begins with the state that is learned",

@@ -38,6 +38,7 @@ class TuneTask(LanguageTask):
         first = run.start_tokens
         refuse(first > train.n_tokens, f"start_tokens is {first:,}; {train.name} has {train.n_tokens:,} tokens")
         super().__init__(run, train, valid, loaded.model.device)
+        self.flops_per_token = None  # weights get no gradients: fewer than are counted for training
         self.config, self.base, self.tokenizer = run, loaded.model, loaded.need_tokenizer()
 
     def model(self) -> StateTuned:
