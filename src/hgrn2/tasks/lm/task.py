@@ -48,7 +48,7 @@ def open_corpora(data: DataConfig) -> tuple[Corpus | Mixture, Corpus]:
     return Corpus.open(data.source, data.train_split), Corpus.open(data.source, data.valid_split)
 
 
-def open_further(data: DataConfig, train: Corpus) -> dict[str, Corpus]:
+def open_further(data: DataConfig, train: Corpus | Mixture) -> dict[str, Corpus]:
     """Further held-out corpora by name; one that is missing or in other tokens is a `UserError` that names it."""
     found = {}
     for name, folder in data.named.items():
