@@ -39,11 +39,10 @@ def test_sides_have_equal_parameters_and_states_of_constant_size_are_carried(stu
 
 
 def test_a_log_is_what_its_description_says() -> None:
-    log = machines.log_of(np.full(400, 7), 3, fault_rate=0.5)
-    again = machines.log_of(np.full(400, 7), 3, fault_rate=0.5)
+    log, again = (machines.log_of([[7]] * 400, 3, fault_rate=0.5) for _ in range(2))
     assert np.array_equal(log.entries, again.entries)
     assert 150 < log.faults.sum() < 250
-    jobs = log.entries.astype(int).reshape(400, 7 + machines.RUN + 3)
+    jobs = log.entries.astype(int).reshape(400, 1 + 7 + machines.RUN + 2)
     recipes = jobs[:, 0] - machines.LOAD
     assert ((recipes >= 0) & (recipes < machines.RECIPES)).all()
     assert (jobs[:, 8] == machines.START).all()
@@ -55,15 +54,18 @@ def test_a_log_is_what_its_description_says() -> None:
     assert np.array_equal(log.entries[log.firsts], runs[:, 0])
     normal = (runs - levels[:, None])[~log.faults]
     counts = np.unique(normal, return_counts=True)[1] / normal.size
-    assert machines.noise_entropy() == pytest.approx(-(counts * np.log(counts)).sum(), abs=0.05)
+    assert machines.noise_entropy() == pytest.approx(-(counts * np.log(counts)).sum(), abs=0.1)
     idle = jobs[:, 1:8]
-    assert ((idle <= machines.IDLE_MOST) | (idle >= machines.EVENTS)).all()
+    assert np.isin(idle, [*range(16, 20), *range(220, 228)]).all()
 
 
 def test_training_logs_have_as_many_entries_as_asked_for() -> None:
-    logs = machines.training_logs(30_000, 256, seed=0)
+    logs = machines.training_logs(30_000, 128, seed=0)
     assert 30_000 <= sum(map(len, logs)) < 30_000 + 10_000
     assert not np.array_equal(logs[0][:100], logs[1][:100])
+    starts = np.flatnonzero(logs[0] == machines.START)
+    assert 2 < np.median(np.diff(starts)) < 16  # most runs are near each other
+    assert 64 < np.diff(starts).max() <= 128 + machines.RUN + 3
 
 
 def test_auroc_counts_pairs() -> None:
@@ -99,7 +101,7 @@ def test_a_stream_is_read_once_with_a_state_of_constant_size(name: str, monkeypa
 @pytest.mark.parametrize("name", ["hgrn2", "llama"])
 def test_the_surprise_at_runs_is_that_of_one_whole_reading(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reading, "SEGMENT", 37)
-    monkeypatch.setattr(applications, "MONITOR_GAPS", (1 / 8, 1 / 2))
+    monkeypatch.setattr(applications, "MONITOR_GAPS", (1 / 4, 1))
     logs = applications.measured_logs(16, 4, 12)
     monkeypatch.setattr(reading, "measured_logs", lambda gap: applications.measured_logs(gap, 4, 12))
     model = tiny(MONITOR, name)
@@ -121,14 +123,15 @@ def test_the_surprise_at_runs_is_that_of_one_whole_reading(name: str, monkeypatc
 def test_from_the_command_to_the_page(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(applications, "MONITOR_GAPS", (1 / 8,))
+    monkeypatch.setattr(applications, "MONITOR_GAPS", (1 / 4,))
     monkeypatch.setattr(reading, "STREAM_TOKENS", 2_000)
+    monkeypatch.setattr("hgrn2.study.plot.draw", lambda *_: None)  # has tests of its own
     common = ["--device", "cpu", "--results", str(tmp_path), "--sweep-tokens", "1024", "--final-tokens", "1024"]
-    for study in ("stream", "monitor"):
-        command = ["study", study, "--out", str(tmp_path / study), "--models", "hgrn2", "window", "--lrs", "4e-3"]
+    for study, models in {"stream": ("hgrn2",), "monitor": ("hgrn2", "window")}.items():
+        command = ["study", study, "--out", str(tmp_path / study), "--models", *models, "--lrs", "4e-3"]
         assert entry([*command, *common]) == 0
     rows = [json.loads(line) for line in (tmp_path / "study.jsonl").read_text().splitlines()]
-    assert [sorted(row["details"]).count(row["case"]["study"]) for row in rows] == [1] * 4
+    assert [sorted(row["details"]).count(row["case"]["study"]) for row in rows] == [1] * 3
     study_page, page = tmp_path / "study.md", tmp_path / "applications.md"
     study_page.write_text("<!-- made by `hgrn2 study table` from results/study.jsonl; do not edit -->\n"
                           "<!-- end of what `hgrn2 study table` makes -->\n")  # fmt: skip

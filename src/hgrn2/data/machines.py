@@ -1,78 +1,77 @@
 """Made streams of a machine's log, one byte an entry, in which what is right now was said long ago.
 
-A machine does one job after another:
+A machine does one job after another. A job is LOAD k, one of 8 recipes (bytes 200 to 207), and then one to six runs:
 
-    LOAD k        one of 8 recipes, bytes 200 to 207
-    idle          g readings around 20 (autoregressive, 0.9, standard deviation about 3, in [0, 40]); one in 50 of them
-                  is instead an operator's event, bytes 220 to 227, that means nothing
+    idle          g entries, each of 16 to 19 with equal chance; one in 50 of them is instead an operator's event, bytes
+                  220 to 227, that means nothing
     START         byte 210
-    run           4 readings: 60 + 16 k plus rounded normal noise of standard deviation 2
+    run           2 readings: 60 + 16 k plus rounded normal noise of standard deviation 1
     STOP          byte 211
 
-Whoever forecasts the first reading of a run must know the recipe, g entries back, and nothing in between tells it:
-without it the best forecast is one of 8 levels. A fault is a run at the level of another recipe. Neighbouring levels
-are 8 standard deviations apart, so that the recipe decides everything but the noise. It is generated data: how well
-models remember is all that it shows.
+Whoever forecasts the first reading of a job must know the recipe, g entries back, and nothing in between tells it:
+without it the best forecast is one of 8 levels. A fault is a job that runs at the level of another recipe. Neighbouring
+levels are 16 standard deviations apart, so that the recipe decides everything but the noise. It is generated data: how
+well models remember is all that it shows.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-RECIPES, RUN = 8, 4
+RECIPES, RUN = 8, 2
 LOAD, START, STOP, EVENTS = 200, 210, 211, 220
-LOWEST, APART, NOISE = 60, 16, 2.0
-IDLE, IDLE_NOISE, IDLE_MEMORY, IDLE_MOST = 20.0, 1.3, 0.9, 40
+LOWEST, APART, NOISE = 60, 16, 1.0
+IDLE, IDLE_VALUES = 16, 4
 EVENT_RATE = 0.02
-SHORTEST, USUAL = 2, 32
-"""Idle entries of a job at least, and what most jobs stay below."""
-MOST = 0.8
-"""Of the jobs that are trained on; the others wait for longer."""
+MOST_RUNS = 6
+USUAL, USUAL_RATE = 16, 0.8
+"""Of the idle times that are trained on, so many are at most USUAL entries."""
 VOCABULARY = 256
 
 
 @dataclass(frozen=True)
 class Log:
-    """A machine's log, and of each of its jobs the place of the first reading of the run."""
+    """A machine's log, and of each of its jobs the place of the first reading of its first run."""
 
     entries: np.ndarray
     """uint8 [n]."""
     firsts: np.ndarray
     """int64 [jobs]."""
     faults: np.ndarray
-    """bool [jobs]: the run is at another recipe's level."""
+    """bool [jobs]: the job runs at another recipe's level."""
 
 
-def log_of(gaps: np.ndarray, seed: int, *, fault_rate: float = 0.0) -> Log:
-    """The log of one machine whose jobs are idle for `gaps` entries, a function of its arguments alone."""
+def log_of(jobs: Sequence[Sequence[int]], seed: int, *, fault_rate: float = 0.0) -> Log:
+    """The log of one machine, a function of its arguments alone; `jobs` has the idle entries before each run of each
+    job."""
     random = np.random.default_rng(seed)
-    parts, firsts, faults, at = [], [], random.random(len(gaps)) < fault_rate, 0
-    for gap, fault in zip(gaps.tolist(), faults.tolist(), strict=True):
+    parts, firsts, faults, at = [], [], random.random(len(jobs)) < fault_rate, 0
+    for gaps, fault in zip(jobs, faults.tolist(), strict=True):
         recipe = int(random.integers(RECIPES))
         made = (recipe + int(random.integers(1, RECIPES))) % RECIPES if fault else recipe
-        run = LOWEST + APART * made + np.rint(NOISE * random.standard_normal(RUN))
-        parts.append(np.concatenate([[LOAD + recipe], _idle(gap, random), [START], run, [STOP]]))
-        firsts.append(at + gap + 2)
-        at += gap + RUN + 3
+        parts.append(np.array([LOAD + recipe]))
+        firsts.append(at + 1 + gaps[0] + 1)
+        for gap in gaps:
+            run = LOWEST + APART * made + np.rint(NOISE * random.standard_normal(RUN))
+            parts.append(np.concatenate([_idle(gap, random), [START], run, [STOP]]))
+        at += 1 + sum(gaps) + len(gaps) * (RUN + 2)
     return Log(np.concatenate(parts).astype(np.uint8), np.array(firsts), faults)
 
 
 def training_logs(tokens: int, longest: int, seed: int, machine_tokens: int = 8192) -> list[np.ndarray]:
-    """Logs of as many machines as make so many entries, about `machine_tokens` each; idle entries of a job are
-    log-uniform in [SHORTEST, USUAL), of one job in five in [USUAL, longest)."""
+    """Logs of as many machines as make so many entries, at least `machine_tokens` each. Idle times are log-uniform in
+    [0, USUAL], one in five in [USUAL, longest]."""
     found, total = [], 0
-    for number in range(max(1, math.ceil(tokens / machine_tokens))):
-        random = np.random.default_rng((seed, number))
-        jobs = math.ceil(machine_tokens / (SHORTEST + RUN + 3))
-        usual = random.random(jobs) < MOST
-        low, high = np.where(usual, SHORTEST, USUAL), np.where(usual, USUAL, max(longest, USUAL + 1))
-        gaps = np.exp(random.uniform(np.log(low), np.log(high))).astype(np.int64)
-        used = int(np.searchsorted(np.cumsum(gaps + RUN + 3), machine_tokens)) + 1
-        found.append(log_of(gaps[:used], int(random.integers(2**62))).entries)
+    while total < tokens:
+        random = np.random.default_rng((seed, len(found)))
+        jobs, size = [], 0
+        while size < machine_tokens:
+            jobs.append([_gap(longest, random) for _ in range(int(random.integers(1, MOST_RUNS + 1)))])
+            size += 1 + sum(jobs[-1]) + len(jobs[-1]) * (RUN + 2)
+        found.append(log_of(jobs, int(random.integers(2**62))).entries)
         total += len(found[-1])
-        if total >= tokens:
-            break
     return found
 
 
@@ -84,14 +83,15 @@ def noise_entropy() -> float:
     return float(-(mass[mass > 0] * np.log(mass[mass > 0])).sum())
 
 
+def _gap(longest: int, random: np.random.Generator) -> int:
+    if random.random() < USUAL_RATE:
+        return int(math.exp(random.uniform(0, math.log(USUAL + 2)))) - 1
+    return int(math.exp(random.uniform(math.log(USUAL), math.log(max(longest, USUAL) + 1))))
+
+
 def _idle(gap: int, random: np.random.Generator) -> np.ndarray:
-    """Readings of a machine that waits, and events that mean nothing."""
-    steps = IDLE_NOISE * random.standard_normal(gap)
-    found, value = np.empty(gap), IDLE
-    for n, step in enumerate(steps.tolist()):
-        value = IDLE + IDLE_MEMORY * (value - IDLE) + step
-        found[n] = value
-    found = np.clip(np.rint(found), 0, IDLE_MOST)
+    """Entries of a machine that waits, and events that mean nothing."""
+    found = random.integers(IDLE, IDLE + IDLE_VALUES, gap)
     events = random.random(gap) < EVENT_RATE
     found[events] = EVENTS + random.integers(0, 8, int(events.sum()))
     return found

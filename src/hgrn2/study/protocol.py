@@ -53,9 +53,9 @@ BUDGETS: dict[SizeName, Budget] = {
 }  # fmt: skip
 
 APPLICATION_BUDGETS: dict[SizeName, Budget] = {
-    "small": Budget(sequence_length=128, batch_size=8, sweep_tokens=98_304, final_tokens=196_608,
-                    warmup_tokens=8_192, seeds=(0,), held_out=16_385),
-    "45m": Budget(sequence_length=1024, batch_size=32, sweep_tokens=10_000_000, final_tokens=40_000_000,
+    "small": Budget(sequence_length=64, batch_size=4, sweep_tokens=49_152, final_tokens=196_608,
+                    warmup_tokens=4_096, seeds=(0,), held_out=16_385),
+    "45m": Budget(sequence_length=256, batch_size=128, sweep_tokens=10_000_000, final_tokens=40_000_000,
                   warmup_tokens=1_000_000, seeds=(0, 1), held_out=262_145),
 }  # fmt: skip
 """Of the applications, whose small models are smaller and whose data has less in it."""
