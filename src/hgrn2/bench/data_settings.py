@@ -1,11 +1,9 @@
 """Settings of `hgrn2 bench data`; no torch here."""
 
-from dataclasses import dataclass
-
-from hgrn2.settings import refuse
+from hgrn2.settings import refuse, settings
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class DataBench:
     """How preparation is measured."""
 
