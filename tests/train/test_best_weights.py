@@ -22,13 +22,14 @@ from hgrn2.train.best import BestWeights
 from hgrn2.train.checkpoint import newest_whole, read
 from hgrn2.train.config import OptimConfig, RunConfig, TrainConfig
 from hgrn2.train.metrics import read_metrics
+from hgrn2.train.task import Task
 from hgrn2.train.trainer import Trainer
 from hgrn2.train.view import TrainView
 
 MODEL = ModelConfig(vocab_size=11, width=16, layers=2, glu_width=16, dropout=0.1, mixer=MixerConfig(head_size=8))
 
 
-class Words:
+class Words(Task):
     """Random tokens, and held-out losses that are given."""
 
     tokens_per_step = 16
@@ -56,7 +57,7 @@ def trainer_of(folder: Path, losses: Sequence[float], **options: Any) -> Trainer
     train = TrainConfig(**{"steps": 12, "eval_every": 2, "save_every": 2, "log_every": 1, "keep": 20, **options})
     torch.manual_seed(0)
     run = RunConfig(model=MODEL, train=train, optim=OptimConfig(optimizer="muon", lr=1e-2, warmup_steps=0))
-    return Trainer(run, Words(losses), LanguageModel(MODEL), folder)  # type: ignore[arg-type]
+    return Trainer(run, Words(losses), LanguageModel(MODEL), folder)  # type: ignore[abstract]
 
 
 def fit(trainer: Trainer) -> None:
