@@ -134,45 +134,67 @@ def tensor_parallel(model: nn.Module, group: Group) -> dict[str, Cut]:
     return cuts
 
 
-def _glu(glu: GLU, group: Group, ranks: int) -> dict[str, Cut]:
+def narrow_glu(glu: GLU, ranks: int) -> dict[str, Cut]:
+    """How the parameters of a gated linear unit are to be cut."""
     hidden = glu.out_proj.in_features
-    glu.in_proj, glu.out_proj = _as(ColumnLinear, glu.in_proj, group), _as(RowLinear, glu.out_proj, group)
     return _linear("in_proj", glu.in_proj, 0, (hidden, hidden), ranks) | _linear(
         "out_proj", glu.out_proj, 1, (hidden,), ranks
     )
 
 
-def _mixer(mixer: Any, group: Group, ranks: int) -> dict[str, Cut]:
-    """Make a mixer one of its share of heads, but for its parameters; how those are to be cut."""
+def narrow_mixer(mixer: Any, ranks: int) -> dict[str, Cut]:
+    """Give a mixer the numbers of its share of heads, in place; how its parameters, whole before, are to be cut.
+
+    What the processes do together (sums behind `out_proj`, a norm over the full width) is the caller's.
+    """
     width, parts = mixer.width, tuple(mixer.projections)
     inner = mixer.out_proj.in_features  # 2 D of HGRN1: real parts, then imaginary parts
     halves = (width,) * (inner // width)
     # HGRN1's input has a channel's two numbers side by side, its output gate all real parts first.
     rows = (parts[0], *halves, *parts[2:]) if mixer.config.kind == "hgru1" else parts
     cuts = _linear("in_proj", mixer.in_proj, 0, rows, ranks) | _linear("out_proj", mixer.out_proj, 1, halves, ranks)
-    mixer.in_proj = _as(ColumnLinear, mixer.in_proj, group)
-    mixer.out_proj = _as(RowLinear, mixer.out_proj, group)
     if getattr(mixer, "conv", None) is not None:
         cuts["conv"] = Cut(0, parts[:3], ranks)
     if getattr(mixer, "theta", None) is not None:
         cuts["theta"] = Cut(0, (width,), ranks)
     if hasattr(mixer, "gate_up"):
         cuts |= _linear("gate_up", mixer.gate_up, 0, (mixer.gate_up.out_features,), ranks)
-        mixer.gate_up = _as(ColumnLinear, mixer.gate_up, group)
     if isinstance(norm := getattr(mixer, "norm", None), Norm):
         cuts |= {f"norm.{name}": Cut(0, halves, ranks) for name, _ in norm.named_parameters()}
         norm.heads, norm.width = max(1, norm.heads // ranks), norm.width // ranks
-        if norm.kind != "head_rms":
-            mixer.norm = _as(SplitNorm, norm, group)
-            mixer.norm.ranks = ranks
-    for name in ("q_norm", "k_norm"):
-        if getattr(mixer, name, None) is not None:
-            setattr(mixer, name, _as(SharedNorm, getattr(mixer, name), group))
     mixer.width, mixer.projections = width // ranks, tuple(size // ranks for size in parts)
     if hasattr(mixer, "heads"):
         mixer.heads //= ranks
     if "heads" in getattr(mixer, "options", {}):
         mixer.options = mixer.options | {"heads": mixer.heads}
+    return cuts
+
+
+def split_norm(mixer: Any, kind: type[SplitNorm], group: Group, ranks: int) -> None:
+    """Let the norm of a narrowed mixer take its statistics over all processes, if it is one of the full width."""
+    norm = getattr(mixer, "norm", None)
+    if isinstance(norm, Norm) and norm.kind != "head_rms":
+        mixer.norm = _as(kind, norm, group)
+        mixer.norm.ranks = ranks
+
+
+def _glu(glu: GLU, group: Group, ranks: int) -> dict[str, Cut]:
+    cuts = narrow_glu(glu, ranks)
+    glu.in_proj, glu.out_proj = _as(ColumnLinear, glu.in_proj, group), _as(RowLinear, glu.out_proj, group)
+    return cuts
+
+
+def _mixer(mixer: Any, group: Group, ranks: int) -> dict[str, Cut]:
+    """Make a mixer one of its share of heads, but for its parameters; how those are to be cut."""
+    cuts = narrow_mixer(mixer, ranks)
+    mixer.in_proj = _as(ColumnLinear, mixer.in_proj, group)
+    mixer.out_proj = _as(RowLinear, mixer.out_proj, group)
+    if hasattr(mixer, "gate_up"):
+        mixer.gate_up = _as(ColumnLinear, mixer.gate_up, group)
+    split_norm(mixer, SplitNorm, group, ranks)
+    for name in ("q_norm", "k_norm"):
+        if getattr(mixer, name, None) is not None:
+            setattr(mixer, name, _as(SharedNorm, getattr(mixer, name), group))
     return cuts
 
 

@@ -18,7 +18,7 @@ from hgrn2.ops.options import Inputs, ScanOptions
 
 @triton.jit(do_not_specialize=["scale"])
 def step_kernel(
-    q, f, i, lower_bound_ptr, state, slots, o, heads, q_stride, f_stride, i_stride, scale,
+    q, f, i, lower_bound_ptr, state, slots, o, heads, q_stride, f_stride, i_stride, state_stride, scale,
     K: tl.constexpr, V: tl.constexpr, KEYS: tl.constexpr, VALUES: tl.constexpr, LOWER_BOUND: tl.constexpr,
     SLOTS: tl.constexpr, ACT_IN: tl.constexpr, ACT_OUT: tl.constexpr,
 ):  # fmt: skip
@@ -41,7 +41,7 @@ def step_kernel(
     place = row
     if SLOTS:
         place = tl.load(slots + row).to(tl.int64)
-    pointers = state + (place * heads + head) * (K * V) + k[:, None] * V + v[None, :]
+    pointers = state + place * state_stride + head * (K * V) + k[:, None] * V + v[None, :]
     inside = (k < K)[:, None] & (v < V)[None, :]
     old = tl.load(pointers, mask=inside, other=0.0).to(tl.float32)
     new = forget[:, None] * old + key[:, None] * activate(value, ACT_IN, True)[None, :]
@@ -61,7 +61,8 @@ def step(x: Inputs, slots: Tensor | None, options: ScanOptions) -> Tensor:
     assert state is not None
     if state.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         raise UserError(f"triton keeps the state of a step in float32, bfloat16 or float16, not {state.dtype}")
-    rows = state.contiguous()
+    # The pool of another engine may have more than this state in each of its rows.
+    rows = state if state[:1].is_contiguous() and state.stride(0) else state.contiguous()
     keys, values = state.shape[2:]
     q, f, i = (y if y.stride(1) == 1 else y.contiguous() for y in x[:3])
     lower_bound = None if x.lower_bound is None else x.lower_bound.float().contiguous()
@@ -72,7 +73,7 @@ def step(x: Inputs, slots: Tensor | None, options: ScanOptions) -> Tensor:
     if q.shape[0]:
         with on(o.device):
             step_kernel[(q.shape[0] * heads * -(-values // tile),)](
-                q, f, i, lower_bound, rows, slots, o, heads, q.stride(0), f.stride(0), i.stride(0),
+                q, f, i, lower_bound, rows, slots, o, heads, q.stride(0), f.stride(0), i.stride(0), rows.stride(0),
                 float(options.scale),
                 K=keys, V=values, KEYS=max(16, triton.next_power_of_2(keys)), VALUES=tile,
                 LOWER_BOUND=lower_bound is not None,
