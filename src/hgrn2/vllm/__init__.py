@@ -3,13 +3,15 @@
 Nothing else of the package imports this folder.
 """
 
+# pyright: reportMissingImports=false
+
 ARCHITECTURES = ("HGRN2ForCausalLM", "HGRN1ForCausalLM", "HGRNForCausalLM")
 """As config.json names them: ours, and flash-linear-attention's HGRNForCausalLM."""
 
 
 def register() -> None:
     """Tell vLLM how to read config.json, which class computes, and where its graphs must be cut."""
-    from vllm import ModelRegistry
+    from vllm import ModelRegistry  # pyright: ignore[reportAttributeAccessIssue]  (it takes this folder for vLLM)
     from vllm.config import CompilationConfig
     from vllm.model_executor.models.config import MODELS_CONFIG_MAP
 

@@ -1,5 +1,7 @@
 """What vLLM is asked for and cannot have here, refused before anything is loaded."""
 
+# pyright: reportMissingImports=false
+
 from typing import Any
 
 from vllm.model_executor.models.config import MambaModelConfig

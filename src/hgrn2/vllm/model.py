@@ -1,5 +1,7 @@
 """The model that vLLM runs: our backbone between vLLM's embedding and head."""
 
+# pyright: reportMissingImports=false
+
 from collections.abc import Iterable
 from typing import Any
 

@@ -5,6 +5,8 @@ sequences that read one token advance by the one-token step, the others are pack
 `torch.compile` sees three calls, each of which writes a result and, unseen, the pool.
 """
 
+# pyright: reportMissingImports=false
+
 from collections.abc import Callable
 from typing import Any
 
@@ -133,6 +135,7 @@ class PooledOperators(MambaBase, Operators):
         if step.offsets is not None:
             tokens, blocks, pool = slice(step.ones, step.tokens), step.blocks[step.ones :], states()
             made, final = several(*(x[None, tokens] for x in inputs), pool[blocks], step.offsets)
+            assert final is not None
             y[tokens] = made[0]
             pool[blocks] = final
 
@@ -172,9 +175,7 @@ def hgrn2_conv(x: Tensor, weight: Tensor, y: Tensor, layer_name: str) -> None:
     _layer(layer_name).run_conv(x, weight, y)
 
 
-def hgrn2_matrix_scan(
-    q: Tensor, f: Tensor, i: Tensor, lower_bound: Tensor | None, o: Tensor, layer_name: str
-) -> None:
+def hgrn2_matrix_scan(q: Tensor, f: Tensor, i: Tensor, lower_bound: Tensor | None, o: Tensor, layer_name: str) -> None:
     """One call of a compiled model."""
     _layer(layer_name).run_matrix_scan(q, f, i, lower_bound, o)
 

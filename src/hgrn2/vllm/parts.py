@@ -4,6 +4,8 @@ The modules are those of `hgrn2.layers`; what is exchanged in them are the proje
 and what is computed along the sequence. Which rows a process has of each parameter says `hgrn2.parallel.tensor`.
 """
 
+# pyright: reportMissingImports=false
+
 from functools import partial
 from typing import Any
 
@@ -37,7 +39,8 @@ def exchange(backbone: Backbone, vllm_config: VllmConfig, prefix: str) -> None:
     """Make a backbone on the meta device one of vLLM, in place, with empty weights that know how they are loaded."""
     ranks, layers = get_tensor_model_parallel_world_size(), vllm_config.compilation_config.static_forward_context
     cuts = {"lower_bounds": Cut(1, (backbone.config.width,), ranks)}
-    for number, block in enumerate(backbone.blocks):
+    blocks: list[Any] = list(backbone.blocks)
+    for number, block in enumerate(blocks):
         name, mixer, glu = f"blocks.{number}", block.mixer, block.glu
         own = narrow_mixer(mixer, ranks)
         _exchange(mixer, own, vllm_config, f"{prefix}.{name}.mixer")

@@ -6,6 +6,8 @@ finds a whole one. While tokens are written, a step reads block numbers at one a
 captured once finds those of every later step there.
 """
 
+# pyright: reportMissingImports=false
+
 from dataclasses import dataclass
 from typing import Any
 
