@@ -40,7 +40,6 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "mixer": MixerConfig(kind="rglru", groups=4, conv_width=3, expansion=8, bias=True),
         "lower_bound": "none",
     },
-    "lru": {"mixer": MixerConfig(kind="lru", norm="none"), "lower_bound": "none"},
     "lru expanded": {"mixer": MixerConfig(kind="lru", expansion=4, norm="layer", bias=True), "lower_bound": "none"},
     "attention with normed keys": {
         "mixer": MixerConfig(kind="attention", head_size=8, qk_norm=True),

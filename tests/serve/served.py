@@ -51,7 +51,6 @@ def make_kind(name: str) -> LanguageModel:
         "gla": {"mixer": MixerConfig(kind="gla", head_size=8)},
         "mamba": {"mixer": MixerConfig(kind="mamba", state_size=3, conv_width=4), "glu_width": 0},
         "mamba2": {"mixer": MixerConfig(kind="mamba2", head_size=8, state_size=5, conv_width=4), "glu_width": 0},
-        "rglru expanded": {"mixer": MixerConfig(kind="rglru", expansion=8, groups=4, conv_width=3)},
         "lru expanded": {"mixer": MixerConfig(kind="lru", expansion=4)},
         "attention": {"mixer": attention},
         "window": {"mixer": MixerConfig(kind="attention", head_size=8, window=9, conv_width=3)},
@@ -65,8 +64,7 @@ def make_kind(name: str) -> LanguageModel:
     return LanguageModel(ModelConfig(vocab_size=257, width=32, layers=2, init=InitConfig(std=0.3), **values)).eval()
 
 
-KINDS = ("hgru1", "hgru1_real", "hgru2 conv", "gla", "mamba", "mamba2", "rglru expanded", "lru expanded", "attention",
-         "window", "hybrid")  # fmt: skip
+KINDS = ("hgru1", "hgru1_real", "hgru2 conv", "gla", "mamba", "mamba2", "lru expanded", "attention", "window", "hybrid")
 
 
 def spaced() -> Tokenizer:
