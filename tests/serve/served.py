@@ -46,7 +46,8 @@ def make_kind(name: str) -> LanguageModel:
     attention = MixerConfig(kind="attention", head_size=8)
     own: dict[str, dict[str, Any]] = {
         "hgru1": {"mixer": MixerConfig(kind="hgru1")},
-        "hgru1_real": {"mixer": MixerConfig(kind="hgru1_real")},
+        "wide_hgru1": {"mixer": MixerConfig(kind="wide_hgru1", expansion=4), "lower_bound": "inclusive"},
+        "rglru": {"mixer": MixerConfig(kind="rglru", conv_width=4)},
         "hgru2 conv": {"mixer": MixerConfig(head_size=8, conv_width=4), "lower_bound": "inclusive"},
         "gla": {"mixer": MixerConfig(kind="gla", head_size=8)},
         "mamba": {"mixer": MixerConfig(kind="mamba", state_size=3, conv_width=4), "glu_width": 0},
@@ -64,7 +65,9 @@ def make_kind(name: str) -> LanguageModel:
     return LanguageModel(ModelConfig(vocab_size=257, width=32, layers=2, init=InitConfig(std=0.3), **values)).eval()
 
 
-KINDS = ("hgru1", "hgru1_real", "hgru2 conv", "gla", "mamba", "mamba2", "lru expanded", "attention", "window", "hybrid")
+KINDS = (
+    "hgru1", "wide_hgru1", "rglru", "lru expanded", "hgru2 conv", "gla", "mamba", "mamba2", "attention", "window", "hybrid",
+)  # fmt: skip
 
 
 def spaced() -> Tokenizer:

@@ -38,8 +38,13 @@ def owner_of(request: Request) -> str:
 
 Owner = Annotated[str, Depends(owner_of)]
 ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"description": "an error, in OpenAI's shape"} for status in (400, 401, 404, 408, 409, 413, 429, 503)
+    status: {"description": "an error, in OpenAI's shape"}
+    for status in (400, 401, 403, 404, 405, 408, 409, 413, 429, 503)
 }
+STREAM: dict[int | str, dict[str, Any]] = {200: {"content": {"application/json": {}, "text/event-stream": {}}}}
+BYTES: dict[int | str, dict[str, Any]] = {200: {"content": {"application/octet-stream": {}}}}
+UPLOAD = {"requestBody": {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}}
+MADE: dict[int | str, dict[str, Any]] = {201: {"description": "the state that was made"}}
 
 
 class Page(StaticFiles):
@@ -79,6 +84,7 @@ def make_app(service: Service, config: HttpConfig, keys: Sequence[str] = (), *, 
     if static.is_dir():
         app.mount("/", Page(directory=static, html=True), name="page")
     _errors(app)
+    _described(app, service.name)
     app.add_middleware(
         Guard, config=config, keys=keys, closing=lambda: service.engine.closing, answered=service.metrics.status
     )
@@ -90,13 +96,13 @@ def make_app(service: Service, config: HttpConfig, keys: Sequence[str] = (), *, 
 
 
 def _completions(app: FastAPI, service: Service, config: HttpConfig) -> None:
-    @app.post("/v1/completions")
+    @app.post("/v1/completions", responses=STREAM)
     async def completions(body: CompletionRequest, owner: Owner) -> Response:
         job = await service.completion(body, owner)
         parts = service.stream(job) if body.stream else service.whole(job)
         return Answer(parts, stream=bool(body.stream), seconds=config.send_seconds)
 
-    @app.post("/v1/chat/completions")
+    @app.post("/v1/chat/completions", responses=STREAM)
     async def chat(body: ChatRequest, owner: Owner) -> Response:
         job = await service.chat(body, owner)
         parts = service.stream(job) if body.stream else service.whole(job)
@@ -110,11 +116,11 @@ def _states(app: FastAPI, service: Service) -> None:
     async def states(owner: Owner) -> Response:
         return Json({"object": "list", "data": [saved.shown(service.name) for saved in store.all(owner)]})
 
-    @app.post("/v1/states")
+    @app.post("/v1/states", status_code=201, responses=MADE)
     async def read(body: StateRequest, owner: Owner) -> Response:
         return Json((await service.read(body, owner)).shown(service.name), 201)
 
-    @app.post("/v1/states/load")
+    @app.post("/v1/states/load", status_code=201, responses=MADE, openapi_extra=UPLOAD)
     async def load(request: Request, owner: Owner, name: str = "") -> Response:
         data = await request.body()
         return Json((await asyncio.to_thread(store.upload, data, owner, name)).shown(service.name), 201)
@@ -134,12 +140,12 @@ def _states(app: FastAPI, service: Service) -> None:
         await asyncio.to_thread(store.delete, key, owner)
         return Json({"id": key, "object": "state", "deleted": True})
 
-    @app.post("/v1/states/{key}/fork")
+    @app.post("/v1/states/{key}/fork", status_code=201, responses=MADE)
     async def fork(key: str, owner: Owner, body: Annotated[ForkRequest | None, Body()] = None) -> Response:
         name = "" if body is None else body.name
         return Json((await asyncio.to_thread(store.fork, key, owner, name)).shown(service.name), 201)
 
-    @app.get("/v1/states/{key}/file")
+    @app.get("/v1/states/{key}/file", responses=BYTES)
     async def file(key: str, owner: Owner) -> Response:
         path = store.file(key, owner)
         return FileResponse(path, media_type="application/octet-stream", filename=path.name)
@@ -176,9 +182,27 @@ def _about(app: FastAPI, service: Service) -> None:
         }  # fmt: skip
         return Json(value, 503 if closing else 200)
 
-    @app.get("/metrics")
+    @app.get("/metrics", responses={200: {"content": {CONTENT_TYPE: {}}}})
     async def metrics() -> Response:
         return Response(service.metrics.text(), media_type=CONTENT_TYPE)
+
+
+def _described(app: FastAPI, name: str) -> None:
+    """What /openapi.json says beside what the routes do: which model there is, and that 400 is what others call 422."""
+    made = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            described = made()
+            for methods in described["paths"].values():
+                for operation in methods.values():
+                    operation["responses"].pop("422", None)
+            for kind in ("CompletionRequest", "ChatRequest"):
+                described["components"]["schemas"][kind]["properties"]["model"]["enum"] = [name, None]
+        assert app.openapi_schema is not None
+        return app.openapi_schema
+
+    app.openapi = openapi
 
 
 def _errors(app: FastAPI) -> None:

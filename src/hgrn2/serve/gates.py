@@ -31,7 +31,7 @@ def memory_lengths(
             found.append(None)
             continue
         logs = log_forget(block.mixer_norm(x), lower_bound, past)
-        found.append(None if logs is None else lengths(logs[:, 0], getattr(mixer, "heads", 1)))
+        found.append(None if logs is None else lengths(logs[:, 0], getattr(mixer, "heads", 1) or 1))
     return found
 
 

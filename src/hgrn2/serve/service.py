@@ -58,7 +58,7 @@ class Service:
         self.state_bytes = generator.model.zeros(1).nbytes
         self.metrics, self.created = Metrics(self.engine), int(time.time())
         blocks: Any = generator.model.backbone.blocks
-        layers = [{"kind": block.mixer.config.kind, "heads": getattr(block.mixer, "heads", 1)} for block in blocks]
+        layers = [{"kind": block.mixer.config.kind, "heads": getattr(block.mixer, "heads", 1) or 1} for block in blocks]
         self.about = {"chat": not template.is_plain, "example": example, "layers": layers}
         """What the page shows of the model."""
 

@@ -237,6 +237,7 @@ async function main() {
   $("name").textContent = info.name;
   $("about").textContent = info.about;
   $("prompt").value ||= info.example;
+  if (info.layers.some((layer) => layer.kind === "attention")) $("states-about").textContent = "A saved state continues its text exactly.";
   $("modes").hidden = !info.chat;
   if (info.chat) {
     document.querySelector('input[value="chat"]').checked = true;

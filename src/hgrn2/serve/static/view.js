@@ -96,14 +96,14 @@ export class TextView {
   }
 }
 
-/** A table of layers by heads whose cells are shaded by `level` in [0, 1]. */
-function grid(caption, layers, text, level) {
-  const heads = Math.max(...layers.map((layer) => layer?.length ?? 0));
+/** A table of layers by heads whose cells are shaded by `level` in [0, 1]; `absent` stands for layers that are null. */
+function grid(caption, layers, text, level, absent = "no forget gates") {
+  const heads = Math.max(1, ...layers.map((layer) => layer?.length ?? 0));
   const head = element("tr", {}, element("th", { scope: "col" }, "layer"));
   for (let n = 0; n < heads; n++) head.append(element("th", { scope: "col" }, `head ${n}`));
   const body = layers.map((layer, n) => {
     const row = element("tr", {}, element("th", { scope: "row" }, String(n)));
-    if (layer === null) row.append(element("td", { colspan: heads }, "no forget gates"));
+    if (layer === null) row.append(element("td", { colspan: heads }, absent));
     for (const value of layer ?? []) {
       const cell = element("td", { class: "cell" }, text(value));
       cell.style.setProperty("--level", level(value).toFixed(3));
@@ -209,15 +209,16 @@ export class HeldView extends Panel {
 export function memoryTable(state, found) {
   const ranked = found.layers.filter((layer) => layer.heads);
   const size = ranked.length ? Math.min(...ranked[0].shape.slice(-2)) : 1;
-  const text = (head) => `${short(head.norm)} · ${head.effective_rank.toFixed(1)}`;
-  const cells = found.layers.map((layer) => layer.heads ?? [{ norm: layer.norm, effective_rank: 0 }]);
-  const caption = `${state.name}, ${found.tokens.toLocaleString("en")} tokens. Norm · effective rank (of ${size})`;
-  return grid(caption, cells, text, (head) => head.effective_rank / size);
+  const text = (head) => (head.effective_rank === undefined ? short(head.norm) : `${short(head.norm)} · ${head.effective_rank.toFixed(1)}`);
+  const cells = found.layers.map((layer) => layer.heads ?? [{ norm: layer.norm }]);
+  const caption = `${state.name}, ${found.tokens.toLocaleString("en")} tokens. Norm${ranked.length ? ` · effective rank (of ${size})` : ""}`;
+  return grid(caption, cells, text, (head) => (head.effective_rank ?? 0) / size);
 }
 
 /** How far two states are apart. */
 export function compareTable(a, b, found) {
-  const cells = found.layers.map((layer) => layer.heads);
+  const cells = Array(1 + Math.max(0, ...found.layers.map((one) => one.layer))).fill(null);
+  for (const { layer, heads } of found.layers) cells[layer] = heads;
   const caption = `Distance of ${a} and ${b}: 0 where they are equal, 1 where they have nothing in common`;
-  return grid(caption, cells, (head) => head.distance.toFixed(2), (head) => head.distance / Math.SQRT2);
+  return grid(caption, cells, (head) => head.distance.toFixed(2), (head) => head.distance / Math.SQRT2, "keys and values, which are not compared");
 }
