@@ -66,7 +66,8 @@ def make_kind(name: str) -> LanguageModel:
 
 
 KINDS = (
-    "hgru1", "wide_hgru1", "rglru", "lru expanded", "hgru2 conv", "gla", "mamba", "mamba2", "attention", "window", "hybrid",
+    "hgru1", "wide_hgru1", "rglru", "lru expanded", "hgru2 conv", "gla", "mamba", "mamba2", "attention",
+    "window", "hybrid",
 )  # fmt: skip
 
 
