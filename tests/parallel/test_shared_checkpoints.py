@@ -87,7 +87,7 @@ def folder() -> Path:
 
 
 def save(optimizer: str, name: str, steps: int = SAVED) -> Training:
-    """Train, save, and change the weights at once: what is written is of the moment of saving."""
+    """Train, save, and spoil weights and optimiser states at once: what is written is of the moment of saving."""
     training, saver = Training(LAYOUTS[name], optimizer), saver_of(LAYOUTS[name])
     for number in range(steps):
         training.step(number)
@@ -99,7 +99,7 @@ def save(optimizer: str, name: str, steps: int = SAVED) -> Training:
         tensors = training.optimizers.tensors() | behind
         best = TRAINER | {"best": training.best.state()}
         saver.save(folder() / f"{optimizer}-{name}", steps, training.model, tensors, best, keep=2)
-    for value in training.best.own.values():
+    for value in (*training.best.own.values(), *tensors.values()):  # what is written was copied before this
         value.detach().fill_(float("nan"))
     saver.wait()
     return training

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from hgrn2.errors import UserError
 from hgrn2.layers.config import MixerConfig
@@ -16,6 +17,7 @@ from hgrn2.models.language import LanguageModel
 from hgrn2.parallel.config import ParallelConfig, check_parallel
 from hgrn2.parallel.pieces import local
 from hgrn2.parallel.ranks import Ranks
+from hgrn2.parallel.sharding import compile_blocks
 from hgrn2.settings import with_overrides
 
 TOKENS, ROWS = 12, 12
@@ -26,6 +28,8 @@ MODELS: dict[str, ModelConfig] = {
         **SMALL, mixer=MixerConfig(head_size=2, norm="layer", bias=True, input_activation="silu"), norm="layer",
         glu_bias=True, lower_bound="exclusive",
     ),
+    "shared vocabulary": ModelConfig(**SMALL | {"vocab_size": 24}, mixer=MixerConfig(head_size=2)),
+    "shared and tied": ModelConfig(**SMALL | {"vocab_size": 24}, mixer=MixerConfig(head_size=2), tie_embeddings=True),
     "hgru1": ModelConfig(**SMALL, mixer=MixerConfig(kind="hgru1", norm="layer", bias=True)),
     "hgru1_real": ModelConfig(**SMALL, mixer=MixerConfig(kind="hgru1_real")),
     "gla": ModelConfig(**SMALL, mixer=MixerConfig(kind="gla", head_size=2, conv_width=2), lower_bound="none"),
@@ -97,7 +101,9 @@ def alone(model: LanguageModel, parts: int, packed: bool) -> torch.Tensor:
     return torch.stack(losses).mean()
 
 
-def agrees(config: ModelConfig, layout: ParallelConfig, *, packed: bool, recompute: str = "none") -> None:
+def agrees(
+    config: ModelConfig, layout: ParallelConfig, *, packed: bool, recompute: str = "none", compiled: str = ""
+) -> None:
     """Loss, every gradient, the norm of all and the parameters after one step of AdamW, in float64."""
     what = f"{layout} {'packed' if packed else 'rows'} {config.named_kinds}"
     one = model_of(config)
@@ -105,6 +111,8 @@ def agrees(config: ModelConfig, layout: ParallelConfig, *, packed: bool, recompu
     model = copy.deepcopy(one)
     model.set_recompute(recompute)  # type: ignore[arg-type]
     ranks.spread(model)
+    if compiled:
+        compile_blocks(model, backend=compiled)
     wanted = alone(one, layout.data, packed)
     wanted.backward()
     tokens, targets, cu = shares(ranks, packed)
@@ -143,6 +151,39 @@ def recomputed() -> None:
         agrees(MODELS["hgru2"], layout, packed=True, recompute="block")
 
 
+def compiled() -> None:
+    """Blocks compiled around what they exchange; `eager` is torch.compile's tracing without its code."""
+    plain = with_overrides(MODELS["hgru2"], ("mixer.conv_width=0",))
+    agrees(plain, ParallelConfig(tensor=2), packed=False, compiled="eager")
+    agrees(MODELS["hgru2"], ParallelConfig(context=2), packed=True, compiled="eager")
+
+
+def compiled_in_one_piece() -> None:
+    """With weights that are gathered in bfloat16 a block is one graph: one of the first layer, without lower bounds,
+    and one of all others; with blocks recomputed too, and where one process has everything."""
+    config = ModelConfig(**SMALL | {"layers": 4}, mixer=MixerConfig(head_size=2))
+    ranks = ranks_of(ParallelConfig(data=2))
+    tokens, targets, _ = shares(ranks, False)
+    for recompute in ("none", "block"):
+        found = []
+        for graphs in (None, CompileCounterWithBackend("aot_eager")):
+            model = model_of(config, torch.float32)
+            model.set_recompute(recompute)  # type: ignore[arg-type]
+            ranks.spread(model, bfloat16=True)
+            if graphs is not None:
+                torch._dynamo.reset()
+                compile_blocks(model, backend=graphs, fullgraph=True)
+            for _ in range(2):
+                with torch.autocast("cpu", torch.bfloat16):
+                    loss = model.loss(tokens, targets)
+                model.zero_grad()
+                loss.backward()
+            assert {parameter.grad.dtype for parameter in model.parameters()} == {torch.float32}  # type: ignore[union-attr]
+            found.append(torch.cat([local(parameter.grad).flatten() for parameter in model.parameters()]))  # type: ignore[arg-type]
+            assert graphs is None or graphs.frame_count == 2
+        assert float((found[0] - found[1]).norm() / found[0].norm()) < 1e-2
+
+
 def float32_and_bfloat16() -> None:
     """Other orders of sums lose what they cost in float32. In bfloat16 nothing is lost beside autocast in one process:
     bounds and phases stay float32."""
@@ -177,7 +218,7 @@ def other_numbers() -> None:
 
 
 def test_two_processes_are_one(ranks: Callable[..., None]) -> None:
-    ranks(2, layouts, recomputed, float32_and_bfloat16, other_numbers, timeout_s=120)
+    ranks(2, layouts, recomputed, float32_and_bfloat16, compiled, compiled_in_one_piece, other_numbers, timeout_s=120)
 
 
 @pytest.mark.full

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -15,6 +16,7 @@ import torch
 from hgrn2.cli.main import entry
 from hgrn2.models.saved import load_model
 from hgrn2.testing.processes import free_port
+from hgrn2.train import checkpoint, shared_checkpoint
 
 SETTINGS = (
     "train.steps=6", "train.batch_size=4", "train.sequence_length=16", "train.budget_s=0", "train.eval_every=3",
@@ -65,7 +67,8 @@ def test_without_torchrun_the_line_to_type_is_told(
         ("2", (), "torchrun started 2 processes, but this run is for one: --set parallel.data=2"),
         ("3", ("parallel.data=3",), "batch_size 4 does not divide into parallel.data 3"),
         ("2", ("parallel.tensor=2", "model.glu_width=15"), "glu_width 15 does not divide by parallel.tensor 2"),
-        ("2", ("parallel.data=2", "train.compile_blocks=true"), "train.compile_blocks is not offered on several"),
+        ("2", ("parallel.data=2", "train.compile=true"), "train.compile is not offered under torchrun (parallel): "),
+        ("1", ("train.graphs=true", "data.reset_at_documents=false"), "train.graphs is not offered under torchrun"),
         ("2", ("parallel.data=2", "parallel.wait_s=2"), "the 2 processes did not meet at 127.0.0.1:"),
     ],
 )  # fmt: skip
@@ -80,6 +83,59 @@ def test_what_cannot_start_is_refused_in_one_line(
     told = capsys.readouterr().err.strip().splitlines()
     assert said in told[-1]
     assert not (tmp_path / "run").exists()
+
+
+def test_one_process_of_torchrun_ends_where_a_plain_one_does(
+    tiny_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It gathers, scatters, and writes in the background like one of many; either goes on from the other."""
+    more = ("model.dropout=0", "train.precision=bfloat16", "train.steps=4", "optim.schedule=constant")
+    assert entry(command(tiny_corpus, tmp_path / "plain", *more)) == 0
+    assert entry(command(tiny_corpus, tmp_path / "half", *more, "train.steps=2")) == 0
+    where = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+    for name, value in (where | {"MASTER_PORT": str(free_port())}).items():
+        monkeypatch.setenv(name, value)
+    for name in ("one", "half"):
+        assert entry(command(tiny_corpus, tmp_path / name, *more)) == 0
+        for mine, theirs in zip(lines(tmp_path / name), lines(tmp_path / "plain"), strict=True):
+            assert mine == pytest.approx(theirs, rel=2e-3), name
+    assert (tmp_path / "one" / "checkpoints" / "step-00000004" / "model-00001-of-00001.safetensors").is_file()
+
+
+def test_a_full_disk_in_the_background_ends_in_one_line(
+    tiny_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The second checkpoint may write 20 kB: training goes on meanwhile, and then says so; the first one stays, and
+    with space the run goes on from it."""
+    where = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+    for name, value in where.items():
+        monkeypatch.setenv(name, value)
+    write, calls = shared_checkpoint.save_file, list[Path]()
+
+    def limited(tensors: dict[str, torch.Tensor], path: Path) -> None:
+        calls.append(path)
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        if len(calls) > 2:  # weights and optimiser states of the first checkpoint
+            resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+        try:
+            write(tensors, path)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    asked, handler = command(tiny_corpus, tmp_path / "run"), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        monkeypatch.setattr(shared_checkpoint, "save_file", limited)
+        monkeypatch.setenv("MASTER_PORT", str(free_port()))
+        assert entry(asked) == 2
+    finally:
+        signal.signal(signal.SIGXFSZ, handler)
+    told = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "step-00000004 cannot be written: " in told
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000002"]
+    checkpoint.verify(tmp_path / "run" / "checkpoints" / "step-00000002")
+    monkeypatch.setattr(shared_checkpoint, "save_file", write)
+    monkeypatch.setenv("MASTER_PORT", str(free_port()))
+    assert entry(asked) == 0
 
 
 def test_two_processes_end_where_one_does(tiny_corpus: Path, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ TITLES = {
     "ops": "Operators",
     "sweep": "Cost of the operators against length",
     "train": "Training steps",
+    "distributed": "Training on several processes",
     "decode": "Decoding, one token at a time",
     "onnx": "Decoding on a CPU: onnxruntime beside PyTorch",
     "profile": "Where the time goes",

@@ -66,6 +66,7 @@ VERBS: dict[str, tuple[str, dict[str, str]]] = {
             "parity": "bench_parity:BenchParity",
             "serve": "bench_serve:BenchServe",
             "data": "bench_data:BenchData",
+            "distributed": "bench_distributed:BenchDistributed",
             "table": "bench:BenchTable",
         },
     ),

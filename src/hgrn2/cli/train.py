@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from hgrn2 import console
-from hgrn2.cli.trained import Folder, Settings, Training, next_steps, own_prompt, settings_of
+from hgrn2.cli.trained import Flag, Folder, Settings, Training, next_steps, own_prompt, settings_of
 
 if TYPE_CHECKING:
-    from hgrn2.train.config import DataConfig
+    from hgrn2.train.config import DataConfig, RunConfig
     from hgrn2.train.run import RunResult
 
 
@@ -21,6 +21,7 @@ class TrainLM(Training):
     Writes a run folder: config.json, metrics.jsonl, checkpoints/, tokenizer/, summary.json, report.html.
 
     Example: hgrn2 train lm demo --out runs/demo
+    Example: hgrn2 train lm demo --plan --model hgrn2_1.3b --set parallel.data=8 train.sequence_length=2048
     Example: hgrn2 train lm small --data corpora/mine --out runs/mine --set train.budget_s=600 optim.lr=2e-3
     Example: hgrn2 train lm small --data corpora/books=0.7 corpora/code=0.3 --out runs/mixed
     Example: hgrn2 train lm small --data corpora/mine --valid wiki=corpora/wiki code=corpora/code --out runs/mine
@@ -46,8 +47,31 @@ class TrainLM(Training):
     settings, but for its length and the end of the schedule."""
     set: Settings = ()
     """Any setting of the run, such as train.steps=500 model.width=256 model.mixer.head_size=64."""
+    plan: Flag = False
+    """Start nothing: print the memory of one process, what it sends, and the step time by the roofline of H200 GPUs,
+    for these settings; needs no GPU."""
+    plan_table: Flag = False
+    """Start nothing: print such plans of 1.3 B, 3 B and 7 B parameters on 8, 64 and 512 GPUs, as Markdown."""
+
+    def run(self) -> int:
+        """Returns the exit code: as every training verb, or 0 after a plan."""
+        if not (self.plan or self.plan_table):
+            return super().run()
+        from hgrn2.cli.plan import show_plan, show_table
+
+        if self.plan_table:
+            show_table()
+        else:
+            show_plan(self.settled(), self.json)
+        return 0
 
     def train(self) -> "RunResult":
+        from hgrn2.tasks.lm.run import train_language
+
+        return train_language(self.settled(), self.out, branch=self.branch, **self.how)
+
+    def settled(self) -> "RunConfig":
+        """The run's settings. A plan has the vocabulary of a preset where no data is named, or none is there yet."""
         from hgrn2.models.presets import preset
         from hgrn2.settings import with_overrides
         from hgrn2.tasks.lm.recipes import recipe
@@ -61,11 +85,13 @@ class TrainLM(Training):
             run = replace(run, data=replace(run.data, validation=self.valid))
         run = with_overrides(run, self.set)
 
-        from hgrn2.tasks.lm.run import fit_vocabulary, train_language
+        from hgrn2.tasks.lm.run import fit_vocabulary
 
-        if not any(text.startswith("model.vocab_size=") for text in self.set):
+        absent = not run.data.mixture and run.data.source != "shakespeare" and not Path(run.data.source).is_dir()
+        given = self.plan and (absent or (self.model is not None and not self.data))
+        if not given and not any(text.startswith("model.vocab_size=") for text in self.set):
             run = fit_vocabulary(run)
-        return train_language(run, self.out, branch=self.branch, **self.how)
+        return run
 
     def show(self, result: "RunResult") -> None:
         from rich.text import Text

@@ -101,6 +101,8 @@ class LanguageModel(nn.Module):
             UserError: a head tied to an embedding with an adapter, or whose weight is offloaded.
         """
         head = self.embedding if self.head is None else self.head
+        if hasattr(head, "cross_entropy"):  # of some of the classes: it puts them together
+            return head.logits(features)  # pyright: ignore[reportCallIssue]
         if aligned.pays(features, self.config.vocab_size) and is_product(head, features):
             return aligned.logits(features, head.weight)  # pyright: ignore[reportArgumentType]
         if self.head is not None:
@@ -189,6 +191,9 @@ class LanguageModel(nn.Module):
 
     def _loss_of(self, features: Tensor, targets: Tensor, method: LossKind) -> Tensor:
         head = self.embedding if self.head is None else self.head
+        shared = getattr(head, "cross_entropy", None)
+        if shared is not None:  # by several processes, each with some of the classes (`hgrn2.parallel.vocabulary`)
+            return shared(features, targets)
         large = self.config.vocab_size >= LARGE_VOCABULARY and not has_tangents(features, *head.parameters())
         if method == "chunked" or (method == "auto" and large):
             exact = is_product(head, features)

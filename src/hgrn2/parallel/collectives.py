@@ -5,7 +5,8 @@ must still be led back through (`connected`). Gradients follow one rule: the los
 is the sum of what the processes return, so the gradient of a tensor that several hold alike is the sum of theirs.
 """
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -15,6 +16,13 @@ Group = Any
 """A `torch.distributed.ProcessGroup`."""
 _all_gather: Any = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # the name since torch 2.13
 _reduce_scatter: Any = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def untraced(function: Function) -> Function:
+    """`torch.compiler.disable`: a compiled block calls it as it is."""
+    return torch.compiler.disable(function)  # pyright: ignore[reportReturnType]
 
 
 def all_gather(x: Tensor, group: Group) -> Tensor:
@@ -32,27 +40,32 @@ def all_sum(x: Tensor, group: Group) -> Tensor:
     return total
 
 
+@untraced
 def gathered(x: Tensor, group: Group) -> Tensor:
     """[...] of every process -> [R,...]; a process receives the sum of all gradients of its own part."""
     return _Gather.apply(x, group)  # pyright: ignore[reportReturnType]
 
 
+@untraced
 def summed(x: Tensor, group: Group) -> Tensor:
     """The sum over the processes of tensors that differ; its gradient is summed over the processes too."""
     return _Sum.apply(x, group)  # pyright: ignore[reportReturnType]
 
 
+@untraced
 def copied(x: Tensor, group: Group) -> Tensor:
     """x, which all processes hold alike and use for different parts of one result: its gradient is the sum of
     theirs."""
     return _Copy.apply(x, group)  # pyright: ignore[reportReturnType]
 
 
+@untraced
 def reduced(x: Tensor, group: Group) -> Tensor:
     """The sum over the processes of parts of one result that all go on with alike: each has its whole gradient."""
     return _Reduce.apply(x, group)  # pyright: ignore[reportReturnType]
 
 
+@untraced
 def connected(x: Tensor, other: Tensor) -> Tensor:
     """x; going back through it leads through `other` too, with a gradient of zero."""
     return _Connect.apply(x, other)  # pyright: ignore[reportReturnType]

@@ -26,6 +26,9 @@ class ParallelConfig:
     """Processes that share each sequence, a slice of it each."""
     wait_s: float = 600.0
     """Seconds to wait for another process, at the start and in any step, before it counts as lost."""
+    share_gpu: bool = False
+    """All processes of a machine compute on its first GPU and exchange by way of the CPU (gloo): slow, to try a layout
+    where there is one GPU."""
 
     def __post_init__(self) -> None:
         for name in ("data", "tensor", "context"):

@@ -5,9 +5,8 @@ else in a block looks at one token at a time. Scans pass states (`scan.py`), the
 inputs, attention gathers keys and values. With packed documents every process is given the offsets of the whole row.
 """
 
-from collections.abc import Callable
 from itertools import pairwise
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,20 +18,12 @@ from hgrn2.layers.block import Block
 from hgrn2.layers.operators import Operators
 from hgrn2.layers.short_conv import short_conv
 from hgrn2.parallel import scan
-from hgrn2.parallel.collectives import Group, all_gather, connected, gathered
+from hgrn2.parallel.collectives import Group, all_gather, connected, gathered, untraced
 from hgrn2.parallel.config import refuse_context
 from hgrn2.parallel.slices import Slice, slice_of
 
 QUERIES = 512
 """Of a slice with padding that look at the keys side by side: their mask is so many rows."""
-
-
-Function = TypeVar("Function", bound=Callable[..., Any])
-
-
-def untraced(function: Function) -> Function:
-    """`torch.compiler.disable`: a compiled block calls it as it is."""
-    return torch.compiler.disable(function)  # pyright: ignore[reportReturnType]
 
 
 class SlicedOperators(Operators):

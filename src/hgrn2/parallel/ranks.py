@@ -56,17 +56,17 @@ class Ranks:
         """Whether this is the process that prints, and writes what all have alike."""
         return self.rank == 0
 
-    def spread(self, model: nn.Module, *, bfloat16: bool = False, whole_blocks: bool = False) -> None:
+    def spread(self, model: nn.Module, *, bfloat16: bool = False) -> None:
         """Leave of a model that every process has whole, with the same weights, what is this process's; in place.
 
         Args:
-            bfloat16, whole_blocks: as of `hgrn2.parallel.sharding.shard`.
+            bfloat16: as of `hgrn2.parallel.sharding.shard`.
         """
         if self.config.tensor > 1:
             self.cuts = tensor_parallel(model, self.tensors)
         if self.config.context > 1:
             sequence_parallel(model, self.contexts)
-        shard(model, self.mesh, bfloat16=bfloat16, whole_blocks=whole_blocks)
+        shard(model, self.mesh, bfloat16=bfloat16)
 
     def slice(self, x: Tensor) -> Tensor:
         """This process's slice of the tokens [B,T,...]."""
@@ -120,14 +120,14 @@ class Ranks:
         squares = torch.stack([_square_sum(part, self.device) for part in (cut, alike)])
         squares = all_sum(squares, self.shards)
         norm = (squares[1] + all_sum(squares[0], self.tensors)).sqrt()
-        share = (limit / (norm + 1e-6)).clamp_max(1.0)
-        for x in (*cut, *alike):
-            x.mul_(share.to(x.dtype))
+        if together := [*cut, *alike]:
+            torch._foreach_mul_(together, (limit / (norm + 1e-6)).clamp_max(1.0))
         return norm
 
 
 def _square_sum(tensors: list[Tensor], device: torch.device) -> Tensor:
-    total = torch.zeros((), dtype=torch.float64 if device.type == "cpu" else torch.float32, device=device)
-    for x in tensors:
-        total = total + x.to(total.dtype).square().sum()
-    return total
+    """In few kernels: a GPU waits for those of single tensors."""
+    dtype = torch.float64 if device.type == "cpu" else torch.float32
+    if not tensors:
+        return torch.zeros((), dtype=dtype, device=device)
+    return torch.stack(torch._foreach_norm(tensors, 2, dtype=dtype)).square().sum()

@@ -7,7 +7,9 @@ A mixer of H heads becomes one of H/R heads whose input and output have the full
     norm      over the full width: one sum of Σ y² over the group forward, one of its gradient Σ dy w y backward
     γ, θ, convolutions, biases of gates: those of its channels
 
-What is not cut (embedding, head, norms in front, γ) every process has and computes alike; the loss is the same in each.
+    embedding, head and loss over V/R classes each, where R divides V (`vocabulary.py`)
+
+What is not cut (norms in front, γ) every process has and computes alike; the loss is the same in each.
 Which rows a parameter's part consists of stands in `Cut`, by which checkpoints put whole parameters together again.
 """
 
@@ -15,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from hgrn2.layers.block import Block
@@ -23,6 +26,7 @@ from hgrn2.layers.norm import Norm
 from hgrn2.ops.backend import work_dtype
 from hgrn2.parallel.collectives import Group, copied, reduced, summed
 from hgrn2.parallel.config import refuse_tensor
+from hgrn2.parallel.vocabulary import SharedEmbedding, SharedHead
 
 
 @dataclass(frozen=True)
@@ -118,7 +122,7 @@ def tensor_parallel(model: nn.Module, group: Group) -> dict[str, Cut]:
     Raises:
         UserError: heads, widths or kinds of mixers that cannot be shared by the group.
     """
-    ranks = torch.distributed.get_world_size(group)
+    ranks = dist.get_world_size(group)
     blocks = {name: module for name, module in model.named_modules() if isinstance(module, Block)}
     for block in blocks.values():
         refuse_tensor(block.mixer.config, block.mixer.width, ranks)
@@ -128,9 +132,25 @@ def tensor_parallel(model: nn.Module, group: Group) -> dict[str, Cut]:
         if block.glu is not None:
             mine |= {f"glu.{key}": cut for key, cut in _glu(block.glu, group, ranks).items()}
         for key, cut in mine.items():
-            _cut(block, key, cut, torch.distributed.get_rank(group))
+            _cut(block, key, cut, dist.get_rank(group))
         block.register_forward_pre_hook(_OwnBound(group, ranks), with_kwargs=True)
         cuts |= {f"{name}.{key}": cut for key, cut in mine.items()}
+    return cuts | _vocabulary(model, group, ranks)
+
+
+def _vocabulary(model: nn.Module, group: Group, ranks: int) -> dict[str, Cut]:
+    """Cut embedding and head of a language model by classes; a vocabulary that does not divide stays whole."""
+    embedding, head = getattr(model, "embedding", None), getattr(model, "head", None)
+    classes = getattr(getattr(model, "config", None), "vocab_size", 0)
+    cuts: dict[str, Cut] = {}
+    for name, module, kind in (("embedding", embedding, SharedEmbedding), ("head", head, SharedHead)):
+        if type(module) not in (nn.Embedding, nn.Linear) or module.weight.shape[0] != classes or classes % ranks:
+            continue
+        shared, cut = _as(kind, module, group), Cut(0, (classes,), ranks)
+        shared.begin = dist.get_rank(group) * (classes // ranks)
+        shared.weight = nn.Parameter(cut.take(module.weight.detach(), dist.get_rank(group)))
+        setattr(model, name, shared)
+        cuts[f"{name}.weight"] = cut
     return cuts
 
 
@@ -231,5 +251,5 @@ class _OwnBound:
         x, lower_bound, *rest = args
         if lower_bound is None:
             return args, kwargs
-        rank = torch.distributed.get_rank(self.group)
+        rank = dist.get_rank(self.group)
         return (x, copied(lower_bound, self.group).chunk(self.ranks)[rank], *rest), kwargs

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from hgrn2.errors import UserError
 from hgrn2.models.saved import Model
 from hgrn2.train import checkpoint
 from hgrn2.train.checkpoint import Checkpoint
@@ -21,6 +22,16 @@ class Alone:
 
     count = 1
     """Processes, each with a device of its own."""
+
+    def compile_blocks(self, model: nn.Module) -> None:
+        """Compile each block of a model's backbone in place; a model without one is a `UserError`."""
+        backbone = getattr(model, "backbone", None)
+        if backbone is None:
+            raise UserError("compile_blocks needs a model with blocks of ours; use train.compile for others")
+        # Ids come in batches of many lengths; images have one size, for which fixed shapes are built sooner.
+        dynamic = True if getattr(model.config, "vocab_size", 0) else None
+        for block in backbone.blocks:
+            block.compile(dynamic=dynamic)
 
     def begin(self, step: int) -> None:
         """Before a step: what it draws at random."""

@@ -193,6 +193,13 @@ class TrainConfig:
         return self.batch_size * self.sequence_length
 
 
+def refuse_alone(train: TrainConfig) -> None:
+    """Refuse what a run under torchrun does not offer, whose blocks gather their weights one after the other."""
+    refuse(train.compile, "train.compile is not offered under torchrun (parallel): train.compile_blocks is")
+    refuse(train.graphs, "train.graphs is not offered under torchrun (parallel): gathering weights is not captured")
+    refuse(train.float8 != "none", "train.float8 is not offered under torchrun (parallel)")
+
+
 ALL_READ: Mapping[str, str] = MappingProxyType({})
 """Of a kind of run that reads every setting of the loop and the optimiser."""
 
@@ -267,9 +274,7 @@ class RunConfig:
             return
         sizes = {"batch": train.batch_size, "parts": train.accumulate, "tokens": train.sequence_length}
         check_parallel(parallel, self.model, **sizes)
-        for name in ("compile", "compile_blocks", "graphs"):
-            refuse(getattr(train, name), f"train.{name} is not offered on several processes (parallel)")
-        refuse(train.float8 != "none", "train.float8 is not offered on several processes (parallel)")
+        refuse_alone(train)
         muon = self.optim.optimizer == "muon" and parallel.tensor > 1
         refuse(muon, "optim.optimizer=muon takes whole matrices, which parallel.tensor cuts: use adamw")
 

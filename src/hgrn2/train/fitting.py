@@ -43,11 +43,12 @@ def check_run(
     smaller = "make train.batch_size or train.sequence_length smaller"
     refuse_too_big(16 * batch * length, f"a batch of {batch:,} sequences of {length:,} tokens needs", smaller)
     kept = 2 * part * length * model.width * model.layers
-    if logits and isinstance(model, ModelConfig) and _whole_logits(train, model.vocab_size):
+    if logits and isinstance(model, ModelConfig) and whole_logits(train, model.vocab_size):
         kept += 2 * part * length * model.vocab_size
     what = f"a step on {part:,} sequences of {length:,} tokens needs"
     refuse_too_big(kept, what, f"{smaller}, or train.accumulate larger", device=device)
 
 
-def _whole_logits(train: TrainConfig, vocabulary: int) -> bool:
+def whole_logits(train: TrainConfig, vocabulary: int) -> bool:
+    """Whether a step has the logits of all its tokens in memory."""
     return train.loss == "full" or (train.loss == "auto" and vocabulary < FULL_LOGITS)

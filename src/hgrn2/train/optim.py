@@ -11,6 +11,9 @@ from hgrn2.settings import refuse
 from hgrn2.train.config import OptimConfig
 from hgrn2.train.muon import Muon
 
+STEP_BYTES = 4
+"""Of AdamW's count of steps, one for each parameter."""
+
 
 class Optimizers:
     """One or two optimisers that step together; their states are saved and loaded by parameter name."""
@@ -62,6 +65,15 @@ class Optimizers:
             for name, parameter in self.named.items():
                 for entry, value in optimizer.state.get(parameter, {}).items():
                     found[f"{name}/{entry}"] = local(value) if isinstance(value, torch.Tensor) else torch.tensor(value)
+        return found
+
+    def planned_bytes(self) -> int:
+        """Of the states that steps will make: AdamW has two of every parameter and a number, Muon one."""
+        found = 0
+        for optimizer, _ in self.parts:
+            for parameter in (one for group in optimizer.param_groups for one in group["params"]):
+                size = local(parameter.detach()).nbytes
+                found += size if isinstance(optimizer, Muon) else 2 * size + STEP_BYTES
         return found
 
     def load_tensors(self, found: dict[str, torch.Tensor]) -> None:

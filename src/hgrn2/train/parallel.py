@@ -24,6 +24,7 @@ from hgrn2.errors import UserError
 from hgrn2.layers.block import Block
 from hgrn2.layers.operators import WHOLE
 from hgrn2.models.saved import Model, checkpoints
+from hgrn2.parallel import sharding
 from hgrn2.parallel.config import ParallelConfig
 from hgrn2.parallel.ranks import Ranks
 from hgrn2.settings import refuse
@@ -47,14 +48,16 @@ def started(config: ParallelConfig, device: str) -> Iterator[tuple[Ranks, torch.
     """
     world = _started_by_torchrun(config)
     gpu = device != "cpu" and (device != "auto" or torch.cuda.is_available())
-    place = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if gpu else torch.device("cpu")
+    number = 0 if config.share_gpu else int(os.environ.get("LOCAL_RANK", "0"))
+    place = torch.device("cuda", number) if gpu else torch.device("cpu")
     if gpu:
         visible = torch.cuda.device_count()
         refuse(place.index >= visible, f"local rank {place.index} has no GPU: {visible} are visible here")
         torch.cuda.set_device(place)
     where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
     try:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo", timeout=timedelta(seconds=config.wait_s))
+        backend = "cpu:gloo,cuda:nccl" if gpu and not config.share_gpu else "gloo"
+        dist.init_process_group(backend, timeout=timedelta(seconds=config.wait_s))
     except (dist.DistError, RuntimeError, ValueError, TimeoutError) as error:
         reason = str(error).splitlines()[0][:200]
         raise UserError(
@@ -106,6 +109,10 @@ class Together(Alone):
         self.saver = Saver(ranks, timedelta(seconds=ranks.config.wait_s))
         self.first, self.count = ranks.first, ranks.config.ranks
         self._reader = ranks.data * ranks.config.context + ranks.context
+
+    def compile_blocks(self, model: nn.Module) -> None:
+        """What the blocks compute between what they exchange."""
+        sharding.compile_blocks(model)
 
     def begin(self, step: int) -> None:
         """What a step draws depends on nothing before it; processes of one tensor group draw the same."""

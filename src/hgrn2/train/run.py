@@ -23,7 +23,7 @@ from hgrn2.models.saved import Model, usable_device
 from hgrn2.parallel.config import ParallelConfig
 from hgrn2.settings import refuse, shown, to_dict
 from hgrn2.train.branch import Branch, begin, find_branch
-from hgrn2.train.config import Run
+from hgrn2.train.config import Run, refuse_alone
 from hgrn2.train.fitting import check_run
 from hgrn2.train.float8 import check_float8
 from hgrn2.train.metrics import read_metrics
@@ -72,7 +72,7 @@ def train(
     check_installed(run.train.trackers)
     parallel: ParallelConfig | None = getattr(run, "parallel", None)
     with ExitStack() as alive:
-        ranks, place = _ranks(parallel, device, alive)
+        ranks, place = _ranks(run, parallel, device, alive)
         check_float8(run.train.float8, place)
         if place.type == "cpu":
             cpu.keep_freed_memory()
@@ -88,16 +88,18 @@ def train(
         return _train_together(run, task, folder, ranks, alive, start, restart=restart, quiet=quiet)
 
 
-def _ranks(parallel: ParallelConfig | None, device: str, alive: ExitStack) -> tuple[Any, torch.device]:
-    """The other processes, if there are any, and this one's device."""
+def _ranks(run: Run, parallel: ParallelConfig | None, device: str, alive: ExitStack) -> tuple[Any, torch.device]:
+    """The other processes, if torchrun started any or one that may be all, and this one's device."""
     world = os.environ.get("WORLD_SIZE", "1")
-    if parallel is None or parallel.ranks == 1:
+    by_torchrun = {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
+    if parallel is None or (parallel.ranks == 1 and not (by_torchrun and world == "1")):
         refuse(
             world != "1",
             f"torchrun started {world} processes, but this run is for one: --set parallel.data={world} shares the "
             "batches of a language model among them",
         )
         return None, usable_device(device)
+    refuse_alone(run.train)
     from hgrn2.train.parallel import started
 
     return alive.enter_context(started(parallel, device))

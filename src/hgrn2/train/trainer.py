@@ -14,9 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
 
-from hgrn2.errors import UserError
 from hgrn2.models.saved import Model
 from hgrn2.parallel.pieces import local
 from hgrn2.settings import refuse, to_dict
@@ -78,7 +76,7 @@ class Trainer:
         self.states = CarriedStates(run.train.accumulate) if task.carries else None
         self.float8 = None if run.train.float8 == "none" else Float8Maps(model, run.train.float8)
         if run.train.compile_blocks:
-            compile_blocks(model)
+            processes.compile_blocks(model)
         self._backward: Callable[[Any], torch.Tensor] = self._part
         if run.train.graphs and next(model.parameters()).device.type == "cuda":
             self._backward = StepGraphs(self._part, model.parameters())
@@ -365,14 +363,3 @@ class Trainer:
 
     def _last_good(self) -> str:
         return "nothing was saved yet" if self._saved is None else f"the last good checkpoint is {self._saved.name}"
-
-
-def compile_blocks(model: nn.Module) -> None:
-    """Compile each block of a model's backbone in place; a model without one is a `UserError`."""
-    backbone = getattr(model, "backbone", None)
-    if backbone is None:
-        raise UserError("compile_blocks needs a model with blocks of ours; use train.compile for others")
-    # Ids come in batches of many lengths; images have one size, for which fixed shapes are built sooner.
-    dynamic = True if getattr(model.config, "vocab_size", 0) else None
-    for block in backbone.blocks:
-        block.compile(dynamic=dynamic)
