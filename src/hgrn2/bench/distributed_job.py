@@ -21,6 +21,7 @@ from hgrn2.files import read_json, write_json
 from hgrn2.models.count import flops_per_token
 from hgrn2.settings import from_dict
 from hgrn2.tasks.lm.task import LanguageTask, open_corpora
+from hgrn2.train import parallel
 from hgrn2.train.alone import ALONE
 from hgrn2.train.config import RunConfig
 from hgrn2.train.trainer import Trainer
@@ -58,9 +59,7 @@ def opened(run: RunConfig, device: str, folder: Path, alive: ExitStack) -> Stepp
     """The trainer of this process, as `hgrn2.train.run` makes it."""
     ranks = None
     if "RANK" in os.environ:
-        from hgrn2.train.parallel import Together, started
-
-        ranks, place = alive.enter_context(started(run.parallel, device))
+        ranks, place = alive.enter_context(parallel.started(run.parallel, device))
     else:
         place = torch.device(device)
     task = LanguageTask(run, *open_corpora(run.data), place)
@@ -70,7 +69,7 @@ def opened(run: RunConfig, device: str, folder: Path, alive: ExitStack) -> Stepp
     if ranks is None:
         return Stepping(run, task, model, folder, ALONE)
     ranks.spread(model, bfloat16=run.train.precision == "bfloat16")
-    return Stepping(run, task, model, folder, Together(ranks, run, model))
+    return Stepping(run, task, model, folder, parallel.Together(ranks, run, model))
 
 
 def speed(trainer: Stepping, job: dict[str, Any]) -> dict[str, Any]:
@@ -87,24 +86,27 @@ def losses(trainer: Stepping, job: dict[str, Any]) -> dict[str, Any]:
 
 
 def save(trainer: Stepping, job: dict[str, Any]) -> dict[str, Any]:
-    """Seconds for which a checkpoint stops training, speed before and while it is written, and until it is whole.
+    """Seconds for which a checkpoint stops training (and those of the processor alone, which other programs do not
+    stretch), speed before and while it is written, and until it is whole.
 
     The second one counts: the first asks the system for memory.
     """
     trainer.advance(job["warmup"])
     before, stalls, writing = trainer.timed(job["rounds"], job["queued"]), [], []
+    whole = busy = 0.0
     for _ in range(2):
         synchronize(trainer.task.device)
-        began = time.perf_counter()
+        began, busy = time.perf_counter(), time.thread_time()
         trainer.save()
         synchronize(trainer.task.device)
         stalls.append(time.perf_counter() - began)
+        busy = time.thread_time() - busy
         writing = trainer.timed(1, job["queued"])
         trainer.processes.wait()
         whole = time.perf_counter() - began
     written = sum(path.stat().st_size for path in trainer.folder.glob("checkpoints/step-*/*"))
     return {
-        "samples": stalls[1:], "first_stall_s": stalls[0], "whole_s": whole, "bytes": written,
+        "samples": stalls[1:], "first_stall_s": stalls[0], "processor_s": busy, "whole_s": whole, "bytes": written,
         "tokens_per_s": statistics.median(before), "tokens_per_s_while_writing": writing[0],
     }  # fmt: skip
 
@@ -135,7 +137,7 @@ def _mfu(trainer: Stepping, samples: list[float]) -> dict[str, Any]:
     run: RunConfig = trainer.run  # type: ignore[assignment]
     dtype = torch.bfloat16 if run.train.precision == "bfloat16" else torch.float32
     rate = matrix_rate(trainer.task.device, dtype)
-    flops = flops_per_token(run.model, training=True, tokens=run.train.sequence_length)
+    flops = flops_per_token(run.model, training=True, tokens=run.train.sequence_length // 2)
     each = statistics.median(samples) / run.parallel.ranks
     return {"mfu": round(flops * each / rate, 4), "matmul_tflop_s": round(rate / 1e12, 2)}
 

@@ -17,8 +17,8 @@ from hgrn2.train.config import DataConfig, OptimConfig, RunConfig, TrainConfig
 Measurement = Literal["fsdp", "shared", "save", "large", "float8", "weak"]
 Shape = Literal["374m", "1.36b", "3b", "tiny"]
 TINY = Size(width=32, layers=2, head_size=8, glu_width=48, vocab_size=256)
-FLOAT8 = "train.float8"
-"""The setting of float8 products, where this version has it."""
+FLOAT8 = {"cuda": "tensorwise", "cpu": "emulated"}
+"""Kinds of float8 products by device; one process has them."""
 
 
 @settings
@@ -110,10 +110,9 @@ def jobs(bench: DistributedBench, gpus: int) -> Iterator[Job]:
             half = replace(bench, batch=max(1, bench.batch // 2))
             yield _job(half, name, "fsdp2", bench.large, world=1, kind="long", recompute="block")
         elif name == "float8":
-            yield _job(bench, name, "bfloat16", last, world=1)
-            if hasattr(TrainConfig, FLOAT8.partition(".")[2]):
-                one = _job(bench, name, "float8", last, world=1)
-                yield replace(one, run=with_overrides(one.run, (f"{FLOAT8}=tensorwise",)))
+            yield _job(bench, name, "bfloat16", last, world=0)
+            one = _job(bench, name, "float8", last, world=0)
+            yield replace(one, run=with_overrides(one.run, (f"train.float8={FLOAT8[bench.device]}",)))
         else:
             yield from _weak(bench, last, gpus)
 

@@ -23,15 +23,14 @@ def show_plan(run: "RunConfig", as_json: bool) -> None:
             "tokens_per_s": found.tokens_per_s, "mfu": found.mfu,
         }  # fmt: skip
         return console.print_json(values, indent=None)
-    rows, before = [], ""
+    groups: dict[str, list[tuple[str, str]]] = {}
     for heading, what, value in lines(found):
-        rows.append((heading if heading != before else "", what, value))
-        before = heading
-    processes = f"{run.parallel.ranks} x {found.machine.name}"
-    title = (
-        f"Plan: {found.parameters / 1e6:,.0f} M parameters, {run.train.tokens_per_step:,} tokens per step, {processes}"
+        groups.setdefault(heading, []).append((what, value))
+    tokens, processes = f"{run.train.tokens_per_step:,} tokens per step", f"{run.parallel.ranks} x {found.machine.name}"
+    print(
+        f"Plan: {found.parameters / 1e6:,.0f} M parameters, vocabulary {run.model.vocab_size:,}, {tokens}, {processes}"
     )
-    console.show(console.Columns(("", "", ""), rows, title=title))
+    console.show(*(console.Columns((heading, ""), rows) for heading, rows in groups.items()))
     print(
         "nothing was started; docs/distributed.md says which of these numbers are exact"
         + ("" if found.fits else ", and this run does not fit: train.recompute=block, train.accumulate or more shards")

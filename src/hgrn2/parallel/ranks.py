@@ -121,7 +121,8 @@ class Ranks:
         squares = all_sum(squares, self.shards)
         norm = (squares[1] + all_sum(squares[0], self.tensors)).sqrt()
         if together := [*cut, *alike]:
-            torch._foreach_mul_(together, (limit / (norm + 1e-6)).clamp_max(1.0))
+            share = (limit / (norm + 1e-6)).clamp_max(1.0)
+            torch._foreach_mul_(together, share)  # pyright: ignore[reportPrivateImportUsage]
         return norm
 
 
@@ -130,4 +131,5 @@ def _square_sum(tensors: list[Tensor], device: torch.device) -> Tensor:
     dtype = torch.float64 if device.type == "cpu" else torch.float32
     if not tensors:
         return torch.zeros((), dtype=dtype, device=device)
-    return torch.stack(torch._foreach_norm(tensors, 2, dtype=dtype)).square().sum()
+    norms = torch._foreach_norm(tensors, 2, dtype=dtype)  # pyright: ignore[reportPrivateImportUsage]
+    return torch.stack(norms).square().sum()

@@ -140,10 +140,10 @@ def tensor_parallel(model: nn.Module, group: Group) -> dict[str, Cut]:
 
 def _vocabulary(model: nn.Module, group: Group, ranks: int) -> dict[str, Cut]:
     """Cut embedding and head of a language model by classes; a vocabulary that does not divide stays whole."""
-    embedding, head = getattr(model, "embedding", None), getattr(model, "head", None)
+    found: dict[str, Any] = {name: getattr(model, name, None) for name in ("embedding", "head")}
     classes = getattr(getattr(model, "config", None), "vocab_size", 0)
     cuts: dict[str, Cut] = {}
-    for name, module, kind in (("embedding", embedding, SharedEmbedding), ("head", head, SharedHead)):
+    for (name, module), kind in zip(found.items(), (SharedEmbedding, SharedHead), strict=True):
         if type(module) not in (nn.Embedding, nn.Linear) or module.weight.shape[0] != classes or classes % ranks:
             continue
         shared, cut = _as(kind, module, group), Cut(0, (classes,), ranks)

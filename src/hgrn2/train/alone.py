@@ -28,8 +28,9 @@ class Alone:
         backbone = getattr(model, "backbone", None)
         if backbone is None:
             raise UserError("compile_blocks needs a model with blocks of ours; use train.compile for others")
-        # Ids come in batches of many lengths; images have one size, for which fixed shapes are built sooner.
-        dynamic = True if getattr(model.config, "vocab_size", 0) else None
+        # Texts to be classified come in many lengths; images and language models have one, for which fixed shapes are
+        # built sooner, and the number of documents becomes dynamic when another one is seen.
+        dynamic = True if getattr(model.config, "vocab_size", 0) and hasattr(model.config, "classes") else None
         for block in backbone.blocks:
             block.compile(dynamic=dynamic)
 

@@ -69,7 +69,7 @@ class Plan:
     @property
     def mfu(self) -> float:
         """Share of the measured matrix rate that the model's operations would be at that speed."""
-        flops = flops_per_token(self.run.model, training=True, tokens=self.run.train.sequence_length)
+        flops = flops_per_token(self.run.model, training=True, tokens=self.run.train.sequence_length // 2)
         return flops * self.tokens_per_s / self.run.parallel.ranks / self.machine.matrix
 
 
@@ -154,7 +154,7 @@ def _operations(run: RunConfig, tokens: int) -> float:
     state of each (`hgrn2.parallel.scan`)."""
     model, train, parallel = run.model, run.train, run.parallel
     head = 3 * 2 * model.vocab_size * model.width
-    blocks = flops_per_token(model, training=True, tokens=train.sequence_length) - head
+    blocks = flops_per_token(model, training=True, tokens=train.sequence_length // 2) - head
     if train.recompute == "block":
         blocks += blocks // 3
     elif train.recompute == "glu":
