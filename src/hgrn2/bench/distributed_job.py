@@ -16,8 +16,9 @@ from typing import Any
 import torch
 
 from hgrn2 import cpu
-from hgrn2.bench.attempt import matrix_rate, peak_bytes, reset_peak, synchronize
+from hgrn2.bench.attempt import peak_bytes, reset_peak, synchronize
 from hgrn2.files import read_json, write_json
+from hgrn2.gpu import matrix_rate
 from hgrn2.models.count import flops_per_token
 from hgrn2.settings import from_dict
 from hgrn2.tasks.lm.task import LanguageTask, open_corpora
