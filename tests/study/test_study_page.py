@@ -1,6 +1,7 @@
 """The page says what rows say: who has the lowest loss, by how much, with what spread, and what that leaves open."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -123,12 +124,15 @@ def test_expanded_cells_stand_beside_their_vector_states_and_maps_beside_the_out
     losses = {"hgrn1": 4.2, "hgrn1-expanded": 4.0, "lru": 4.4, "lru-expanded": 4.5}
     rows = [one for name, loss in losses.items() for one in swept(row, name, loss, study=study)]
     maps = Study(study="structured", size="45m", sweep_tokens=16_000_000)
-    rows += swept(row, "outer", 4.3, study=maps) + swept(row, "low-rank", 4.1, study=maps)
+    for name, loss, width in (("outer", 4.3, 2048), ("low-rank", 4.1, 2040)):
+        rows += [replace(one, details=one.details | {"glu_width": width}) for one in swept(row, name, loss, study=maps)]
     made = block(rows)
     assert "- hgrn1-expanded beside hgrn1: 0.2000 lower (one seed)" in made
     assert "- lru-expanded beside lru: 0.1000 higher (one seed)" in made
     assert "- low-rank: 0.2000 lower (one seed)" in made
     assert "lowest: low-rank, 4.1000; highest: outer, 4.3000" in made
+    assert "from the GLU, which is 2,040 to 2,048 wide" in made
+    assert "- an order of the cells as published" in made
 
 
 def test_the_page_is_made_anew_with_its_plot(row: Make, tmp_path: Path) -> None:

@@ -214,6 +214,14 @@ def _limits(group: Group) -> list[str]:
     if group.common["study"] == "compare" and group.unfinished:
         names = ", ".join(name_of(one) for one in group.unfinished)
         found.insert(0, f"an order: {names} may be better at rates that were not tried. {missing(group)}")
+    if group.common["study"] == "others":
+        found.append("an order of the cells as published: here all have one shell, and none a short convolution")
+    if group.common["study"] == "structured":
+        widths = [one.best[0].details["glu_width"] for one in group.entries]
+        found.append(
+            f"what a map does by itself: its weights are taken from the GLU, which is {min(widths):,} to "
+            f"{max(widths):,} wide; and the maps are our reconstruction of those that the paper names"
+        )
     if group.spread is None:
         found.insert(0, "that a small difference is one: there is one seed of each arm")
     if group.open_sweeps and not (group.common["study"] == "compare" and group.unfinished):
