@@ -59,5 +59,5 @@ def test_an_error_comes_in_its_place(count: int) -> None:
 
 
 def test_a_process_that_dies_is_told_in_one_line() -> None:
-    with Workers(2) as workers, pytest.raises(UserError, match=r"ended early \(exit code 3\)"):
+    with Workers(2) as workers, pytest.raises(UserError, match=r"ended early \(exit code 3\), for want of memory"):
         list(workers.stream(work, [20, 11, 21]))

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple, TypeVar
 
+from hgrn2.errors import UserError
 from hgrn2.pool import LATE, Ended, Worker, too_early
 
 Job = TypeVar("Job")
@@ -112,10 +113,19 @@ def _attend(worker: Worker, work: Callable[[Any], Any], flow: "_Flow") -> None:
             flow.fail(number, said)
     except (EOFError, OSError):
         worker.process.join(1)
-        code = worker.process.exitcode
-        flow.fail(number, too_early("it did not start" if code is None else str(Ended(code))))
+        flow.fail(number, _ended(worker))
     except Exception as error:  # a job or an answer that cannot be sent
         flow.fail(number, error)
+
+
+def _ended(worker: Worker) -> UserError:
+    code = worker.process.exitcode
+    why = "it did not start" if code is None else str(Ended(code))
+    if not worker.admitted:
+        return too_early(why)
+    return UserError(
+        f"a worker process ended early ({why}), for want of memory or because somebody ended it; try fewer processes"
+    )
 
 
 class _Flow:

@@ -1,8 +1,14 @@
 """Preparing with several processes, from every kind of input: the same bytes, and the same errors in one line."""
 
+import base64
 import itertools
 import json
 import lzma
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +17,7 @@ import pytest
 
 from hgrn2.data.corpus import Corpus, prepare
 from hgrn2.data.sources import Sources
+from hgrn2.data.tokenizer import load_tokenizer
 from hgrn2.errors import UserError
 
 TEXTS = [f"document {n}: " + "wörter hello\r\n" * (n % 7) for n in range(40)]
@@ -35,7 +42,7 @@ def inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     return [tmp_path / "in"]
 
 
-@pytest.mark.parametrize("spec", ["bytes", "chars", "bpe:300"])
+@pytest.mark.parametrize("spec", ["chars", "bpe:300"])
 def test_the_number_of_processes_changes_no_byte(
     tmp_path: Path, inputs: list[Path], monkeypatch: pytest.MonkeyPatch, spec: str
 ) -> None:
@@ -144,3 +151,59 @@ def test_a_hub_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets, "load_dataset", offline)
     with pytest.raises(UserError, match=r"hf:nobody/nothing:train cannot be read: Couldn't reach .* \(offline\)$"):
         Sources(["hf:nobody/nothing:train"]).survey()
+
+
+@pytest.mark.parametrize(
+    ("name", "library"),
+    [("a.jsonl.zst", "zstandard"), ("a.parquet", "pyarrow"), ("saved", "datasets"), ("a.model", "sentencepiece"),
+     ("a.tiktoken", "tiktoken")],
+)  # fmt: skip
+def test_a_library_that_is_missing_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, library: str
+) -> None:
+    monkeypatch.setitem(sys.modules, library, None)
+    path = tmp_path / name
+    if name == "saved":
+        path.mkdir()
+        (path / "dataset_info.json").write_text("{}")
+    else:
+        path.write_bytes(b"\x0a\x03\x0a\x01a" if name == "a.model" else BYTES if name == "a.tiktoken" else b"data")
+    (tmp_path / "a.json").write_text('{"pattern": "."}')
+    extra = "data" if library in ("zstandard", "pyarrow", "datasets") else library
+    with pytest.raises(UserError, match=rf"needs (the )?{library}.*: pip install hgrn2\[{extra}\]"):
+        load_tokenizer(path) if extra == library else Sources([path]).survey()
+
+
+BYTES = b"".join(base64.b64encode(bytes([n])) + b" %d\n" % n for n in range(256))
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/task"), reason="child processes are looked up in /proc")
+def test_ctrl_c_and_a_kill_leave_no_process(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text((json.dumps({"text": "hello " * 2000}) + "\n") * 1500)
+    command = [
+        sys.executable, "-m", "hgrn2", "data", "prepare", f"{tmp_path}/a.jsonl", "--out", f"{tmp_path}/out",
+        "--tokenizer", "bytes", "--processes", "2",
+    ]  # fmt: skip
+    for end in (signal.SIGINT, signal.SIGKILL):
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        assert process.stderr is not None
+        assert process.stderr.readline() == "reading\n"  # the first answers have come
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        assert len(children) >= 2
+        process.send_signal(end)
+        process.wait(30)
+        process.stderr.close()
+        assert not (tmp_path / "out").exists()
+        left = [child for child in children if not _ends(int(child))]
+        assert not left
+    assert sorted(file.name for file in tmp_path.iterdir())[-1] == "a.jsonl"  # beside what the kill left: hidden names
+    prepare([tmp_path / "a.jsonl"], tmp_path / "out", "bytes", valid_fraction=0.5, processes=1)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["a.jsonl", "out"]
+
+
+def _ends(child: int) -> bool:
+    for _ in range(300):
+        if not Path(f"/proc/{child}").exists() or "Z" in Path(f"/proc/{child}/stat").read_text().rpartition(")")[2][:3]:
+            return True
+        time.sleep(0.1)
+    return False

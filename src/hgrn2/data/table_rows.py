@@ -4,6 +4,7 @@ Memory is bounded by a batch of rows; the libraries are loaded when the first ta
 is skipped.
 """
 
+import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,6 +67,8 @@ class Dataset:
         except ImportError:
             raise UserError(f"reading {self} needs the datasets library: pip install hgrn2[data]") from None
         datasets.disable_progress_bars()
+        for library in ("datasets", "huggingface_hub"):  # what goes wrong is said once, below
+            logging.getLogger(library).setLevel(logging.ERROR)
         try:
             found = self._load(datasets)
             columns = found.column_names
