@@ -51,7 +51,14 @@ def test_contracts(case: Case, name: str, contract: str) -> None:
 
 
 def test_the_registry_is_complete() -> None:
-    assert {*REGISTRY} == {*OPERATORS, *STEPS.values(), "linear_cross_entropy", "selective_scan"}
+    assert {*REGISTRY} == {
+        *OPERATORS,
+        *STEPS.values(),
+        "gated_unit",
+        "linear_cross_entropy",
+        "rms_norm",
+        "selective_scan",
+    }
     for op, backends in REGISTRY.items():
         assert len({one.name for one in backends}) == len(backends) > 0
         assert all(isinstance(one, Backend) for one in backends)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from hgrn2.doctor import loss, selective
+from hgrn2.doctor.rowwise import NORM, UNIT
 from hgrn2.ops import backend as backends
 from hgrn2.testing.cases import Case, build, packed
 from hgrn2.testing.compare import Finding
@@ -23,7 +24,7 @@ from hgrn2.testing.large import Expected, compare, expect
 OPS = tuple(op for op in backends.REGISTRY if op not in backends.STEPS.values())
 STEPS = 9
 """Tokens that are stepped through one by one."""
-_OWN: dict[str, Any] = {one.NAME: one for one in (loss, selective)}
+_OWN: dict[str, Any] = {one.NAME: one for one in (loss, selective, NORM, UNIT)}
 """Operators that have no cases in common with the others, and the modules that check them."""
 DOCUMENTS = (0, 1, 70, 0, 5, 20)
 _LOW, _HALF, _FULL, _DOUBLE = torch.bfloat16, torch.float16, torch.float32, torch.float64

@@ -3,8 +3,7 @@
 from torch import Tensor, nn
 
 from hgrn2.layers.config import GLUActivation
-
-_ACTIVATIONS = {"none": nn.Identity, "silu": nn.SiLU, "gelu": nn.GELU}
+from hgrn2.ops.gated_unit import gated_unit
 
 
 class GLU(nn.Module):
@@ -13,10 +12,9 @@ class GLU(nn.Module):
     def __init__(self, width: int, hidden: int, activation: GLUActivation, *, bias: bool) -> None:
         super().__init__()
         self.in_proj = nn.Linear(width, 2 * hidden, bias=bias)
-        self.activation = _ACTIVATIONS[activation]()
+        self.activation = activation
         self.out_proj = nn.Linear(hidden, width, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., D] -> [..., D]."""
-        gate, value = self.in_proj(x).chunk(2, -1)
-        return self.out_proj(self.activation(gate) * value)
+        return self.out_proj(gated_unit(self.in_proj(x), self.activation))

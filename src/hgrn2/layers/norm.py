@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from hgrn2.layers.config import NormKind
 from hgrn2.layers.reading import learns
 from hgrn2.ops.backend import work_dtype
+from hgrn2.ops.rms_norm import rms_norm
 
 MOMENTUM = 0.1
 """Share of a step's statistics in the running ones of a batch norm."""
@@ -51,13 +52,10 @@ class Norm(nn.Module):
         if self.kind == "layer":
             return nn.functional.layer_norm(x, (self.width,), self.weight, self.bias, self.eps)
         if self.kind == "head_rms":
-            grouped = x.unflatten(-1, (self.heads, -1))
             assert self.weight is not None
-            return nn.functional.rms_norm(grouped, grouped.shape[-1:], eps=self.eps).flatten(-2) * self.weight.to(
-                x.dtype
-            )
-        weight = None if self.weight is None else self.weight.to(x.dtype)
-        return nn.functional.rms_norm(x, (self.width,), weight, self.eps)
+            grouped = rms_norm(x.unflatten(-1, (self.heads, -1)), eps=self.eps)
+            return grouped.flatten(-2) * self.weight.to(x.dtype)
+        return rms_norm(x, None if self.weight is None else self.weight.to(x.dtype), eps=self.eps)
 
     def _batch(self, x: Tensor, padding_mask: Tensor | None) -> Tensor:
         assert self.weight is not None

@@ -27,6 +27,10 @@ class _Shape(ctypes.Structure):
     _fields_ = [(name, ctypes.c_int64) for name in ("docs", "channels", "reverse", "width")]
 
 
+class _RowShape(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_int64) for name in ("rows", "width", "activation", "parts")]
+
+
 def _pointer(x: Tensor | None) -> int | None:
     return None if x is None else x.data_ptr()
 
@@ -89,3 +93,15 @@ def elementwise(name: str, dtype: torch.dtype, offsets: Tensor, channels: int, t
     shape = _Shape(offsets.numel() - 1, channels, int(reverse), width)
     _run(name, dtype, ctypes.byref(shape), ctypes.c_void_p(offsets.data_ptr()),
          *(ctypes.c_void_p(_pointer(x)) for x in tensors))  # fmt: skip
+
+
+def rowwise(
+    name: str, like: Tensor, tensors: Sequence[Tensor | None], *, eps: float | None = None, activation: str = "none",
+    parts: int = 1,
+) -> None:  # fmt: skip
+    """Call rms_forward, rms_backward, gated_forward or gated_backward on contiguous tensors; `like` has the rows of the
+    result."""
+    width = like.shape[-1]
+    shape = _RowShape(like.numel() // width, width, _ACTIVATIONS[activation], parts)
+    scalars = () if eps is None else (ctypes.c_double(eps),)
+    _run(name, like.dtype, ctypes.byref(shape), *scalars, *(ctypes.c_void_p(_pointer(x)) for x in tensors))
