@@ -198,7 +198,8 @@ def test_graphs_are_explained(make_model: Callable) -> None:
     assert choose_graph(gpu, "on", 1)[0] is True
     assert choose_graph(gpu, "off") == (False, "turned off")
     generator = Generator(make_model(), CharTokenizer("abcdefgh .\n"))
-    assert generator.decoding().startswith("steps are run call by call: CUDA graphs need a CUDA device")
+    several = generator.decoding(GenerationConfig(samples=2))
+    assert several.startswith("steps are run call by call: CUDA graphs need a CUDA device")
     with pytest.raises(UserError, match=r"^graph=on: CUDA graphs need a CUDA device, the model is on cpu$"):
         generator.stream("ab", GenerationConfig(graph="on"))
 

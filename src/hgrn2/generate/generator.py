@@ -17,6 +17,7 @@ from hgrn2.generate.config import GenerationConfig
 from hgrn2.generate.snapshots import Snapshot
 from hgrn2.generate.steps import Steps, choose_graph
 from hgrn2.generate.text import CONTEXT, Finished, TextStream, Writing
+from hgrn2.generate.whole_step import whole_step
 from hgrn2.layers.state import ModelState
 from hgrn2.memory import refuse_too_big
 from hgrn2.models.count import state_bytes
@@ -249,7 +250,12 @@ class Generator:
 
     def decoding(self, config: GenerationConfig | None = None) -> str:
         """How the tokens of such a call are made, and why so, as a sentence."""
-        captured, why = self._graph(config or GenerationConfig())
+        config = config or GenerationConfig()
+        captured, why = self._graph(config)
+        if config.samples == 1 and config.state_dtype == "float32" and not captured:
+            step, how = whole_step(self.model, self.model.zeros(1))
+            if step is not None:
+                return how
         return f"steps are {'replayed as a CUDA graph' if captured else 'run call by call'}: {why}"
 
     def _graph(self, config: GenerationConfig) -> tuple[bool, str]:

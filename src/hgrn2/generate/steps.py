@@ -15,6 +15,7 @@ from torch import Tensor
 from hgrn2.errors import UserError
 from hgrn2.generate import sampling
 from hgrn2.generate.config import GraphUse, SamplingConfig
+from hgrn2.generate.whole_step import whole_step
 from hgrn2.layers.state import ModelState
 from hgrn2.models.language import LanguageModel
 from hgrn2.models.modes import reading
@@ -83,6 +84,9 @@ class Steps:
             graph and self.grows, f"a step of {model.config.named_kinds} cannot be captured as a CUDA graph: {GROWS}"
         )
         self._sent = torch.zeros(rows, dtype=torch.float64, pin_memory=device.type == "cuda")
+        self._whole, self.how = None, "call by call"
+        if rows == 1 and device.type == "cpu" and not compile:
+            self._whole, self.how = whole_step(model, self.state)
         self._call = torch.compile(self._step, fullgraph=True, dynamic=False) if compile else self._step
         self._graph = captured(self._call, model, device) if graph else None
 
@@ -139,7 +143,10 @@ class Steps:
         """Let the other rows go; returns where the kept ones are now. A captured step goes on computing all of them."""
         if self.captured:
             return rows
+        if rows == list(range(self.rows)):  # tensors stay where they are
+            return rows
         with torch.inference_mode():
+            self._whole = None
             self.state = self.state.select(rows)
             self.tokens, self.chosen, self.uniforms, self._sent = (
                 x[rows] for x in (self.tokens, self.chosen, self.uniforms, self._sent)
@@ -147,12 +154,18 @@ class Steps:
             self.seen = None if self.seen is None else self.seen[rows]
         return list(range(len(rows)))
 
-    def _step(self) -> None:
+    def _logits(self) -> Tensor:
+        """Of the next token [R,V], the states being updated."""
+        if self._whole is not None:
+            return self._whole(int(self.tokens))
         features, state = self.model.hidden(self.tokens, self.state, inplace=True)
         if self.grows:
             assert state is not None  # asked for, as `output_state` is by default
             self.state = state
-        logits = self.model.logits(features[:, 0])[:, : self.vocabulary]
+        return self.model.logits(features[:, 0])
+
+    def _step(self) -> None:
+        logits = self._logits()[:, : self.vocabulary]
         self.chosen.copy_(sampling.pick(logits, self.config, self.uniforms, self.seen))
         self.tokens.copy_(self.chosen.clamp_min(0).unsqueeze(1))  # -1 tells the host of damage; no embedding has it
         if self.seen is not None:

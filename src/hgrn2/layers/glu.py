@@ -12,7 +12,7 @@ class GLU(nn.Module):
     def __init__(self, width: int, hidden: int, activation: GLUActivation, *, bias: bool) -> None:
         super().__init__()
         self.in_proj = nn.Linear(width, 2 * hidden, bias=bias)
-        self.activation = activation
+        self.activation: GLUActivation = activation
         self.out_proj = nn.Linear(hidden, width, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:

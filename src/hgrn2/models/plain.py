@@ -26,10 +26,14 @@ def is_product(head: nn.Module, features: Tensor) -> bool:
     return bias is None and weight.device == features.device and (narrowed or weight.dtype == features.dtype)
 
 
-def _untouched(module: nn.Module) -> bool:
+def untouched(module: nn.Module) -> bool:
+    """Whether a module's call is the `forward` of its class and nothing else: no hooks, no replaced method."""
     hooked = any(getattr(module, name) for name in _HOOKS) or torch.nn.modules.module._has_any_global_hook()
-    weight = module._parameters.get("weight")
-    return not hooked and "forward" not in vars(module) and type(weight) in (nn.Parameter, Tensor)
+    return not hooked and "forward" not in vars(module)
+
+
+def _untouched(module: nn.Module) -> bool:
+    return untouched(module) and type(module._parameters.get("weight")) in (nn.Parameter, Tensor)
 
 
 def device_of(module: nn.Module) -> torch.device:

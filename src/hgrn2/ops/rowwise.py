@@ -42,4 +42,4 @@ def _ordinary(x: Tensor) -> bool:
     kind = type(x)
     if (kind is not Tensor and kind is not nn.Parameter) or x.device.type != "cpu":
         return False
-    return not torch._C._functorch.is_functorch_wrapped_tensor(x)
+    return not torch._C._functorch.is_functorch_wrapped_tensor(x)  # pyright: ignore[reportAttributeAccessIssue]

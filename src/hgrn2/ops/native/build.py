@@ -19,7 +19,7 @@ from pathlib import Path
 
 from hgrn2.ops.cache import private, trusted_folder
 
-SOURCES = ("scan.cpp", "elementwise.cpp", "rowwise.cpp")
+SOURCES = ("scan.cpp", "elementwise.cpp", "rowwise.cpp", "decode.cpp")
 HEADERS = ("vec.h",)
 FLAGS = ("-O3", "-std=c++17", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast")
 _HERE = Path(__file__).parent
