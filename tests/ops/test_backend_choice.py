@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from hgrn2.errors import UserError
 from hgrn2.ops import backend as backends
 from hgrn2.ops import cache
 from hgrn2.ops.backend import widest
+from hgrn2.ops.hgru2 import registration
 from hgrn2.ops.native import build
 
 X = torch.randn(1, 4, 8, generator=torch.Generator().manual_seed(0))
@@ -82,6 +84,9 @@ def test_auto_prefers_native_and_names_run_what_they_say(backend: str) -> None:
     [
         ((1, 2048, 1), 512, "chunked"),
         ((1, 2048, 1), 256, "native"),
+        ((1, 2048, 1, True), 256, "chunked"),
+        ((1, 2048, 1, True), 128, "native"),
+        ((2, 2048, 1, True), 256, "native"),
         ((2, 2048, 1), 512, "native"),
         ((1, 2048, 4), 512, "native"),
         ((1, 256, 1), 512, "native"),
@@ -89,12 +94,29 @@ def test_auto_prefers_native_and_names_run_what_they_say(backend: str) -> None:
     ],
 )
 def test_few_large_states_leave_no_thread_idle(
-    batch: tuple[int, int, int], head: int, expected: str, monkeypatch: pytest.MonkeyPatch
+    batch: Any, head: int, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     choice = backends.choose(torch.device("cpu"), keys=head, values=head, batch=batch)
     assert choice.backend == expected
-    assert ("2 threads compute few states of 512 x 512 sooner in chunks" in choice.why) == (expected == "chunked")
+    why = f"2 threads compute few states of {head} x {head} sooner in chunks"
+    assert (why in choice.why) == (expected == "chunked")
+
+
+@pytest.mark.skipif(build.library()[0] is None, reason="no compiler")
+@pytest.mark.parametrize(("lower_bound", "expected"), [(0.5, "chunked"), (0.1, "native"), (None, "native")])
+def test_lower_bounds_decide_where_states_are_few_and_large(
+    lower_bound: float | None, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    x = torch.zeros(1, 512, 256)
+    bounds = None if lower_bound is None else torch.full((256,), lower_bound)
+    assert f"runs on {expected}" in ops.explain("hgru2", x, x, x, bounds, heads=1)
+    if lower_bound is not None:
+        ran: list[str] = []
+        monkeypatch.setattr(registration, "forward", lambda *given: (ran.append(given[-1]), (x, None))[1])
+        ops.hgru2(x, x, x, bounds, heads=1)
+        assert ran == [expected]
 
 
 @pytest.mark.parametrize("name", ["gated_outer_step", "gated_step", "causal_conv_step"])

@@ -23,8 +23,17 @@ from hgrn2.errors import UserError
 from hgrn2.settings import shown
 
 Function = TypeVar("Function", bound=Callable[..., Any])
-Batch = tuple[int, int, int]
-"""Sequences, tokens of the longest, heads."""
+
+
+class Batch(NamedTuple):
+    """What of a batch decides which backend is quicker; a tuple of its first three will do."""
+
+    sequences: int
+    tokens: int
+    """Of the longest."""
+    heads: int
+    bounded: bool = False
+    """The lower bounds are known to allow one product per chunk; asked only where it matters."""
 
 
 def constant_when_compiled(function: Function) -> Function:
@@ -199,7 +208,7 @@ def choose(
     dtype: torch.dtype = torch.float32,
     keys: int = 0,
     values: int = 0,
-    batch: Batch | None = None,
+    batch: Batch | tuple[int, int, int] | None = None,
     state: torch.dtype | None = None,
     forward_mode: bool = False,
 ) -> Choice:
@@ -220,7 +229,7 @@ def choose(
         if slow is not None and one.plain:
             return Choice(slow.backend, "; ".join([slow.why, *reasons]))
         able, why = _support(True, name, *call)
-        against = "" if not able or batch is None else one.slow(device, keys, values, batch)
+        against = "" if not able or batch is None else one.slow(device, keys, values, Batch(*batch))
         if able and not against:
             return Choice(name, "; ".join([why, *reasons]))
         if able and one.better_than_plain:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from hgrn2.errors import UserError
 from hgrn2.ops import backend as backends
+from hgrn2.ops.hgru2.chunked import known_bounded
 
 
 def explain(op: str | Callable[..., Any], *args: Any, backend: str = "auto", **kwargs: Any) -> str:
@@ -40,14 +41,16 @@ def explain(op: str | Callable[..., Any], *args: Any, backend: str = "auto", **k
     batch = None
     if name == "hgru2" and keys and tensor.dim() == 3:
         cu = given.get("cu_seqlens")
-        batch = (tensor.shape[0] if cu is None else cu.numel() - 1, tensor.shape[1], given["heads"])
+        sequences = tensor.shape[0] if cu is None else cu.numel() - 1
+        bounded = known_bounded(given.get("lower_bound"), keys, values)
+        batch = backends.Batch(sequences, tensor.shape[1], given["heads"], bounded)
     options = {"keys": keys, "values": values, "batch": batch, "forward_mode": dual}
     choice = backends.choose(tensor.device, backend, op=name, dtype=dtype, **options)
     return f"{place} runs on {choice.backend}: {choice.why}"
 
 
 _POSITIONS = {
-    "hgru2": ("q", "f", "i"),
+    "hgru2": ("q", "f", "i", "lower_bound"),
     "hgru2_step": ("q", "f", "i"),
     "gated_outer_scan": ("q", "k", "v", "log_f"),
     "selective_scan": ("x", "step", "decay"),

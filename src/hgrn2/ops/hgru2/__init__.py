@@ -6,8 +6,8 @@ from torch import Tensor
 from hgrn2.errors import UserError
 from hgrn2.ops import activations
 from hgrn2.ops.arguments import check_flags, check_ids, check_lower_bound, check_scale, check_tensors
-from hgrn2.ops.backend import check_floating, choose, find, has_tangents, register, widest
-from hgrn2.ops.hgru2 import registration
+from hgrn2.ops.backend import Batch, check_floating, choose, find, has_tangents, register, widest
+from hgrn2.ops.hgru2 import chunked, registration
 from hgrn2.ops.hgru2.backends import BACKENDS
 from hgrn2.ops.options import Inputs, ScanOptions
 from hgrn2.ops.sequences import check_cu_seqlens
@@ -63,7 +63,8 @@ def hgru2(
     names = (activations.name_of(input_activation), activations.name_of(output_activation))
     options = ScanOptions(heads, reverse, *names, scale)
     keys, values = q.shape[2] // heads, i.shape[2] // heads
-    batch = (q.shape[0] if cu_seqlens is None else cu_seqlens.numel() - 1, q.shape[1], heads)
+    sequences = q.shape[0] if cu_seqlens is None else cu_seqlens.numel() - 1
+    batch = Batch(sequences, q.shape[1], heads, chunked.known_bounded(lower_bound, keys, values))
     dual = has_tangents(q, f, i, lower_bound, state)
     choice = choose(
         q.device, backend, op="hgru2", dtype=widest(q, f, i), keys=keys, values=values, batch=batch, forward_mode=dual

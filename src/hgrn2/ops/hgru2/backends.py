@@ -58,7 +58,7 @@ class Cuda(_OnGpu):
         return support.supports(call.device, call.dtype, call.keys, call.values)
 
     def slow(self, device: torch.device, keys: int, values: int, batch: Batch) -> str:
-        sequences, tokens, heads = batch
+        sequences, tokens, heads, _ = batch
         few = 0 < keys <= support.SMALL and support.too_few(sequences, tokens, heads, keys, _processors(device))
         return "few long sequences of small heads are faster in chunks" if few else ""
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from hgrn2.ops.activations import activate, slope
 from hgrn2.ops.gated_outer_scan import chunked as outer
 from hgrn2.ops.options import Inputs, OuterInputs, ScanOptions
+from hgrn2.ops.rowwise import seen_by_others
 from hgrn2.ops.sequences import ChunkPlan
 
 SMALLEST_LOGIT = -60.0  # log f is taken at max(x, -60): e^-60 vanishes beside any other term, even in float64
@@ -44,6 +45,11 @@ def one_product(lower_bound: Tensor | None) -> bool:
         and lower_bound.device.type == "cpu"
         and bool((lower_bound >= ONE_PRODUCT_LOWER_BOUND).all())
     )
+
+
+def known_bounded(lower_bound: Tensor | None, keys: int, values: int) -> bool:
+    """`one_product` of states so large that the choice of a backend depends on it, where numbers may be looked at."""
+    return keys * values >= 256**2 and not seen_by_others(lower_bound) and one_product(lower_bound)
 
 
 def forward(plan: ChunkPlan, x: Inputs, options: ScanOptions) -> tuple[Tensor, Tensor]:

@@ -36,12 +36,12 @@ class NativeBackend(Backend):
         """Where so many threads would be idle that plain PyTorch is sooner done.
 
         There is a thread for each sequence and head. On two cores with AVX2, forward and backward of one sequence with
-        one head take 35 ms against 38 with states of 128 x 128 and 297 against 133 with 512 x 512; with 256 x 256 the
-        bound decides.
+        one head take 35 ms against 38 with states of 128 x 128 and 297 against 133 with 512 x 512; with 256 x 256 it is
+        68 against 46 where lower bounds allow chunks of one product, and chunks are slower where they do not.
         """
-        sequences, tokens, heads = batch
+        sequences, tokens, heads, bounded = batch
         threads = _threads()
-        work = keys * values * threads**2
+        work = keys * values * threads**2 + bounded  # one more: what is level otherwise is not
         if work <= 512**2:  # not even for one state; asked first so that compiled code is not bound to a shape
             return ""
         idle = tokens >= 512 and work > (512 * sequences * heads) ** 2
