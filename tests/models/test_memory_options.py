@@ -101,7 +101,10 @@ def test_auto_chunks_large_vocabularies(make: Callable, tokens: Callable, monkey
 @pytest.mark.parametrize("what", ["none", "glu", "block"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_one_graph_under_compile(what: Any, dtype: torch.dtype, make: Callable, tokens: Callable) -> None:
-    """Embedding to loss without a break, in weights of either precision; blocks one by one are the same again."""
+    """Embedding to loss without a break, in weights of either precision; blocks one by one are the same again.
+
+    In float32 a compiler is given PyTorch's norm and gated unit to fuse, where eager calls take those in C++.
+    """
     model, ids = make("hgru2 conv").to(dtype), tokens()
     plain = step(model, ids, method="chunked")
     model.backbone.set_recompute(what)
@@ -110,10 +113,14 @@ def test_one_graph_under_compile(what: Any, dtype: torch.dtype, make: Callable, 
     model.zero_grad()
     loss = whole(ids[:, :-1], ids[:, 1:], method="chunked")
     loss.backward()
-    assert equal([loss.detach(), *(p.grad for p in model.parameters())], plain)
+    whole_step = [loss.detach(), *(p.grad for p in model.parameters())]
     for block in model.backbone.blocks:
         block.compile(fullgraph=True, dynamic=False, backend="aot_eager")
-    assert equal(step(model, ids, method="chunked"), plain)
+    for found in (whole_step, step(model, ids, method="chunked")):
+        if dtype == torch.float32:
+            torch.testing.assert_close(found, plain, rtol=1e-4, atol=1e-6)
+        else:
+            assert equal(found, plain)
 
 
 @pytest.mark.full
