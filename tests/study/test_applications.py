@@ -154,6 +154,8 @@ def test_the_page_names_what_is_missing_and_who_finds_faults(row: Make) -> None:
     text = applications_page.block(made)
     assert "HGRN2 finds faults up to 16 idle entries (AUROC of at least 0.75); 0.600 at 4,096" in text
     assert "there is one seed of each model" in text
+    assert "one rate for all models, none swept" in text
+    assert "anything about attention, window, Mamba-2, LLaMA, every key: not run here" in text
 
 
 def test_only_the_monitor_has_generated_data() -> None:

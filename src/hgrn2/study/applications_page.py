@@ -9,9 +9,11 @@ from hgrn2.files import read_text, write_text
 from hgrn2.report import plotting
 from hgrn2.rows import Row
 from hgrn2.settings import refuse
+from hgrn2.study.applications import arms_of
 from hgrn2.study.arms import OURS
 from hgrn2.study.page import machines_of
 from hgrn2.study.plot import COLOURS, title
+from hgrn2.study.protocol import GENERATED, Study, StudyName
 from hgrn2.study.results import Entry, Group, groups
 from hgrn2.units import short
 
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 
 BEGIN = "<!-- made by `hgrn2 study table` from results/study.jsonl; do not edit -->"
 END = "<!-- end of what `hgrn2 study table` makes -->"
-TITLES = {"stream": "A stream that never ends", "monitor": "Watching machines"}
+TITLES: dict[StudyName, str] = {"stream": "A stream that never ends", "monitor": "Watching machines"}
 NAMES = {
     "hgrn2": "HGRN2", "hgrn1": "HGRN1", "window": "attention, window", "mamba2": "Mamba-2", "llama": "LLaMA, every key",
     "hgrn2-windows": "HGRN2, trained on windows",
@@ -64,13 +66,12 @@ def _measured(group: Group, study: str) -> list[Entry]:
     return [one for one in group.entries if study in one.best[0].details]
 
 
-def _section(group: Group, study: str, folder: Path | None, name: str) -> list[str]:
+def _section(group: Group, study: StudyName, folder: Path | None, name: str) -> list[str]:
     row, common = group.entries[0].best[0], group.common
     told = (
         f"Trained on sequences of {common['sequence']:,}, {common['batch'] * common['sequence']:,} tokens per step, "
         f"{common['warmup']:,} steps of warm-up, cosine to a tenth, weight decay 0.1, clipping at 1, AdamW, "
-        f"{common['precision']}; rates swept for each model on {_swept(group)} tokens. "
-        f"{machines_of(group)}."
+        f"{common['precision']}; {_swept(group)}. {machines_of(group)}."
     )
     entries = _measured(group, study)
     table, findings = (_stream_table, _stream_findings) if study == "stream" else (_monitor_table, _monitor_findings)
@@ -79,6 +80,11 @@ def _section(group: Group, study: str, folder: Path | None, name: str) -> list[s
     limits = [f"anything about other sizes or longer training: these are {short(row.details['parameters'])} parameters"]
     if all(len(one.best) == 1 for one in entries):
         limits.append("that a small difference is one: there is one seed of each model")
+    if alone := [NAMES[one.subject] for one in entries if len(group.rates(one)) < 2]:
+        limits.append(f"what other rates would do: one alone was tried of {', '.join(alone)}")
+    study_ = Study(study=study, size=common["size"], source=GENERATED if study == "monitor" else "shakespeare")
+    if lacking := [NAMES[name] for name in arms_of(study_) if name not in {one.subject for one in entries}]:
+        limits.append(f"anything about {', '.join(lacking)}: not run here")
     if edges := [NAMES[one.subject] for one in group.open_sweeps]:
         limits.append(f"the best rate of {', '.join(edges)}: it stands at an edge of those tried")
     limits.append("speed: models were not timed beside each other")
@@ -96,7 +102,8 @@ def _found(one: Entry, study: str) -> dict[str, Any]:
 
 
 def _swept(group: Group) -> str:
-    return ", ".join(sorted({short(one.tokens) for one in group.sweep})) or short(group.tokens)
+    tokens = ", ".join(sorted({short(one.tokens) for one in group.sweep}))
+    return f"rates swept for each model on {tokens} tokens" if tokens else "one rate for all models, none swept"
 
 
 def _rates(one: Entry, group: Group) -> str:
