@@ -129,7 +129,10 @@ def test_expanded_cells_stand_beside_their_vector_states_and_maps_beside_the_out
     made = block(rows)
     assert "- hgrn1-expanded beside hgrn1: 0.2000 lower (one seed)" in made
     assert "- lru-expanded beside lru: 0.1000 higher (one seed)" in made
-    assert "- low-rank: 0.2000 lower (one seed)" in made
+    assert "- low-rank beside outer: 0.2000 lower (one seed)" in made
+    assert "a single rate was tried" not in made
+    alone = [*rows, replace(row(maps, arms(maps, ("dense",))[0], 4.4, lr=0.001), details=rows[-1].details)]
+    assert "- how good dense can be: a single rate was tried" in block(alone)
     assert "lowest: low-rank, 4.1000; highest: outer, 4.3000" in made
     assert "from the GLU, which is 2,040 to 2,048 wide" in made
     assert "- an order of the cells as published" in made

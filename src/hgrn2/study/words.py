@@ -122,7 +122,8 @@ def _findings(group: Group) -> list[str]:
         return found + _pairs(group)
     base = group.find("outer" if study == "structured" else OURS)
     if base is not None:
-        found += [f"{one.name}: {_difference(group, one, base)}" for one in group.entries if one is not base]
+        beside = " beside outer" if study == "structured" else ""
+        found += [f"{one.name}{beside}: {_difference(group, one, base)}" for one in group.entries if one is not base]
     return found
 
 
@@ -222,6 +223,10 @@ def _limits(group: Group) -> list[str]:
             f"what a map does by itself: its weights are taken from the GLU, which is {min(widths):,} to "
             f"{max(widths):,} wide; and the maps are our reconstruction of those that the paper names"
         )
+    alone = [one.name for one in group.entries if len(group.rates(one)) == 1]
+    if alone and group.common["study"] != "compare":
+        named = "any arm" if len(alone) == len(group.entries) else ", ".join(alone)
+        found.insert(0, f"how good {named} can be: a single rate was tried")
     if group.spread is None:
         found.insert(0, "that a small difference is one: there is one seed of each arm")
     if group.open_sweeps and not (group.common["study"] == "compare" and group.unfinished):
