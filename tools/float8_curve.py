@@ -61,8 +61,8 @@ def trained(chosen: argparse.Namespace, kind: Any) -> list[dict[str, Any]]:
         case = {"model": chosen.model, "steps": result.step, "tokens": run.train.tokens_per_step, "float8": kind}
         steps = [r for r in metrics if r["kind"] == "step"][1:]
         details = {
-            "loss": list(curve(metrics).values())[-1], "held_out": result.summary["held_out"], "mfu": steps[-1]["mfu"],
-            "peak_bytes": steps[-1]["memory_bytes"],
+            "loss": list(curve(metrics).values())[-1], "mfu": steps[-1]["mfu"], "peak_bytes": steps[-1]["memory_bytes"],
+            "held_out": result.summary["held_out"]["carried state"]["nats_per_token"],
         }  # fmt: skip
         speeds = [r["tokens_per_s"] for r in steps]
         append(chosen.results, measurement("float8", case, "hgrn2", kind, speeds, "tokens/s", details))

@@ -17,6 +17,7 @@ TITLES = {
     "distributed": "Training on several processes",
     "decode": "Decoding, one token at a time",
     "onnx": "Decoding on a CPU: onnxruntime beside PyTorch",
+    "float8": "Training in float8 beside bfloat16",
     "profile": "Where the time goes",
     "quantize": "Quantised weights",
     "serve": "Serving over HTTP",
