@@ -24,7 +24,7 @@ class BenchQuantize(QuantizeBench):
     model: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="RUN_OR_MODEL")]]
     """A run folder (its newest checkpoint), a checkpoint folder, or a model folder."""
     data: Annotated[Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="(default: that of the run)")] = None
-    """The folder of a prepared corpus, or a text or JSONL file (also .xz, .gz)."""
+    """The folder of a prepared corpus, or a text or JSONL file (also .xz, .gz, .zst)."""
     out: Folder = Path("results")
     """The folder whose quantize.jsonl gets the rows."""
     json: bool = False

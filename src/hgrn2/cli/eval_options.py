@@ -25,8 +25,8 @@ class EvalOptions:
     model: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="RUN_OR_MODEL")]]
     """A run folder (its newest checkpoint), a checkpoint folder, or a model folder."""
     data: Annotated[Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="(default: that of the run)")] = None
-    """The folder of a prepared corpus, or a text or JSONL file (also .xz, .gz); of a classifier a folder of examples,
-    or a table with the columns that it was trained on."""
+    """The folder of a prepared corpus, or a text or JSONL file (also .xz, .gz, .zst); of a classifier a folder of
+    examples, or a table with the columns that it was trained on."""
     split: Annotated[
         str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="(default: the run's data.valid_split, or valid)")
     ] = None
