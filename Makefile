@@ -54,7 +54,7 @@ $(VLLM)/.ready: pyproject.toml constraints.txt
 	touch $@
 
 test-vllm: $(VLLM)/.ready
-	$(VLLM)/bin/python -m pytest -q -o filterwarnings= -o timeout= --durations=10 tests/vllm_plugin
+	$(VLLM)/bin/python -m pytest -q -o filterwarnings= --durations=10 tests/vllm_plugin
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .
