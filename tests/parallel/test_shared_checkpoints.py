@@ -23,7 +23,7 @@ from hgrn2.train import checkpoint
 from hgrn2.train.best import BestWeights
 from hgrn2.train.config import OptimConfig
 from hgrn2.train.optim import Optimizers
-from hgrn2.train.shared_checkpoint import Saver
+from hgrn2.train.shared_checkpoint import Saver, staged
 
 CONFIG = ModelConfig(
     vocab_size=17, width=12, layers=2, glu_width=24, mixer=MixerConfig(head_size=2, conv_width=3), tie_embeddings=True,
@@ -140,6 +140,18 @@ def a_failed_write_is_told_everywhere() -> None:
         saver.wait()
     saver._files = own  # type: ignore[method-assign]
     saver.wait()
+
+
+def test_memory_of_a_snapshot_is_used_again() -> None:
+    kept: dict[str, Tensor] = {}
+    first = staged(torch.ones(2, 3).T, "a", kept, pin=False)
+    assert first.is_contiguous()
+    again = staged(torch.full((3, 2), 2.0), "a", kept, pin=False)
+    assert again.data_ptr() == first.data_ptr()
+    assert torch.equal(again, torch.full((3, 2), 2.0))
+    other = staged(torch.zeros(3, 2, dtype=torch.int64), "a", kept, pin=False)
+    assert other.dtype == torch.int64
+    assert kept["a"] is other
 
 
 def test_checkpoints(ranks: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

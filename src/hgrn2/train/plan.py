@@ -6,8 +6,9 @@ for a moment is arithmetic. Traffic and time are arithmetic (`hgrn2.parallel.tra
 
     step = max(products / matrix + bytes / copied + exchanges that are waited for,   gathering and summing of weights)
 
-is a roofline: products at the rate of a large one, all other work at the speed of a copy, gathering behind it. Nothing
-real is faster; what a measured step loses against it is said in docs/distributed.md.
+is a roofline: products at the rate of a large one, all other work at the speed of a copy, gathering behind it. The
+bytes are those of blocks that are not compiled; others need less: an estimate of what is possible, no strict bound.
+What a measured step loses against it is said in docs/distributed.md.
 """
 
 from collections.abc import Iterator
@@ -43,7 +44,7 @@ class Plan:
     """Bytes by what holds them; all of them together are the peak."""
     traffic: tuple[Traffic, ...]
     seconds: dict[str, float]
-    """Of a step by what takes them, at the least."""
+    """Of a step by what takes them."""
 
     @property
     def peak(self) -> float:
@@ -63,7 +64,7 @@ class Plan:
 
     @property
     def tokens_per_s(self) -> float:
-        """Of all processes together, at the most."""
+        """Of all processes together."""
         return self.run.train.tokens_per_step / self.step_s
 
     @property
@@ -192,7 +193,7 @@ def lines(found: Plan) -> Iterator[tuple[str, str, str]]:
         where = "NVLink" if one.span <= found.machine.gpus else "network"
         yield "sent by one process per step", f"{one.what} ({where})", readable(round(one.sent))
     for what, seconds in found.seconds.items():
-        yield "step, at the least", what, f"{1e3 * seconds:.1f} ms"
-    yield "step, at the least", "together", f"{1e3 * found.step_s:.1f} ms"
-    yield "step, at the least", "speed of all processes, at the most", rate(found.tokens_per_s)
-    yield "step, at the least", "share of the measured matrix rate", f"{100 * found.mfu:.0f} %"
+        yield "step, by the roofline", what, f"{1e3 * seconds:.1f} ms"
+    yield "step, by the roofline", "together", f"{1e3 * found.step_s:.1f} ms"
+    yield "step, by the roofline", "speed of all processes", rate(found.tokens_per_s)
+    yield "step, by the roofline", "share of the measured matrix rate", f"{100 * found.mfu:.0f} %"

@@ -58,6 +58,7 @@ class Saver:
         self.group: Any = dist.new_group(backend="gloo", timeout=wait)  # of its own: threads wait in it
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
+        self._kept: dict[str, Tensor] = {}  # what a GPU's tensors are copied into, again and again
 
     def save(
         self, run: Path, step: int, model: Model, optimizer: dict[str, Tensor], trainer: dict[str, Any], keep: int
@@ -69,7 +70,7 @@ class Saver:
         """
         self.wait()
         target = run / "checkpoints" / f"step-{step:08d}"
-        taken = snapshot(self.ranks, model, optimizer)
+        taken = snapshot(self.ranks, model, optimizer, self._kept)
         arguments = (target, taken, model, trainer | {"format": checkpoint.FORMAT, "step": step}, keep)
         self._thread = threading.Thread(target=self._write, args=arguments, daemon=True)
         self._thread.start()
@@ -200,8 +201,21 @@ def _kept(target: Path) -> bool:
     return False
 
 
-def snapshot(ranks: Ranks, model: Model, optimizer: dict[str, Tensor]) -> Snapshot:
-    """Put every tensor together, and keep on the CPU those that are this process's to write; a call of all."""
+def staged(x: Tensor, key: str, kept: dict[str, Tensor], *, pin: bool = True) -> Tensor:
+    """x on the CPU, in the memory that `kept` has for it: pinned memory, which takes long to get, is filled by a GPU at
+    several times the speed of other memory. The copy may be under way still: synchronise."""
+    found = kept.get(key)
+    if found is None or found.shape != x.shape or found.dtype != x.dtype:
+        found = kept[key] = torch.empty(x.shape, dtype=x.dtype, pin_memory=pin)
+    return found.copy_(x, non_blocking=True)
+
+
+def snapshot(ranks: Ranks, model: Model, optimizer: dict[str, Tensor], kept: dict[str, Tensor]) -> Snapshot:
+    """Put every tensor together, and keep on the CPU those that are this process's to write; a call of all.
+
+    Args:
+        kept: memory of the snapshot before, which is used again; nobody reads it any more.
+    """
     own, world = model.state_dict(), dist.get_world_size()
     numbers = {f"{checkpoint.RANDOM}{name}": value for name, value in checkpoint.random_states().items()}
     loads, places = [0] * world, {name: dict[str, int]() for name in SETS}
@@ -219,12 +233,17 @@ def snapshot(ranks: Ranks, model: Model, optimizer: dict[str, Tensor]) -> Snapsh
             total[name] += whole.nbytes
             places[name][key] = rank
             if rank == ranks.rank:
-                tensors[name][key] = whole.to("cpu", copy=True).contiguous()
+                on_gpu = whole.device.type == "cuda"
+                tensors[name][key] = (
+                    staged(whole, f"{name}/{key}", kept) if on_gpu else whole.to("cpu", copy=True).contiguous()
+                )
     for key, value in numbers.items():
         places["optimizer"][key] = 0
         total["optimizer"] += value.nbytes
         if ranks.first:
             tensors["optimizer"][key] = value.clone()
+    if kept:
+        torch.cuda.synchronize()
     return Snapshot(tensors, places, total)
 
 
