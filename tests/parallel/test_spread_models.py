@@ -33,8 +33,8 @@ MODELS: dict[str, ModelConfig] = {
     "hgru1_real": ModelConfig(**SMALL | {"vocab_size": 24}, mixer=MixerConfig(kind="hgru1_real")),
     "gla": ModelConfig(**SMALL, mixer=MixerConfig(kind="gla", head_size=2, conv_width=2), lower_bound="none"),
     "attention": ModelConfig(
-        **SMALL | {"vocab_size": 24}, mixer=MixerConfig(kind="attention", head_size=2, qk_norm=True), lower_bound="none",
-        tie_embeddings=True,
+        **SMALL | {"vocab_size": 24}, mixer=MixerConfig(kind="attention", head_size=2, qk_norm=True),
+        lower_bound="none", tie_embeddings=True,
     ),
     "hybrid": ModelConfig(
         **SMALL | {"layers": 3}, mixer=MixerConfig(head_size=2, norm="head_rms"), pattern=("hgru2", "attention"),
