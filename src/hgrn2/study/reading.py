@@ -30,7 +30,7 @@ def stream(model: LanguageModel, corpus: Corpus) -> dict[str, Any]:
     """
     tokens = min(STREAM_TOKENS, corpus.n_tokens - 1)
     refuse(tokens < PARTS, f"{corpus.name} has {corpus.n_tokens} tokens; a stream takes at least {PARTS + 1}")
-    losses, parts, state, done = np.empty(tokens), [], None, 0
+    losses, parts, state, done = np.full(tokens, np.nan), [], None, 0  # memory that is there from the beginning
     with reading(model):
         for end in (tokens * (part + 1) // PARTS for part in range(PARTS)):
             for begin in range(done, end, SEGMENT):
