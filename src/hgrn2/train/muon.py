@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hgrn2 import cpu
 from hgrn2.parallel.pieces import joined, local, piece_of
+from hgrn2.train.light import Light
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Of the quintic iteration, which drives singular values to between 0.7 and 1.2 soon rather than to 1 exactly."""
@@ -20,7 +21,7 @@ ITERATIONS = 5
 EPS = 1e-7
 
 
-class Muon(torch.optim.Optimizer):
+class Muon(Light):
     """Orthogonalised momentum for matrices [M,N].
 
         B <- μ B + (1 - μ) G        U = (1 - μ) G + μ B        W <- (1 - η λ) W - 0.2 η sqrt(max(M, N)) NS(U)

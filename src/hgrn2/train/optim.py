@@ -9,6 +9,7 @@ from hgrn2.layers.block import Block
 from hgrn2.parallel.pieces import local, sharded_as
 from hgrn2.settings import refuse
 from hgrn2.train.config import OptimConfig
+from hgrn2.train.light import AdamW
 from hgrn2.train.muon import Muon
 
 STEP_BYTES = 4
@@ -32,7 +33,7 @@ class Optimizers:
         groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
         # One kernel over all parameters; on a CPU the plain loop, whose results earlier runs had, is no slower.
         fused = all(p.device.type == "cuda" for p in self.named.values())
-        adamw = torch.optim.AdamW(
+        adamw = AdamW(
             [g for g in groups if g["params"]], lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps,
             fused=fused or None,
         )  # fmt: skip
