@@ -30,7 +30,7 @@ def inputs() -> Tensor:
 
 
 def made(kind: Any, randomised: Callable, **options: Any) -> Any:
-    more = {"groups": 4, "conv_width": 3} if kind == "rglru" else {}
+    more: dict[str, Any] = {"groups": 4, "conv_width": 3} if kind == "rglru" else {}
     return randomised(token_mixer(WIDTH, MixerConfig(kind=kind, norm="none", **more | options)))
 
 
@@ -149,9 +149,12 @@ def test_hgrn1_expanded_is_hgrn2(bound: bool, randomised: Callable, same: Callab
 
 
 def test_mingru_is_hgrn_without_lower_bounds(randomised: Callable, same: Callable) -> None:
-    for options, kind in (({}, {"kind": "hgru1_real"}), ({"expansion": N}, {"head_size": N})):
+    pairs: list[tuple[dict[str, Any], dict[str, Any]]] = [
+        ({}, {"kind": "hgru1_real"}), ({"expansion": N}, {"head_size": N}),
+    ]  # fmt: skip
+    for options, kind in pairs:
         mixer = randomised(token_mixer(WIDTH, MixerConfig(kind="mingru", **options)))
-        other: Any = token_mixer(WIDTH, MixerConfig(**kind)).double()  # type: ignore[arg-type]
+        other: Any = token_mixer(WIDTH, MixerConfig(**kind)).double()
         other.load_state_dict(mixer.state_dict())
         with torch.no_grad():
             other.in_proj.weight[-WIDTH:] *= -1

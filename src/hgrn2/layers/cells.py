@@ -119,8 +119,9 @@ class Cell(nn.Module):
         if parts.turned_query is not None:
             query = torch.complex(query, parts.turned_query.to(log_f.dtype))
         value = parts.value if parts.value.is_complex() else parts.value.to(log_f.dtype)
-        found = (part.unflatten(-1, (heads, -1)) for part in (query, parts.key.to(log_f.dtype), value, log_f))
-        return Terms(*found, None if parts.phase is None else parts.phase.unflatten(-1, (heads, -1)))
+        own = (query, parts.key.to(log_f.dtype), value, log_f)
+        query, key, value, log_f = (part.unflatten(-1, (heads, -1)) for part in own)
+        return Terms(query, key, value, log_f, None if parts.phase is None else parts.phase.unflatten(-1, (heads, -1)))
 
     def gated(self, parts: Parts, output: Tensor) -> tuple[Parts, Tensor | None]:
         """The output vector where it belongs: the query of the expanded form, a gate on h else."""
