@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
@@ -35,7 +36,7 @@ def transformers_generate(generator: Generator, prompts: Prompts, tokens: int) -
     """
     from hgrn2.models.hf import from_language_model
 
-    model = from_language_model(generator.model)
+    model: Any = from_language_model(generator.model)
     samples = []
     for turn in range(TURNS + 1):
         ids = torch.tensor(prompts(turn))

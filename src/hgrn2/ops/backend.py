@@ -223,13 +223,14 @@ def choose(
         return _named(backend, forward_mode, *call)
     if forward_mode:
         return Choice("reference", f"{FORWARD_MODE} the reference alone")
+    known = batch if batch is None or isinstance(batch, Batch) else Batch(*batch)
     reasons, slow = [], None
     for name in _asked_names(*call):
         one = find(op, name)
         if slow is not None and one.plain:
             return Choice(slow.backend, "; ".join([slow.why, *reasons]))
         able, why = _support(True, name, *call)
-        against = "" if not able or batch is None else one.slow(device, keys, values, Batch(*batch))
+        against = "" if not able or known is None else one.slow(device, keys, values, known)
         if able and not against:
             return Choice(name, "; ".join([why, *reasons]))
         if able and one.better_than_plain:

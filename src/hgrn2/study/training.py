@@ -97,7 +97,9 @@ def corpora(study: Study) -> tuple[Corpus, Corpus]:
     """Training and held-out tokens."""
     if study.study == "monitor":
         return monitor_corpora(study)
-    return open_corpora(DataConfig(source=study.source, reset_at_documents=study.reset_at_documents))
+    train, valid = open_corpora(DataConfig(source=study.source, reset_at_documents=study.reset_at_documents))
+    assert isinstance(train, Corpus)
+    return train, valid
 
 
 def train_case(study: Study, case: Case, place: Place) -> Row | None:

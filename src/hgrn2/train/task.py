@@ -81,7 +81,7 @@ class Task(Protocol):
     def loss_from(self, model: Any, batch: Any, state: ModelState | None) -> tuple[Tensor, ModelState]:
         """As `loss`, from the states [B] in which the same part of the step before ended (None: there was none), and
         the states in which this one ends, without their history; of a task that `carries`."""
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} carries no states")
 
     def evaluate(self, model: Any) -> dict[str, Any]:
         """A quick measurement on held-out data: `loss` and, where they are known, `bits_per_byte`, `accuracy`, and

@@ -38,6 +38,7 @@ class TuneTask(LanguageTask):
         first = run.start_tokens
         refuse(first > train.n_tokens, f"start_tokens is {first:,}; {train.name} has {train.n_tokens:,} tokens")
         super().__init__(run, train, valid, loaded.model.device)
+        self.text = train
         self.flops_per_token = None  # weights get no gradients: fewer than are counted for training
         self.config, self.base, self.tokenizer = run, loaded.model, loaded.need_tokenizer()
 
@@ -47,7 +48,7 @@ class TuneTask(LanguageTask):
         tokens, state = self.config.start_tokens, None
         with reading(tuned):
             for start in range(0, tokens, 1024):
-                part = torch.from_numpy(self.train.read(start, min(1024, tokens - start))).to(self.device)
+                part = torch.from_numpy(self.text.read(start, min(1024, tokens - start))).to(self.device)
                 _, state = tuned.hidden(part[None], state)
         if state is not None:
             tuned.set_learned(state)
