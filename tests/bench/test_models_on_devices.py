@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from hgrn2 import gpu
 from hgrn2.bench import attempt as attempts
 from hgrn2.bench import decode, train
 from hgrn2.bench.attempt import attempt
@@ -226,7 +227,7 @@ def test_an_attempt_ends_when_its_time_is_over(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_the_rate_of_a_matrix_product(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(attempts.SIDE, "cpu", 32)
+    monkeypatch.setitem(gpu.SIDE, "cpu", 32)
     assert matrix_rate(torch.device("cpu"), torch.float32) > 0
 
 

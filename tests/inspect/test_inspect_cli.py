@@ -102,7 +102,7 @@ def test_every_kind(
     folder = saved(tmp_path / "model", name)
     command = ["inspect", str(folder), "--text", "To be, or not", "--other", "to see", "--json"]
     kind = config_of(name).mixer.kind
-    assert entry(command) == (2 if kind in ("mamba", "attention") else 0)
+    assert entry(command) == (2 if kind == "attention" else 0)
     numbers = json.loads(capsys.readouterr().out)
     if "error" in numbers:
         assert kind in numbers["error"]

@@ -309,7 +309,7 @@ def test_both_directions_read_packed_documents(randomised: Callable, same: Calla
         ({"rotary": False}, "rotary=false is offered for attention, not for hgru2"),
         (
             {"kind": "gla", "input_activation": "silu"},
-            "input_activation silu is offered for hgru2, hgru1, hgru1_real, not for gla",
+            "input_activation silu is offered for hgru2, hgru1, hgru1_real, wide_hgru1, not for gla",
         ),
         ({"kind": "gla", "direction": "bidirectional"}, "direction bidirectional is not offered for gla"),
         ({"kind": "attention", "direction": "parallel_2d"}, "direction parallel_2d is not offered for attention"),

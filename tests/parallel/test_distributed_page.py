@@ -30,7 +30,7 @@ def test_commands(
         assert entry(arguments) == 2
         assert "batch_size 8 does not divide into parallel.data 3" in capsys.readouterr().err
     elif "--plan-table" in arguments:
-        pass  # long: test_plan.py compares what it prints with the page
+        pass  # long: test_parallel_plan.py compares what it prints with the page
     elif "bench" in arguments:
         assert entry([*arguments, "--rounds", "0"]) == 2
         assert "--rounds is 0" in capsys.readouterr().err

@@ -135,7 +135,7 @@ def test_loss_by_position_up_to_sixteen_times_the_length(tmp_path: Path, capsys:
         (["study", "compare", "--out", "x", "--models", "mambo"], "no model of this study 'mambo'"),
         (["study", "expansion", "--out", "x", "--models", "n48"], "does not divide the width 128"),
         (["study", "structured", "--out", "x", "--models", "krone"], "no model of this study 'krone'"),
-        (["study", "others", "--out", "x", "--set", "model.mixer.expansion=5"], "does not divide into heads of"),
+        (["study", "others", "--out", "x", "--set", "model.mixer.expansion=5"], "not for hgru1_real"),
         (["study", "compare", "--out", "x", "--data", "nowhere"], "neither 'shakespeare' nor the folder"),
         (["study", "compare", "--out", "x", "--sequence-length", "100"], "does not divide"),
         (["study", "compare", "--out", "x", "--jobs", "0"], "--jobs is 0"),

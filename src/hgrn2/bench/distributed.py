@@ -16,6 +16,7 @@ import torch
 from hgrn2.bench.attempt import usable
 from hgrn2.bench.distributed_settings import DistributedBench, Job, jobs
 from hgrn2.files import read_json, write_json
+from hgrn2.gpu import gpu
 from hgrn2.progress import Progress, silent
 from hgrn2.rows import Row, measurement, read_rows
 from hgrn2.settings import to_dict
@@ -72,9 +73,9 @@ def _identity(case: dict[str, Any], subject: str) -> str:
 
 def _done(out: Path) -> dict[str, Row]:
     path = out / f"{BENCH}.jsonl"
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    here = gpu("cuda") if torch.cuda.is_available() else None
     rows = read_rows(path) if path.is_file() else []
-    return {_identity(row.case, row.subject): row for row in rows if row.machine.get("gpu") == gpu}
+    return {_identity(row.case, row.subject): row for row in rows if row.machine.get("gpu") == (here and here.name)}
 
 
 def _row(job: Job, result: dict[str, Any], first: dict[str, Any]) -> Row:
