@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from hgrn2.study.training import Place
 
 PAGE, RESULTS = Path("docs/study.md"), Path("results")
-APPLICATIONS_PAGE = Path("docs/applications.md")
 Sizes = Annotated[SizeName, tyro.conf.arg(metavar="SIZE")]
 
 
@@ -282,8 +281,8 @@ class StudyTable:
     """The folder with study.jsonl."""
     page: Annotated[Path, tyro.conf.arg(metavar="FILE")] = PAGE
     """The page; plots go beside it."""
-    applications: Annotated[Path, tyro.conf.arg(metavar="FILE")] = APPLICATIONS_PAGE
-    """The page of stream and monitor, where it exists."""
+    applications: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """The page of stream and monitor; else applications.md beside the other one, where it exists."""
 
     def run(self) -> int:
         from hgrn2.study import applications_page, page
@@ -291,8 +290,10 @@ class StudyTable:
 
         rows = recorded(self.results)
         made = {self.page: page.update(self.page, rows)}
-        if self.applications.exists() or self.applications != APPLICATIONS_PAGE:
-            made[self.applications] = applications_page.update(self.applications, rows)
+        beside = self.page.with_name("applications.md")
+        applications = beside if self.applications is None and beside.exists() else self.applications
+        if applications is not None:
+            made[applications] = applications_page.update(applications, rows)
         for path, changed in made.items():
             print(f"{path}: {'made anew' if changed else 'as it was'}")
         return 0
