@@ -22,6 +22,7 @@ POINTS = 10
 
 
 def main() -> None:
+    """Train twice, in bfloat16 and with linear maps in float8; print both curves and append a row of each."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("corpus", help="folder of a prepared corpus, or shakespeare")
     parser.add_argument("--out", type=Path, default=Path("runs/float8"))

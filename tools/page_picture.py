@@ -19,6 +19,7 @@ TOKENS, MORE = 420, 6
 
 
 def main(run: str, out: str) -> None:
+    """Serve the run, write with it in a headless browser, and save images of the page: light, dark, on a phone."""
     command = [sys.executable, "-m", "hgrn2", "serve", run, "--port", "0"]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     path = Path(out)

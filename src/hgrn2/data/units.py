@@ -103,6 +103,7 @@ class Lines(NamedTuple):
     unix: bool
 
     def pieces(self, found: Survey) -> Iterator[Piece]:
+        """One document per line that is not blank; marks and line ends are counted in `found`."""
         offset, number = self.offset, self.number
         for line in io.BytesIO(self.data):
             if number == 1:
